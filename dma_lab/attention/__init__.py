@@ -1,0 +1,53 @@
+"""Attention backends behind one contract (``base.AttentionBackend``), one file each.
+
+A file in this folder that subclasses ``AttentionBackend`` with ``name="..."`` is a backend: nothing else needs to know.
+
+Dimension letters: B batch, N sequence, H query heads, K key/value heads, D head dim, M model dim, W window.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from typing import Any
+
+from dma_lab.attention.base import AttentionBackend, AttentionFlops, registered_backends
+from dma_lab.messages import UserError
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["AttentionBackend", "AttentionFlops", "attention_options", "build_attention", "registered_backends"]
+
+_SHAPE_ARGUMENTS = ("d_model", "n_heads", "n_kv_heads", "head_dim", "max_seq_len")
+
+
+def build_attention(
+    name: str, *, d_model: int, n_heads: int, n_kv_heads: int, head_dim: int, max_seq_len: int, **options: Any
+) -> AttentionBackend:
+    """Build the attention backend ``name``.
+
+    Args:
+        name: one of ``registered_backends()``.
+        d_model, n_heads, n_kv_heads, head_dim: the rung's shape.
+        max_seq_len: longest sequence, in tokens, that ``forward`` and ``step`` will see.
+        **options: what the backend's own config file lists.
+
+    Raises:
+        UserError: when there is no such backend or option, or the backend cannot do this shape.
+    """
+    known = attention_options(name)
+    for option in options:
+        if option not in known:
+            raise UserError(f"attention.{option} is no option of attention={name}; it has: {', '.join(known)}.")
+    return registered_backends()[name](
+        d_model=d_model, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, max_seq_len=max_seq_len, **options
+    )
+
+
+def attention_options(name: str) -> list[str]:
+    """Names of the options that the backend ``name`` takes. Raises UserError when there is no such backend."""
+    backends = registered_backends()
+    if name not in backends:
+        raise UserError(f"attention={name} is not known; choose one of: {', '.join(sorted(backends))}.")
+    parameters = inspect.signature(backends[name].__init__).parameters
+    return [parameter for parameter in parameters if parameter not in ("self", *_SHAPE_ARGUMENTS)]

@@ -1,0 +1,113 @@
+"""The contract that every attention backend keeps; tests/contract holds them all to it."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dma_lab.kernels.lifetimes import check_document_ids
+from dma_lab.messages import UserError
+
+_BACKENDS: dict[str, type["AttentionBackend"]] = {}
+
+
+def registered_backends() -> dict[str, type["AttentionBackend"]]:
+    """Backend classes by name."""
+    return dict(_BACKENDS)
+
+
+@dataclass(frozen=True)
+class AttentionFlops:
+    """Floating point operations of one layer's forward pass over one sequence; a multiply-add counts 2.
+
+    A pair is a (query, key) pair, counted for every query head. Causal pairs alone are counted, never the masked half.
+    """
+
+    projections: int
+    """All linear maps, that of DMA's scores included."""
+    selection: int
+    """What choosing keys costs beside them in matrix products (NSA's compressed branch); sorting is not counted."""
+    mixing: int
+    """Scores and value sums over the pairs that live."""
+    mixing_dense: int
+    """The same if every query attended to all the keys before it."""
+
+    @property
+    def executed(self) -> int:
+        return self.projections + self.selection + self.mixing
+
+    @property
+    def dense_equivalent(self) -> int:
+        return self.projections + self.mixing_dense
+
+
+def causal_pairs(seq_len: int, window: int | None = None) -> int:
+    """(query, key) pairs a head when every query sees the last ``window`` keys, itself included; all by default."""
+    window = seq_len if window is None else min(window, seq_len)
+    return window * seq_len - window * (window - 1) // 2
+
+
+class AttentionBackend(nn.Module, ABC):
+    """``attn(x, document_ids)`` over a whole sequence; ``attn.step(x_t, cache)`` for the same, token by token."""
+
+    def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if name is not None:
+            _BACKENDS[name] = cls
+
+    def __init__(self, *, d_model: int, n_heads: int, n_kv_heads: int, head_dim: int, max_seq_len: int) -> None:
+        super().__init__()
+        for setting, value in (
+            ("d_model", d_model),
+            ("n_heads", n_heads),
+            ("n_kv_heads", n_kv_heads),
+            ("head_dim", head_dim),
+            ("max_seq_len", max_seq_len),
+        ):
+            if value < 1:
+                raise UserError(f"{setting}={value}: it must be at least 1.")
+        if n_heads % n_kv_heads:
+            raise UserError(f"n_heads={n_heads} is not a multiple of n_kv_heads={n_kv_heads}; choose one that is.")
+        self.d_model, self.n_heads, self.n_kv_heads, self.head_dim = d_model, n_heads, n_kv_heads, head_dim
+        self.max_seq_len = max_seq_len
+
+    @abstractmethod
+    def forward(self, x: Tensor, document_ids: Tensor | None = None) -> Tensor:
+        """(B, N, M) -> (B, N, M), causal; ``document_ids`` (B, N), non-decreasing, keep documents apart."""
+
+    @abstractmethod
+    def new_cache(self, batch_size: int) -> Any:
+        """An empty decoding cache for ``batch_size`` sequences that advance together; it has a ``position``."""
+
+    @abstractmethod
+    def step(self, x_t: Tensor, cache: Any) -> Tensor:
+        """The next token: (B, 1, M) -> (B, 1, M), what ``forward`` gives there. Updates ``cache``.
+
+        Raises ValueError past ``max_seq_len``.
+        """
+
+    @abstractmethod
+    def flops(self, seq_len: int) -> AttentionFlops:
+        """Forward FLOPs for one sequence of ``seq_len`` tokens."""
+
+    @abstractmethod
+    def cache_bytes(self, seq_len: int, dtype: torch.dtype) -> int:
+        """Bytes that one sequence's cache holds after ``seq_len`` tokens with activations of ``dtype``."""
+
+    def check_input(self, x: Tensor, document_ids: Tensor | None) -> None:
+        """Raise ValueError unless x is (B, N <= max_seq_len, M) and ``document_ids``, if given, (B, N) integers."""
+        if x.ndim != 3 or x.shape[2] != self.d_model:
+            raise ValueError(f"x must have shape (B, N, {self.d_model}), not {tuple(x.shape)}.")
+        if x.shape[1] > self.max_seq_len:
+            raise ValueError(f"x has {x.shape[1]} tokens and max_seq_len={self.max_seq_len}: give fewer, or raise it.")
+        if document_ids is not None:
+            check_document_ids(document_ids, x.shape[0], x.shape[1])
+
+    def check_step(self, x_t: Tensor, position: int) -> None:
+        """Raise ValueError unless x_t is (B, 1, M) and ``position`` is below ``max_seq_len``."""
+        if x_t.ndim != 3 or x_t.shape[1:] != (1, self.d_model):
+            raise ValueError(f"x_t must have shape (B, 1, {self.d_model}), not {tuple(x_t.shape)}.")
+        if position >= self.max_seq_len:
+            raise ValueError(f"step at position {position} is past max_seq_len={self.max_seq_len}: raise it to go on.")

@@ -1,0 +1,66 @@
+"""What the backends with ordinary heads share: projections with QK-norm and RoPE, and the key/value cache."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dma_lab.attention.rope import Rotary
+
+
+class HeadProjections(nn.Module):
+    """x -> q, k, v by head, with RMSNorm over each head's q and k (QK-norm, arXiv 2010.04245) and then RoPE."""
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        max_seq_len: int,
+        qk_norm: bool,
+        rope_base: float,
+    ) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.q_proj = nn.Linear(d_model, n_heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(d_model, n_kv_heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(d_model, n_kv_heads * head_dim, bias=False)
+        self.q_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
+        self.rotary = Rotary(head_dim, max_seq_len, rope_base)
+
+    def forward(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, N, M), whose first token is at position ``start`` -> q (B, H, N, D), k and v (B, K, N, D)."""
+        q_bhnd, k_bknd, v_bknd = (
+            projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return self.rotary(self.q_norm(q_bhnd), start), self.rotary(self.k_norm(k_bknd), start), v_bknd
+
+    def flops(self, seq_len: int) -> int:
+        """Forward FLOPs over one sequence."""
+        weights = self.q_proj.weight.numel() + self.k_proj.weight.numel() + self.v_proj.weight.numel()
+        return 2 * seq_len * weights
+
+
+@dataclass
+class KeyValueCache:
+    """Keys and values seen so far, (B, K, positions kept, D) each, oldest first."""
+
+    k_bksd: Tensor | None = None
+    v_bksd: Tensor | None = None
+    position: int = 0
+
+    def append(self, k_bknd: Tensor, v_bknd: Tensor, keep: int | None = None) -> tuple[Tensor, Tensor]:
+        """Add the newest keys and values, keep the last ``keep`` positions (all by default), return what is held."""
+        if self.k_bksd is not None and self.v_bksd is not None:
+            k_bknd = torch.cat((self.k_bksd, k_bknd), dim=2)
+            v_bknd = torch.cat((self.v_bksd, v_bknd), dim=2)
+        if keep is not None and k_bknd.shape[2] > keep:
+            # A copy, because a view would keep the dropped positions in memory.
+            k_bknd, v_bknd = k_bknd[:, :, -keep:].clone(), v_bknd[:, :, -keep:].clone()
+        self.k_bksd, self.v_bksd = k_bknd, v_bknd
+        self.position += 1
+        return k_bknd, v_bknd

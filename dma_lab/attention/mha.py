@@ -1,0 +1,67 @@
+"""Multi-head attention with shared key/value heads: MHA (K = H), GQA (1 < K < H), MQA (K = 1).
+
+Vaswani et al. 2017; Ainslie et al., arXiv 2305.13245. PyTorch's scaled_dot_product_attention, or interval attention
+where packed documents must not see each other (a key then lives to its document's end).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dma_lab.attention.base import AttentionBackend, AttentionFlops, causal_pairs
+from dma_lab.attention.heads import HeadProjections, KeyValueCache
+from dma_lab.kernels import document_bounds, interval_attention
+
+
+class MultiHeadAttention(AttentionBackend, name="mha"):
+    """Every query sees every key before it.
+
+    Args:
+        qk_norm: RMSNorm over each head's query and key.
+        rope_base: base of the rotary frequencies.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        max_seq_len: int,
+        qk_norm: bool = True,
+        rope_base: float = 10_000.0,
+    ) -> None:
+        shape = {"d_model": d_model, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
+        super().__init__(**shape, max_seq_len=max_seq_len)
+        self.heads = HeadProjections(**shape, max_seq_len=max_seq_len, qk_norm=qk_norm, rope_base=rope_base)
+        self.o_proj = nn.Linear(n_heads * head_dim, d_model, bias=False)
+
+    def forward(self, x: Tensor, document_ids: Tensor | None = None) -> Tensor:
+        self.check_input(x, document_ids)
+        q, k, v = self.heads(x)
+        if document_ids is None:
+            out_bhnd = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        else:
+            _, end_bn = document_bounds(document_ids, x.shape[0], x.shape[1], x.device)
+            expiry_bkn = end_bn.to(torch.int32)[:, None].expand(-1, self.n_kv_heads, -1)
+            out_bhnd = interval_attention(q, k, v, expiry_bkn)
+        return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
+
+    def new_cache(self, batch_size: int) -> KeyValueCache:
+        return KeyValueCache()
+
+    def step(self, x_t: Tensor, cache: KeyValueCache) -> Tensor:
+        self.check_step(x_t, cache.position)
+        q, k, v = self.heads(x_t, start=cache.position)
+        k, v = cache.append(k, v)
+        out_bhnd = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
+
+    def flops(self, seq_len: int) -> AttentionFlops:
+        mixing = 4 * self.n_heads * self.head_dim * causal_pairs(seq_len)
+        projections = self.heads.flops(seq_len) + 2 * seq_len * self.o_proj.weight.numel()
+        return AttentionFlops(projections=projections, selection=0, mixing=mixing, mixing_dense=mixing)
+
+    def cache_bytes(self, seq_len: int, dtype: torch.dtype) -> int:
+        return 2 * self.n_kv_heads * seq_len * self.head_dim * dtype.itemsize

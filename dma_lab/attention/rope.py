@@ -1,0 +1,28 @@
+"""Rotary position embedding (RoFormer, arXiv 2104.09864), in the half-split layout of Llama."""
+
+import torch
+from torch import Tensor, nn
+
+from dma_lab.messages import UserError
+
+
+class Rotary(nn.Module):
+    """Rotates (.., N, D) by angles ``position * base ** (-2 i / D)``; the pairs are dimensions (i, i + D/2)."""
+
+    def __init__(self, head_dim: int, max_seq_len: int, base: float = 10_000.0) -> None:
+        super().__init__()
+        if head_dim % 2:
+            raise UserError(f"head_dim={head_dim} is odd, and rotary embedding turns pairs; choose an even one.")
+        frequency_d = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim)
+        angle_nd = torch.arange(max_seq_len, dtype=torch.float64, device="cpu")[:, None] * frequency_d
+        # Tables are made in float64 on the CPU, so that far positions are exact, and never saved: they are arithmetic.
+        self.register_buffer("cos_nd", angle_nd.cos().float(), persistent=False)
+        self.register_buffer("sin_nd", angle_nd.sin().float(), persistent=False)
+
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        """Rotate x (.., N, D), whose first position is ``start``; computed in float32 or better, x's dtype returned."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        cos_nd = self.cos_nd[start : start + x.shape[-2]].to(dtype)
+        sin_nd = self.sin_nd[start : start + x.shape[-2]].to(dtype)
+        low, high = x.to(dtype).chunk(2, dim=-1)
+        return torch.cat((low * cos_nd - high * sin_nd, high * cos_nd + low * sin_nd), dim=-1).to(x.dtype)

@@ -1,0 +1,125 @@
+"""How long each key lives when a query attends to the best-scored keys it can see.
+
+Query ``t`` sees keys ``0..t`` of its document and attends to the ``window`` best-scored among them (DMA, arXiv
+2508.02124, section 3.2). The number of visible keys ranked above key ``j`` never falls as ``t`` grows, so key ``j``
+enters at query ``j`` and, once ``window`` better keys have come, leaves for ever: the N x N mask is one integer a key.
+"""
+
+import torch
+from torch import Tensor
+
+
+def prefix_topk_expiry(
+    scores: Tensor, window: int, *, recent: int = 0, document_ids: Tensor | None = None, impl: str = "auto"
+) -> Tensor:
+    """Expiry of every key when each query keeps the ``window`` best-scored keys that it can see.
+
+    Among equal scores the more recent key wins, so constant scores give a sliding window. Exact and causal: the answer
+    for queries ``<= t`` depends on scores ``<= t`` alone.
+
+    Args:
+        scores: (B, K, N), floating point.
+        window: keys kept a query, at least 1.
+        recent: the last ``recent`` keys (the query's own included) stay live whatever their score.
+        document_ids: (B, N) integers, non-decreasing along N; a key is never seen from another document.
+        impl: ``auto`` or ``torch``.
+
+    Returns:
+        int32 (B, K, N): key ``j`` is live for the queries ``j <= t < expiry_j``. A key that is never live has
+        ``expiry_j = j``; one that lives to the end has N, or the end of its document.
+
+    Raises:
+        ValueError: naming the argument, when a shape, dtype or value does not fit.
+    """
+    _check(scores, window, recent, document_ids, impl)
+    B, K, N = scores.shape
+    start_bn, end_bn = document_bounds(document_ids, B, N, scores.device)
+    start_rn = start_bn.repeat_interleave(K, dim=0)
+    end_rn = end_bn.repeat_interleave(K, dim=0)
+
+    rank_rn = recency_rank(scores.detach().reshape(B * K, N))
+    theta_rn = _window_threshold(rank_rn, start_rn, window)
+
+    # Thresholds never fall within a document. Lifting each document above the one before it makes the whole row
+    # sorted, so one binary search a key finds the first query whose threshold outranks it.
+    lift_rn = start_rn * (N + 1)
+    first_outranked = torch.searchsorted(theta_rn + 1 + lift_rn, rank_rn + 1 + lift_rn, right=True)
+    position_n = torch.arange(N, device=scores.device)
+    expiry_rn = torch.maximum(torch.minimum(first_outranked, end_rn), position_n)
+    if recent:
+        expiry_rn = torch.maximum(expiry_rn, torch.minimum(position_n + recent, end_rn))
+    return expiry_rn.to(torch.int32).view(B, K, N)
+
+
+def document_bounds(document_ids: Tensor | None, B: int, N: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """First position and end (exclusive) of the document that each position belongs to: two int64 tensors (B, N)."""
+    position_n = torch.arange(N, device=device)
+    if document_ids is None:
+        return torch.zeros_like(position_n).expand(B, N), torch.full_like(position_n, N).expand(B, N)
+    opens_bn = torch.ones(B, N, dtype=torch.bool, device=device)
+    opens_bn[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    start_bn = torch.where(opens_bn, position_n, 0).cummax(dim=1).values
+    closes_bn = opens_bn.roll(-1, dims=1)
+    closes_bn[:, -1:] = True
+    end_bn = torch.where(closes_bn, position_n + 1, N).flip(1).cummin(dim=1).values.flip(1)
+    return start_bn, end_bn
+
+
+def recency_rank(scores_rn: Tensor) -> Tensor:
+    """Rank of every score in its row, 0 the lowest; of equal scores the later one ranks higher. int64 (R, N)."""
+    order = scores_rn.argsort(dim=-1, stable=True)
+    position_rn = torch.arange(scores_rn.shape[-1], device=scores_rn.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, position_rn)
+
+
+def _window_threshold(rank_rn: Tensor, start_rn: Tensor, window: int) -> Tensor:
+    """The ``window``-th largest rank among keys ``start_t..t``, for every t; -1 where there are fewer keys.
+
+    A wavelet matrix (Claude, Navarro, Ordonez 2015) over the ranks, all N range queries descending it together: at each
+    bit, high to low, a query keeps the half that holds its answer and follows it through a stable partition.
+    O(N log N) a row, no sequential scan.
+    """
+    R, N = rank_rn.shape
+    position_n = torch.arange(N, device=rank_rn.device)
+    left, right = start_rn, (position_n + 1).expand(R, N)
+    has_fewer = right - left < window
+    to_skip = torch.full_like(rank_rn, window - 1)
+    theta_rn = torch.zeros_like(rank_rn)
+    for level in reversed(range(max(1, (N - 1).bit_length()))):
+        bit = (rank_rn >> level) & 1
+        ones_before = torch.nn.functional.pad(bit.cumsum(-1), (1, 0))
+        zeros_in_row = N - ones_before[:, -1:]
+        ones_left, ones_right = ones_before.gather(1, left), ones_before.gather(1, right)
+        ones_in_range = ones_right - ones_left
+        go_high = to_skip < ones_in_range
+        left = torch.where(go_high, zeros_in_row + ones_left, left - ones_left)
+        right = torch.where(go_high, zeros_in_row + ones_right, right - ones_right)
+        to_skip = torch.where(go_high, to_skip, to_skip - ones_in_range)
+        theta_rn += go_high.long() << level
+        ones_before = ones_before[:, :-1]
+        destination = torch.where(bit == 1, zeros_in_row + ones_before, position_n - ones_before)
+        rank_rn = torch.empty_like(rank_rn).scatter_(1, destination, rank_rn)
+    return theta_rn.masked_fill(has_fewer, -1)
+
+
+def _check(scores: Tensor, window: int, recent: int, document_ids: Tensor | None, impl: str) -> None:
+    if scores.ndim != 3 or not scores.is_floating_point() or scores.numel() == 0:
+        raise ValueError(f"scores must be a non-empty floating tensor (B, K, N), not {_describe(scores)}.")
+    if window < 1:
+        raise ValueError(f"window={window}: a query must keep at least 1 key.")
+    if recent < 0:
+        raise ValueError(f"recent={recent}: the number of always-kept recent keys must be 0 or more.")
+    if impl not in ("auto", "torch"):
+        raise ValueError(f"impl={impl!r}: choose 'auto' or 'torch'.")
+    if document_ids is not None:
+        check_document_ids(document_ids, scores.shape[0], scores.shape[2])
+
+
+def check_document_ids(document_ids: Tensor, B: int, N: int) -> None:
+    """Raise ValueError unless ``document_ids`` is an integer tensor (B, N)."""
+    if document_ids.shape != (B, N) or document_ids.is_floating_point():
+        raise ValueError(f"document_ids must be integers of shape ({B}, {N}), not {_describe(document_ids)}.")
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
