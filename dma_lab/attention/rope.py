@@ -13,9 +13,9 @@ class Rotary(nn.Module):
         super().__init__()
         if head_dim % 2:
             raise UserError(f"head_dim={head_dim} is odd, and rotary embedding turns pairs; choose an even one.")
-        frequency_d = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim)
-        angle_nd = torch.arange(max_seq_len, dtype=torch.float64, device="cpu")[:, None] * frequency_d
-        # Tables are made in float64 on the CPU, so that far positions are exact, and never saved: they are arithmetic.
+        frequency_d = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+        angle_nd = torch.arange(max_seq_len, dtype=torch.float64)[:, None] * frequency_d
+        # Tables are made in float64, so that far positions are exact, and never saved: they are arithmetic.
         self.register_buffer("cos_nd", angle_nd.cos().float(), persistent=False)
         self.register_buffer("sin_nd", angle_nd.sin().float(), persistent=False)
 

@@ -1,0 +1,48 @@
+# `make` alone lists the targets.
+PYTHON ?= python3
+EXTRAS ?= dev
+CONSTRAINTS ?= constraints.txt
+ARGS ?=
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train plan test test-gpu test-slow lint types check clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(VENV)/.ready  ## make .venv and install the project with everything that tests need
+
+$(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'error: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.12 …' >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[$(EXTRAS)]'
+	@touch $@
+
+train: setup  ## train the smallest rung with DMA; overrides pass through: make train ARGS="attention=mha model=1m"
+	$(RUN) train.py experiment=chinchilla_dma $(ARGS)
+
+plan: setup  ## what that training will be and cost, before it is spent
+	$(RUN) plan.py experiment=chinchilla_dma $(ARGS)
+
+test: setup  ## the whole CPU test suite
+	$(RUN) -m pytest -n auto -m 'not gpu and not slow' $(ARGS)
+
+test-gpu: setup  ## the tests that need a CUDA GPU
+	$(RUN) -m pytest -m gpu $(ARGS)
+
+test-slow: setup  ## the tests that take longer than the CPU suite allows
+	$(RUN) -m pytest -m slow $(ARGS)
+
+lint: setup  ## ruff: lint and format, changing nothing
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: setup  ## mypy
+	$(VENV)/bin/mypy
+
+check: test lint types  ## all that CI runs
+
+clean:  ## remove what was built, not what was trained
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

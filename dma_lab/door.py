@@ -1,0 +1,61 @@
+"""What the entry points share: Hydra composes the config, and a mistake of the user's is one sentence and status 2."""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from dma_lab.messages import UserError
+
+_CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
+
+
+def open_door(main: Callable[[DictConfig], None], config_name: str) -> None:
+    """Run ``main`` on the config that the command line composes from ``conf/``; exits with status 2 on a UserError."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors and exits by itself, with status 1
+    try:
+        hydra.main(version_base="1.3", config_path=str(_CONFIG_DIR), config_name=config_name)(main)()
+    except UserError as error:
+        _refuse(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        _refuse(_one_sentence(error))
+
+
+def _refuse(sentence: str) -> None:
+    print(f"error: {sentence}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _one_sentence(error: Exception) -> str:
+    """Hydra's and OmegaConf's errors, said as a setting, its value and what would do."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    text, reason = str(error), str(cause)
+    if choice := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+        group, value = choice.groups()
+        options = sorted(path.stem for path in (_CONFIG_DIR / group).glob("*.yaml"))
+        return f"{group}={value} is not known; choose one of: {', '.join(options)}."
+    if key := re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^'=]+)'", text):
+        return f"{key.group(1)} is no setting here{_nearest(key.group(1), reason)}; see conf/ for those there are."
+    if key := re.search(r"Key '([^']+)' is not in struct", reason):
+        full_key = re.search(r"full_key: (\S+)", reason)
+        return f"{full_key.group(1) if full_key else key.group(1)} is no setting here; see conf/ for those there are."
+    return " ".join(reason.split())
+
+
+def _nearest(key: str, reason: str) -> str:
+    known = {
+        ".".join((*path.relative_to(_CONFIG_DIR).parent.parts, name))
+        for path in _CONFIG_DIR.rglob("*.yaml")
+        for name in re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    }
+    match = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.7)
+    return f" (did you mean {match[0]}?)" if match else ""

@@ -1,0 +1,78 @@
+"""Loss on a fixed set of validation tokens, kept as sums a document and a position so that runs can be paired."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dma_lab.model import Transformer
+
+
+@dataclass(frozen=True)
+class ValidationScore:
+    """Sums over the scored tokens. The separator that ends a document is scored too, and stands for no bytes."""
+
+    document_nats: NDArray[np.float64]
+    """(documents,)"""
+    document_tokens: NDArray[np.int64]
+    document_bytes: NDArray[np.int64]
+    position_nats: NDArray[np.float64]
+    """(context,): by the target's position in its window."""
+    position_tokens: NDArray[np.int64]
+
+    @property
+    def loss(self) -> float:
+        """Nats a token."""
+        return float(self.document_nats.sum() / self.document_tokens.sum())
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Does not depend on the tokenizer."""
+        return float(self.document_nats.sum() / math.log(2) / self.document_bytes.sum())
+
+    def save(self, path: Path) -> None:
+        """Write the five arrays to ``path`` (.npz)."""
+        np.savez(path, **vars(self))
+
+
+@torch.no_grad()
+def score_validation(
+    model: Transformer, batches: Iterable[dict[str, Tensor]], *, n_documents: int, device: torch.device
+) -> ValidationScore:
+    """Score every target of ``batches`` (``dma_lab.data.batches.validation_batches``); targets of -100 are skipped."""
+    document_nats = torch.zeros(n_documents, dtype=torch.float64, device=device)
+    document_tokens, document_bytes = torch.zeros(2, n_documents, dtype=torch.int64, device=device)
+    by_position: Tensor | None = None
+    was_training = model.training
+    model.eval()
+    for batch in batches:
+        batch = {name: value.to(device, non_blocking=True) for name, value in batch.items() if value is not None}
+        targets = batch["targets"]
+        logits = model(batch["tokens"], batch.get("document_ids"))
+        nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").double()
+        scored = (targets != -100).flatten()
+        documents = batch["target_documents"].flatten()[scored]
+        document_nats.index_add_(0, documents, nats[scored])
+        document_tokens.index_add_(0, documents, torch.ones_like(documents))
+        document_bytes.index_add_(0, documents, batch["target_bytes"].flatten()[scored].long())
+        sums = torch.stack((nats, scored.double())).view(2, *targets.shape).sum(1)
+        by_position = sums if by_position is None else by_position + sums
+    model.train(was_training)
+    assert by_position is not None, "no validation batch"
+    return ValidationScore(
+        document_nats=document_nats.cpu().numpy(),
+        document_tokens=document_tokens.cpu().numpy(),
+        document_bytes=document_bytes.cpu().numpy(),
+        position_nats=by_position[0].cpu().numpy(),
+        position_tokens=by_position[1].long().cpu().numpy(),
+    )

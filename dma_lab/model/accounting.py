@@ -1,0 +1,105 @@
+"""What a model is made of and what it costs: parameters by part, FLOPs, bytes."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from dma_lab.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Parameters by part. ``head`` is 0 where the output matrix is the embedding."""
+
+    embedding: int
+    attention: int
+    feed_forward: int
+    norms: int
+    head: int
+
+    @property
+    def non_embedding(self) -> int:
+        """What scaling laws call N: all but the token embedding and the output matrix."""
+        return self.attention + self.feed_forward + self.norms
+
+    @property
+    def total(self) -> int:
+        return self.embedding + self.non_embedding + self.head
+
+
+@dataclass(frozen=True)
+class TrainingFlops:
+    """Floating point operations; a multiply-add counts 2, causal pairs alone count, backward counts twice forward."""
+
+    dense_equivalent: int
+    """As if every query attended to all the keys before it."""
+    executed: int
+    """Over the pairs that live, with what choosing them costs."""
+
+
+def count_parameters(model: Transformer) -> ParameterCount:
+    """Count by part; the parts are asserted to sum to the module's own total."""
+    blocks = model.blocks
+    count = ParameterCount(
+        embedding=_numel(model.embedding),
+        attention=sum(_numel(block.attention) for block in blocks),
+        feed_forward=sum(_numel(block.feed_forward) for block in blocks),
+        norms=_numel(model.norm)
+        + sum(_numel(block.attention_norm) + _numel(block.feed_forward_norm) for block in blocks),
+        head=0 if model.shape.tie_embeddings else _numel(model.head),
+    )
+    total = _numel(model)
+    assert count.total == total, f"parts sum to {count.total:,} parameters and the model has {total:,}"
+    return count
+
+
+def training_flops_per_sequence(model: Transformer, seq_len: int) -> TrainingFlops:
+    """Forward and backward over one sequence of ``seq_len`` tokens, output head included, look-ups not."""
+    shape = model.shape
+    linear = 2 * seq_len * shape.d_model * (3 * shape.d_ff * shape.n_layers + shape.vocab_size)
+    attention = [block.attention.flops(seq_len) for block in model.blocks]
+    return TrainingFlops(
+        dense_equivalent=3 * (linear + sum(layer.dense_equivalent for layer in attention)),
+        executed=3 * (linear + sum(layer.executed for layer in attention)),
+    )
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes while training; activations are an estimate (see ``estimate_memory``)."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def estimate_memory(model: Transformer, sequences: int, seq_len: int, activation_dtype: torch.dtype) -> TrainingMemory:
+    """Memory of AdamW training in float32 master weights with ``sequences`` sequences a micro-batch.
+
+    Activations count what the backward pass keeps, by formula: a layer holds its two residual inputs and their norms
+    (4 M), q, k, v and the attention output (2 H D + 2 K D) and the three feed-forward products (3 F), a token, in
+    ``activation_dtype``; the head holds logits and their gradient in float32 (2 V). Attention itself is counted as a
+    fused kernel that stores no scores: the plain PyTorch path keeps N squared scores a head on top of this.
+    """
+    shape = model.shape
+    parameters = _numel(model)
+    a_layer = (
+        4 * shape.d_model + 2 * (shape.n_heads + shape.n_kv_heads) * shape.head_dim + 3 * shape.d_ff
+    ) * activation_dtype.itemsize
+    a_token = shape.n_layers * a_layer + 2 * shape.vocab_size * torch.float32.itemsize
+    return TrainingMemory(
+        weights=4 * parameters,
+        gradients=4 * parameters,
+        optimizer=8 * parameters,
+        activations=sequences * seq_len * a_token,
+    )
+
+
+def _numel(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

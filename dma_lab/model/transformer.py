@@ -1,0 +1,134 @@
+"""A pre-norm decoder (RMSNorm, attention, SwiGLU) in which the attention backend is the one thing that changes."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dma_lab.attention import build_attention
+
+_INIT_STD = 0.02
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Everything that fixes the transformer's size but its attention backend."""
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    d_ff: int
+    vocab_size: int
+    max_seq_len: int
+    tie_embeddings: bool = True
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020, arXiv 2002.05202): down(silu(gate x) * up x)."""
+
+    def __init__(self, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(d_model, d_ff, bias=False)
+        self.up_proj = nn.Linear(d_model, d_ff, bias=False)
+        self.down_proj = nn.Linear(d_ff, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, shape: ModelShape, attention: str, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(shape.d_model, eps=1e-6)
+        self.attention = build_attention(
+            attention,
+            d_model=shape.d_model,
+            n_heads=shape.n_heads,
+            n_kv_heads=shape.n_kv_heads,
+            head_dim=shape.head_dim,
+            max_seq_len=shape.max_seq_len,
+            **options,
+        )
+        self.feed_forward_norm = nn.RMSNorm(shape.d_model, eps=1e-6)
+        self.feed_forward = FeedForward(shape.d_model, shape.d_ff)
+
+    def forward(self, x: Tensor, document_ids: Tensor | None = None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), document_ids)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+    def step(self, x_t: Tensor, cache: Any) -> Tensor:
+        x_t = x_t + self.attention.step(self.attention_norm(x_t), cache)
+        return x_t + self.feed_forward(self.feed_forward_norm(x_t))
+
+
+class Transformer(nn.Module):
+    """Tokens in, logits out.
+
+    Args:
+        shape: the size.
+        attention: name of the backend (``dma_lab.attention.registered_backends``).
+        options: the backend's options.
+        seed: fixes every initial weight (``initialise``).
+    """
+
+    def __init__(
+        self, shape: ModelShape, attention: str, options: dict[str, Any] | None = None, *, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        self.embedding = nn.Embedding(shape.vocab_size, shape.d_model)
+        self.blocks = nn.ModuleList(Block(shape, attention, options or {}) for _ in range(shape.n_layers))
+        self.norm = nn.RMSNorm(shape.d_model, eps=1e-6)
+        self.head = nn.Linear(shape.d_model, shape.vocab_size, bias=False)
+        if shape.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        initialise(self, seed)
+
+    def forward(self, tokens: Tensor, document_ids: Tensor | None = None) -> Tensor:
+        """int64 (B, N), document ids (B, N) or none -> logits (B, N, V)."""
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x, document_ids)
+        return self.head(self.norm(x))
+
+    def new_cache(self, batch_size: int) -> list[Any]:
+        """An empty decoding cache: one a layer."""
+        return [block.attention.new_cache(batch_size) for block in self.blocks]
+
+    def step(self, tokens_t: Tensor, cache: list[Any]) -> Tensor:
+        """The next token of every sequence: int64 (B, 1) -> logits (B, 1, V), as ``forward`` gives. Updates cache."""
+        x_t = self.embedding(tokens_t)
+        for block, layer_cache in zip(self.blocks, cache, strict=True):
+            x_t = block.step(x_t, layer_cache)
+        return self.head(self.norm(x_t))
+
+
+def initialise(model: Transformer, seed: int) -> None:
+    """Draw every linear and embedding weight from N(0, 0.02²), each from a stream named by (seed, parameter name).
+
+    So two backends that share a parameter (same name and shape) start from the same one, and differ in nothing that
+    they need not differ in. Maps back into the residual stream are scaled by 1 / sqrt(2 · layers) (GPT-2). Parameters
+    of other kinds keep what their module gave them. Does nothing on the meta device.
+    """
+    residual_scale = 1 / math.sqrt(2 * model.shape.n_layers)
+    for module_name, module in model.named_modules():
+        if not isinstance(module, nn.Linear | nn.Embedding) or module.weight.is_meta:
+            continue
+        if module is model.head and model.shape.tie_embeddings:
+            continue
+        name = f"{seed}:{module_name}.weight".encode()
+        stream = int.from_bytes(hashlib.blake2b(name, digest_size=7).digest(), "big")
+        generator = torch.Generator().manual_seed(stream)
+        std = _INIT_STD * (residual_scale if module_name.endswith(("o_proj", "down_proj")) else 1.0)
+        with torch.no_grad():
+            module.weight.copy_(torch.empty(module.weight.shape).normal_(0.0, std, generator=generator))
+            if getattr(module, "bias", None) is not None:
+                module.bias.zero_()

@@ -1,0 +1,1 @@
+"""Training: one LightningModule for every backend, and run directories that explain themselves."""

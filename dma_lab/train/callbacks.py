@@ -1,0 +1,128 @@
+"""What happens between two optimizer steps: figures, validation, checkpoints, and stopping when asked to."""
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import lightning as L
+
+from dma_lab.evaluation.perplexity import ValidationScore
+from dma_lab.train.module import LanguageModel
+from dma_lab.train.progress import TrainingProgress
+from dma_lab.train.runs import RunDirectory
+
+
+class RunRecorder(L.Callback):
+    """Writes the run's directory, always in one order: figures, validation, checkpoint.
+
+    So a checkpoint never lacks what came before it, and a run that continues from it writes the same lines again.
+    SIGINT and SIGTERM end the run at the next step's end, with a checkpoint; a second SIGINT ends it at once.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        *,
+        validate: Callable[[], ValidationScore],
+        steps: int,
+        tokens_per_step: int,
+        log_every: int,
+        validate_every: int,
+        checkpoint_every: int,
+        also_log: Callable[[dict[str, float], int], None],
+    ) -> None:
+        self.run, self.validate, self.also_log = run, validate, also_log
+        self.steps, self.tokens_per_step = steps, tokens_per_step
+        self.log_every, self.validate_every, self.checkpoint_every = log_every, validate_every, checkpoint_every
+        self.score: ValidationScore | None = None
+        self.stop_signal: int | None = None
+        self.training_seconds = 0.0
+        """Time spent in steps over all sessions of the run, validation and checkpoints excluded."""
+        self._handlers: dict[int, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"training_seconds": self.training_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.training_seconds = state_dict["training_seconds"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.run.rewind(trainer.global_step)
+        self._step = self._logged_step = trainer.global_step
+        self._logged_seconds = self.training_seconds
+        self._resumed_at = time.perf_counter()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._on_signal)
+        self.progress = TrainingProgress(self.steps, trainer.global_step)
+        self.progress.__enter__()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
+        if hasattr(self, "progress"):
+            self.progress.__exit__()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.stop_signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stop_signal = number
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self._step:
+            return
+        assert isinstance(pl_module, LanguageModel)
+        self._step = step
+        is_last = step == self.steps
+        stop = trainer.strategy.reduce_boolean_decision(self.stop_signal is not None, all=False)
+        log = step % self.log_every == 0 or is_last
+        validate = step % self.validate_every == 0 or is_last
+        checkpoint = step % self.checkpoint_every == 0 or is_last or stop
+        if log or validate or checkpoint:
+            metrics = pl_module.read_last_step()  # waits for the device, so the time below is the steps' own
+            self.training_seconds += time.perf_counter() - self._resumed_at
+            if log or validate:
+                self._record(trainer, step, vars(metrics), validate)
+            if checkpoint:
+                self._save(trainer)
+            self._resumed_at = time.perf_counter()
+        if trainer.is_global_zero:
+            self.progress.advance(step)
+        if stop:
+            trainer.should_stop = True
+
+    def _record(self, trainer: L.Trainer, step: int, metrics: dict[str, float], validate: bool) -> None:
+        line = {"step": step, "tokens": step * self.tokens_per_step, **metrics}
+        if validate:
+            self.score = self.validate()
+            line |= {
+                "val_loss": self.score.loss,
+                "val_perplexity": self.score.perplexity,
+                "val_bits_per_byte": self.score.bits_per_byte,
+            }
+        if not trainer.is_global_zero:
+            return
+        seconds = self.training_seconds - self._logged_seconds
+        tokens_per_second = (step - self._logged_step) * self.tokens_per_step / seconds
+        self._logged_step, self._logged_seconds = step, self.training_seconds
+        self.run.append(self.run.metrics, line)
+        speed = {"step": step, "training_seconds": self.training_seconds, "tokens_per_second": tokens_per_second}
+        self.run.append(self.run.speed, speed)
+        self.progress.metrics(metrics["loss"], tokens_per_second)
+        self.also_log(line | speed, step)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        partial = self.run.checkpoint.with_suffix(".partial")
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            partial.replace(self.run.checkpoint)
+
+
+def last_line(run: RunDirectory) -> dict[str, Any]:
+    """The last line of the run's metrics."""
+    return json.loads(run.metrics.read_text().splitlines()[-1])

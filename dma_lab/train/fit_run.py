@@ -1,0 +1,232 @@
+"""One run from settings to summary: prepare the data, find the run's directory, train or continue, score, sum up."""
+
+import dataclasses
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import WandbLogger
+
+from dma_lab.data.batches import refuse_repeat, validation_batches
+from dma_lab.data.build import prepare_data
+from dma_lab.data.module import TokenDataModule
+from dma_lab.data.store import TokenData
+from dma_lab.evaluation.perplexity import ValidationScore, score_validation
+from dma_lab.train.callbacks import RunRecorder
+from dma_lab.train.hardware import Hardware, resolve_hardware
+from dma_lab.train.module import LanguageModel
+from dma_lab.train.optim import build_adamw, learning_rate_multiplier
+from dma_lab.train.plan import RunPlan, build_model, plan_run, short_plan
+from dma_lab.train.runs import RunDirectory, git_commit, identity
+from dma_lab.train.settings import TrainSettings
+
+
+def fit_run(settings: TrainSettings) -> dict[str, Any]:
+    """Train the run that ``settings`` define, or continue it where it was cut; returns its summary.
+
+    A finished run is not trained again. A run that is asked to stop (SIGINT, SIGTERM) ends this process after saving.
+
+    Raises:
+        UserError: for anything in the settings or the data that a user can mend.
+    """
+    hardware = resolve_hardware(settings.trainer)
+    budget = plan_run(settings, settings.model.vocab_size, hardware).tokens
+    data = prepare_data(settings.data, budget)
+    plan = plan_run(settings, padded_vocabulary(data.vocab_size), hardware)
+    refuse_repeat(data, plan.tokens, settings.data.allow_repeat)
+
+    run = find_run(settings, data, hardware)
+    summary = run.summary()
+    print(short_plan(settings, plan), file=sys.stderr)
+    if summary is not None and summary["status"] == "finished":
+        print(f"finished before: {run.path} (delete it to train again)", file=sys.stderr)
+        return summary
+    run.claim()
+    run.write_config(dataclasses.asdict(settings))
+    summary = _known_before(run, settings, plan, data, hardware)
+    run.write_summary(summary | {"status": "running"})
+    try:
+        summary |= _train(settings, plan, data, run, hardware)
+    except Exception as error:
+        run.write_summary(summary | {"status": "failed", "reason": f"{type(error).__name__}: {error}"})
+        raise
+    run.write_summary(summary)
+    if summary["status"] == "interrupted":
+        print(f"stopped and saved; the same command continues {run.path}", file=sys.stderr)
+        raise SystemExit(128 + summary["signal"])
+    return summary
+
+
+def padded_vocabulary(vocab_size: int) -> int:
+    """Rows of the embedding: the tokenizer's size rounded up to 64, which matrix units like."""
+    return -(-vocab_size // 64) * 64
+
+
+def find_run(settings: TrainSettings, data: TokenData, hardware: Hardware) -> RunDirectory:
+    """The directory of this run, named so that a reader finds it and hashed over all that defines its result."""
+    trainer = settings.trainer
+    defining = {
+        "model": dataclasses.asdict(settings.model),
+        "attention": settings.attention,
+        "match": settings.match,
+        "budget": [settings.tokens, settings.tokens_per_parameter],
+        "data": [data.fingerprint, settings.data.mask_documents],
+        "optimizer": dataclasses.asdict(settings.optimizer),
+        "schedule": dataclasses.asdict(settings.schedule),
+        "trainer": [trainer.context, trainer.tokens_per_step, trainer.validation_tokens, hardware.precision],
+        "seed": settings.seed,
+    }
+    name = f"{settings.study}-{settings.model.name}-{settings.attention['name']}-s{settings.seed}-{identity(defining)}"
+    return RunDirectory(Path(settings.output_dir) / name)
+
+
+def _train(
+    settings: TrainSettings, plan: RunPlan, data: TokenData, run: RunDirectory, hardware: Hardware
+) -> dict[str, Any]:
+    optimizer, trainer_settings = settings.optimizer, settings.trainer
+    multiplier = learning_rate_multiplier(steps=plan.steps, **dataclasses.asdict(settings.schedule))
+    module = LanguageModel(
+        build_model(settings, plan.shape),
+        make_optimizer=lambda model: build_adamw(
+            model,
+            learning_rate=optimizer.learning_rate,
+            weight_decay=optimizer.weight_decay,
+            betas=optimizer.betas,
+            eps=optimizer.eps,
+        ),
+        learning_rate=lambda step: optimizer.learning_rate * multiplier(step),
+        gradient_clip=optimizer.gradient_clip,
+        accumulate=plan.accumulate,
+    )
+    if hardware.compile:
+        module.model.compile()
+
+    def validate() -> ValidationScore:
+        batches = validation_batches(
+            data,
+            context=plan.shape.max_seq_len,
+            sequences=plan.sequences_per_step // trainer_settings.devices // plan.accumulate,
+            max_tokens=trainer_settings.validation_tokens,
+            mask_documents=settings.data.mask_documents,
+        )
+        device = trainer.strategy.root_device
+        module.to(device)
+        with torch.autocast(hardware.device.type, torch.bfloat16, enabled=hardware.precision == "bf16"):
+            return score_validation(
+                module.model,
+                batches,
+                n_documents=len(data.validation_document_starts),
+                device=device,
+            )
+
+    wandb = _wandb_logger(settings, run) if settings.logger.name == "wandb" else None
+    recorder = RunRecorder(
+        run,
+        validate=validate,
+        steps=plan.steps,
+        tokens_per_step=plan.tokens_per_step,
+        log_every=trainer_settings.log_every,
+        validate_every=trainer_settings.validate_every,
+        checkpoint_every=trainer_settings.checkpoint_every,
+        also_log=wandb.log_metrics if wandb else lambda line, step: None,
+    )
+    trainer = L.Trainer(
+        accelerator="gpu" if hardware.device.type == "cuda" else "cpu",
+        devices=trainer_settings.devices,
+        precision="bf16-mixed" if hardware.precision == "bf16" else "32-true",
+        max_steps=plan.steps,
+        logger=wandb or False,
+        callbacks=[recorder],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+    )
+    batches = TokenDataModule(
+        data,
+        seed=settings.seed,
+        context=plan.shape.max_seq_len,
+        sequences_per_step=plan.sequences_per_step,
+        accumulate=plan.accumulate,
+        mask_documents=settings.data.mask_documents,
+        num_workers=trainer_settings.loader_workers,
+    )
+    checkpoint = run.checkpoint if run.checkpoint.exists() else None
+    if checkpoint is None:
+        run.rewind(0)
+    trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
+
+    tokens_per_second = trainer.global_step * plan.tokens_per_step / max(recorder.training_seconds, 1e-9)
+    outcome: dict[str, Any] = {
+        "tokens_per_second": tokens_per_second,
+        "training_seconds": recorder.training_seconds,
+        "peak_memory_bytes": _peak_memory(hardware),
+    }
+    if recorder.stop_signal is not None and trainer.global_step < plan.steps:
+        return outcome | {"status": "interrupted", "signal": recorder.stop_signal, "step": trainer.global_step}
+    # A run killed between its last checkpoint and its summary is complete but for its score.
+    score = recorder.score or validate()
+    score.save(run.validation)
+    return outcome | {
+        "val_loss": score.loss,
+        "val_perplexity": score.perplexity,
+        "val_bits_per_byte": score.bits_per_byte,
+        "status": "finished",
+    }
+
+
+def _known_before(
+    run: RunDirectory, settings: TrainSettings, plan: RunPlan, data: TokenData, hardware: Hardware
+) -> dict[str, Any]:
+    return {
+        "run": str(run.path),
+        "study": settings.study,
+        "model": settings.model.name,
+        "attention": settings.attention["name"],
+        "match": settings.match,
+        "seed": settings.seed,
+        "params_total": plan.parameters.total,
+        "params_non_embedding": plan.parameters.non_embedding,
+        "d_ff": plan.shape.d_ff,
+        "context": plan.shape.max_seq_len,
+        "steps": plan.steps,
+        "tokens": plan.tokens,
+        "flops": plan.flops.dense_equivalent,
+        "flops_executed": plan.flops.executed,
+        "unigram_entropy": data.unigram_entropy,
+        "data_fingerprint": data.fingerprint,
+        "hardware": f"{settings.trainer.devices} x {hardware.name}",
+        "precision": hardware.precision,
+        "torch": torch.__version__,
+        "git_commit": git_commit(),
+    }
+
+
+def _wandb_logger(settings: TrainSettings, run: RunDirectory) -> WandbLogger:
+    """Online with an API key, offline without: never a question."""
+    import wandb
+
+    has_key = bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+    return WandbLogger(
+        name=run.path.name,
+        id=run.path.name,
+        project=settings.logger.project or "dma_lab",
+        entity=settings.logger.entity,
+        save_dir=str(run.path),
+        offline=not has_key,
+        config=dataclasses.asdict(settings),
+        resume="allow" if has_key else None,
+    )
+
+
+def _peak_memory(hardware: Hardware) -> int:
+    """Largest memory so far: allocated on the GPU, or resident of the process."""
+    if hardware.device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    kilobyte = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte

@@ -1,0 +1,43 @@
+"""The device a run gets, and the precision it computes in there."""
+
+import platform
+from dataclasses import dataclass
+
+import torch
+
+from dma_lab.messages import UserError
+from dma_lab.train.settings import TrainerSettings
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What ``trainer.device``, ``precision`` and ``compile`` came to on this machine."""
+
+    device: torch.device
+    name: str
+    precision: str
+    """``fp32`` or ``bf16`` (mixed: float32 weights, bfloat16 products)."""
+    compile: bool
+
+    @property
+    def activation_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+
+def resolve_hardware(trainer: TrainerSettings) -> Hardware:
+    """Raises UserError when the machine lacks what the settings ask for."""
+    has_cuda = torch.cuda.is_available()
+    if trainer.device == "cuda" and not has_cuda:
+        raise UserError("trainer.device=cuda: PyTorch finds no CUDA device here; use trainer.device=cpu.")
+    on_gpu = has_cuda and trainer.device != "cpu"
+    if on_gpu and trainer.devices > torch.cuda.device_count():
+        raise UserError(f"trainer.devices={trainer.devices}: this machine has {torch.cuda.device_count()} GPU(s).")
+    has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    return Hardware(
+        device=torch.device("cuda" if on_gpu else "cpu"),
+        name=torch.cuda.get_device_name()
+        if on_gpu
+        else f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)",
+        precision=("bf16" if has_bf16 else "fp32") if trainer.precision == "auto" else trainer.precision,
+        compile=on_gpu if trainer.compile == "auto" else trainer.compile,
+    )

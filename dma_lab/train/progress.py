@@ -1,0 +1,53 @@
+"""How far training has come: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class TrainingProgress:
+    """Shows step, loss, tokens/s and time left. Use as a context manager."""
+
+    def __init__(self, steps: int, first_step: int) -> None:
+        self.steps, self.first_step = steps, first_step
+        self.started = self.last_line = time.monotonic()
+        self.loss = self.tokens_per_second = float("nan")
+        console = Console(stderr=True)
+        columns = (
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+        )
+        self.bar = Progress(*columns, console=console) if console.is_terminal else None
+
+    def __enter__(self) -> "TrainingProgress":
+        if self.bar is not None:
+            self.bar.start()
+            self.task = self.bar.add_task("training", total=self.steps, completed=self.first_step, state="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def metrics(self, loss: float, tokens_per_second: float) -> None:
+        """The latest figures."""
+        self.loss, self.tokens_per_second = loss, tokens_per_second
+
+    def advance(self, step: int) -> None:
+        """``step`` steps are finished."""
+        now = time.monotonic()
+        left = (now - self.started) / max(1, step - self.first_step) * (self.steps - step)
+        state = f"loss {self.loss:.4f}  {self.tokens_per_second:,.0f} tokens/s  {timedelta(seconds=round(left))} left"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, state=state)
+        elif now - self.last_line >= _SECONDS_BETWEEN_LINES or step == self.steps:
+            self.last_line = now
+            print(f"training  step {step}/{self.steps}  {state}", file=sys.stderr, flush=True)

@@ -1,0 +1,95 @@
+"""Run directories: one a run, named by what defines its result, readable without this code.
+
+``config.yaml`` (resolved), ``metrics.jsonl`` (what training computed, a line a logging step: a continued run repeats it
+to the bit), ``speed.jsonl`` (how fast, which no run repeats), ``validation.npz``, ``summary.json``, ``checkpoints/``.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from dma_lab.messages import UserError
+
+
+def identity(defining: dict[str, Any]) -> str:
+    """Eight hex digits that change with anything in ``defining`` (JSON-able) and with nothing else."""
+    return hashlib.blake2b(json.dumps(defining, sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
+class RunDirectory:
+    """Files of one run. ``claim`` before writing: a run is written by one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoint = path / "checkpoints" / "last.ckpt"
+        self.metrics = path / "metrics.jsonl"
+        self.speed = path / "speed.jsonl"
+        self.validation = path / "validation.npz"
+        self._lock: Any = None
+
+    def claim(self) -> None:
+        """Hold the run until this process ends, however it ends. Raises UserError when another process holds it."""
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / "run.lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{self.path} is being trained by another process; wait for it or stop it.") from None
+
+    def summary(self) -> dict[str, Any] | None:
+        """What ``write_summary`` last wrote; None before that."""
+        path = self.path / "summary.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        self._write("summary.json", json.dumps(summary, indent=2) + "\n")
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        self._write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines written after ``step``, and a last line that was cut off while being written."""
+        for file in (self.metrics, self.speed):
+            if file.exists():
+                kept = [line for line in file.read_text().splitlines(keepends=True) if _step_of(line) <= step]
+                self._write(file.name, "".join(kept))
+
+    def append(self, file: Path, line: dict[str, Any]) -> None:
+        """Add one JSON line to ``metrics`` or ``speed``."""
+        with file.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        """Replace a file as a whole, so that no reader and no power cut finds half of it."""
+        partial = self.path / f"{name}.partial"
+        with partial.open("w") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(self.path / name)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:
+        return float("inf")
+
+
+def git_commit() -> str:
+    """Commit of the running code, ``-dirty`` when tracked files differ from it; ``unknown`` outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        git = ["git", "-C", str(root)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = [*git, "status", "--porcelain", "--untracked-files=no"]
+        changed = subprocess.run(status, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{commit}-dirty" if changed else commit

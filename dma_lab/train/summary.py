@@ -1,0 +1,29 @@
+"""What a run came to, for a reader."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """A finished run's figures as a table on stdout."""
+    table = Table(
+        title=f"{summary['attention']} at rung {summary['model']}, seed {summary['seed']}",
+        show_header=False,
+        title_justify="left",
+    )
+    for name, value in (
+        ("validation loss", f"{summary['val_loss']:.4f} nats a token"),
+        ("unigram entropy", f"{summary['unigram_entropy']:.4f} nats a token (what knowing frequencies alone gives)"),
+        ("perplexity", f"{summary['val_perplexity']:.2f}"),
+        ("bits per byte", f"{summary['val_bits_per_byte']:.4f}"),
+        ("parameters", f"{summary['params_non_embedding']:,} non-embedding, {summary['params_total']:,} in all"),
+        ("tokens", f"{summary['tokens']:,}"),
+        ("FLOP", f"{summary['flops_executed']:.3g} executed, {summary['flops']:.3g} dense-equivalent"),
+        ("speed", f"{summary['tokens_per_second']:,.0f} tokens/s over {summary['training_seconds']:,.0f} s of steps"),
+        ("memory", f"{summary['peak_memory_bytes'] / 2**20:,.0f} MiB at most"),
+        ("run", summary["run"]),
+    ):
+        table.add_row(name, value)
+    Console().print(table)

@@ -1,0 +1,75 @@
+"""The transformer around the attention: counts, initial weights, decoding."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dma_lab.model import ModelShape, Transformer
+from dma_lab.model.accounting import count_parameters, estimate_memory, training_flops_per_sequence
+
+SHAPE = ModelShape(n_layers=2, d_model=32, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=96, vocab_size=64, max_seq_len=48)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_parts_sum_to_the_total(tied):
+    shape = ModelShape(**{**vars(SHAPE), "tie_embeddings": tied})
+    model = Transformer(shape, "dma")
+    count = count_parameters(model)
+    assert count.total == sum(p.numel() for p in model.parameters())
+    assert count.embedding == 64 * 32
+    assert count.head == (0 if tied else 64 * 32)
+    assert count.feed_forward == 2 * 3 * 32 * 96
+    assert count.norms == 5 * 32
+
+
+def test_backends_share_the_weights_that_they_share():
+    mha, dma = Transformer(SHAPE, "mha", seed=3), Transformer(SHAPE, "dma", seed=3)
+    ours = dict(dma.named_parameters())
+    for name, weight in mha.named_parameters():
+        torch.testing.assert_close(weight, ours[name], rtol=0, atol=0)
+    other = Transformer(SHAPE, "mha", seed=4)
+    assert not torch.equal(other.embedding.weight, mha.embedding.weight)
+    layers = [block.feed_forward.up_proj.weight for block in mha.blocks]
+    assert not torch.equal(layers[0], layers[1])
+
+
+def test_initial_weights_have_the_stated_spread():
+    model = Transformer(ModelShape(**{**vars(SHAPE), "d_model": 128, "d_ff": 384, "head_dim": 32}), "mha")
+    assert model.blocks[0].feed_forward.up_proj.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert model.blocks[0].feed_forward.down_proj.weight.std().item() == pytest.approx(0.02 / 4**0.5, rel=0.02)
+    assert model.blocks[1].attention.o_proj.weight.std().item() == pytest.approx(0.02 / 4**0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("attention", ["mha", "dma"])
+def test_a_step_at_a_time_gives_the_same_logits(attention):
+    model = Transformer(SHAPE, attention).eval()
+    tokens = torch.randint(64, (2, 48), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = model(tokens)
+        cache = model.new_cache(2)
+        steps = torch.cat([model.step(tokens[:, t : t + 1], cache) for t in range(48)], dim=1)
+    torch.testing.assert_close(steps, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_flops_of_a_training_step_are_those_of_its_matrix_products():
+    model = Transformer(SHAPE, "mha")
+    tokens = torch.randint(64, (1, 48))
+    # One document in all: the path that is plain matrix products, which the counter knows on every device.
+    with FlopCounterMode(display=False) as counter:
+        model(tokens, torch.zeros_like(tokens)).sum().backward()
+    # The counter sees the square of scores, the formula its causal half with the diagonal.
+    square = 3 * 2 * 4 * 4 * 8 * 48 * 48
+    counted = training_flops_per_sequence(model, 48)
+    mixing = 3 * 2 * model.blocks[0].attention.flops(48).mixing
+    assert counter.get_total_flops() == counted.executed - mixing + square
+    assert counted.executed == counted.dense_equivalent
+    assert mixing == square * 49 // 96
+
+
+def test_memory_counts_four_words_a_parameter_and_halves_activations_in_bf16():
+    model = Transformer(SHAPE, "mha")
+    wide, half = (estimate_memory(model, 4, 48, dtype) for dtype in (torch.float32, torch.bfloat16))
+    parameters = sum(p.numel() for p in model.parameters())
+    assert wide.weights + wide.gradients + wide.optimizer == 16 * parameters
+    logits = 4 * 48 * 2 * 64 * 4
+    assert wide.activations - logits == 2 * (half.activations - logits)

@@ -1,0 +1,60 @@
+"""Rungs against the paper's table, and the documented rule against the configs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from dma_lab.model import ModelShape, Transformer
+from dma_lab.model.accounting import count_parameters
+from dma_lab.scaling.ladder import reference_parameters, rung_learning_rate, rung_tokens_per_step
+
+CONF = Path(__file__).resolve().parents[2] / "conf" / "model"
+RUNGS = {path.stem: OmegaConf.load(path) for path in sorted(CONF.glob("*.yaml"))}
+SHAPE = ("n_layers", "d_model", "n_heads", "n_kv_heads", "head_dim", "d_ff")
+
+# arXiv 2508.02124, table 4, with a feed-forward width of 3 d_model: millions of non-embedding parameters.
+PAPER = {"80m": 84.9, "200m": 201.3, "680m": 679.5, "1.7b": 1409.0}
+NAMED = {"nano": 0.15, "1m": 1.0, "3m": 3.1, "10m": 10.6, "30m": 28.3}
+
+
+def test_every_rung_of_the_ladder_is_there():
+    assert set(RUNGS) == set(PAPER) | set(NAMED)
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_a_built_rung_has_the_published_parameters(rung):
+    config = RUNGS[rung]
+    shape = {name: config[name] for name in SHAPE}
+    with torch.device("meta"):
+        model = Transformer(ModelShape(**shape, vocab_size=config.vocab_size, max_seq_len=config.context), "mha")
+    non_embedding = count_parameters(model).non_embedding
+    assert non_embedding == reference_parameters(**shape)
+    assert non_embedding / 1e6 == pytest.approx((PAPER | NAMED)[rung], rel=0.02 if rung in NAMED else 1.2e-3)
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_the_shape_keeps_the_papers_proportions(rung):
+    config = RUNGS[rung]
+    assert config.n_heads * config.head_dim == config.d_model
+    assert config.n_kv_heads * 2 == config.n_heads
+    assert config.d_ff == 3 * config.d_model
+    assert config.tokens_per_step % config.context == 0
+
+
+@pytest.mark.parametrize("rung", NAMED)
+def test_small_rungs_follow_the_documented_rule(rung):
+    config = RUNGS[rung]
+    parameters = reference_parameters(**{name: config[name] for name in SHAPE})
+    assert config.learning_rate == pytest.approx(rung_learning_rate(parameters), rel=0.02)
+    assert config.tokens_per_step == pytest.approx(rung_tokens_per_step(parameters), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("rung", "learning_rate", "tokens"),
+    [("80m", 3e-3, 128), ("200m", 2e-3, 192), ("680m", 1e-3, 392), ("1.7b", 1e-3, 1000)],
+)
+def test_large_rungs_follow_the_paper(rung, learning_rate, tokens):
+    assert RUNGS[rung].learning_rate == learning_rate
+    assert RUNGS[rung].tokens_per_step / 1000 == pytest.approx(tokens, rel=0.05)
