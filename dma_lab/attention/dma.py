@@ -1,9 +1,9 @@
 """Dynamic Mask Attention (Shi et al., arXiv 2508.02124): every query attends to the W best-scored keys it can see.
 
 A key's score comes from its value alone: ``dt = W_Δ v`` (v flattened over the K heads), and by key/value head
-``score = exp(A · softplus(dt))`` (section 3.1, equations 3 to 5). Scores of kept keys are added to their logits, which is how A and W_Δ
-learn: the choice itself has no gradient. Because scores do not depend on the query, the mask is one lifetime a key
-(``dma_lab.kernels.prefix_topk_expiry``), and a decoding cache never needs a key that has left.
+``score = exp(A · softplus(dt))`` (section 3.1, equations 3 to 5). Scores of kept keys are added to their logits, which
+is how A and W_Δ learn: the choice itself has no gradient. Because scores do not depend on the query, the mask is one
+lifetime a key (``dma_lab.kernels.prefix_topk_expiry``), and a decoding cache never needs a key that has left.
 """
 
 from dataclasses import dataclass
