@@ -47,7 +47,12 @@ class ValidationScore:
 
 @torch.no_grad()
 def score_validation(
-    model: Transformer, batches: Iterable[dict[str, Tensor]], *, n_documents: int, device: torch.device
+    model: Transformer,
+    batches: Iterable[dict[str, Tensor]],
+    *,
+    n_documents: int,
+    mask_documents: bool,
+    device: torch.device,
 ) -> ValidationScore:
     """Score every target of ``batches`` (``dma_lab.data.batches.validation_batches``); targets of -100 are skipped."""
     document_nats = torch.zeros(n_documents, dtype=torch.float64, device=device)
@@ -56,9 +61,9 @@ def score_validation(
     was_training = model.training
     model.eval()
     for batch in batches:
-        batch = {name: value.to(device, non_blocking=True) for name, value in batch.items() if value is not None}
+        batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         targets = batch["targets"]
-        logits = model(batch["tokens"], batch.get("document_ids"))
+        logits = model(batch["tokens"], batch["document_ids"] if mask_documents else None)
         nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").double()
         scored = (targets != -100).flatten()
         documents = batch["target_documents"].flatten()[scored]

@@ -111,7 +111,6 @@ def _train(
             context=plan.shape.max_seq_len,
             sequences=plan.sequences_per_step // trainer_settings.devices // plan.accumulate,
             max_tokens=trainer_settings.validation_tokens,
-            mask_documents=settings.data.mask_documents,
         )
         device = trainer.strategy.root_device
         module.to(device)
@@ -120,6 +119,7 @@ def _train(
                 module.model,
                 batches,
                 n_documents=len(data.validation_document_starts),
+                mask_documents=settings.data.mask_documents,
                 device=device,
             )
 
