@@ -18,7 +18,7 @@ class TornCacheError(Exception):
 
 
 class TokenData:
-    """The token files under ``folder``, memory-mapped. A stream is ``<|endoftext|>`` document `<|endoftext|>` document …
+    """The token files under ``folder``, memory-mapped: two streams ``<|endoftext|> document <|endoftext|> document …``
 
     So the target of a document's last token is the separator that opens the next document, and every pair of
     neighbours in a stream is a legitimate (input, target) pair.
@@ -31,6 +31,7 @@ class TokenData:
         self.folder = Path(folder)
         self.meta = _read_meta(self.folder)
         self.fingerprint: str = self.meta["fingerprint"]
+        """Digest of the token streams and the tokenizer: equal fingerprints, equal batches."""
         self.vocab_size: int = self.meta["vocab_size"]
         self.separator_id: int = self.meta["separator_id"]
         self.unigram_entropy: float = self.meta["unigram_entropy"]
@@ -68,7 +69,9 @@ class TokenData:
         return sum(self.meta["sizes"].values())
 
     def load_tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_file(str(self.tokenizer_file))
+        tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
+        tokenizer.encode_special_tokens = True  # text that spells <|endoftext|> is text; the setting is not in the file
+        return tokenizer
 
     def _map(self, name: str, dtype: str) -> NDArray[Any]:
         return np.memmap(self.folder / name, dtype=dtype, mode="r")

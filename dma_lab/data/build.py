@@ -1,0 +1,207 @@
+"""Settings to token files: found by what they are made of, or built beside their place and moved there whole."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from dma_lab.data.corpora import Corpus, StandardLibrary, open_local
+from dma_lab.data.digests import DigestCache, text_digest
+from dma_lab.data.hub import HubCorpus
+from dma_lab.data.packing import Packer, pieces
+from dma_lab.data.progress import BuildProgress
+from dma_lab.data.settings import DataSettings
+from dma_lab.data.store import META_FILE, TOKENIZER_FILE, TokenData, TornCacheError
+from dma_lab.data.tokenizer import (
+    SEPARATOR,
+    TRAINING_BYTES,
+    check_trainable,
+    load_tokenizer,
+    tokenizer_digest,
+    train_tokenizer,
+)
+from dma_lab.messages import UserError
+
+FORMAT_VERSION = 1
+"""To be raised whenever the same recipe would give other files."""
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_ABANDONED_SECONDS = 3600
+
+
+def prepare_data(settings: DataSettings, tokens_needed: int) -> TokenData:
+    """The token files that ``settings`` describe, built unless they are there.
+
+    Args:
+        tokens_needed: tokens the run trains on; how far a hub data set is read unless ``data.max_tokens`` says so.
+
+    Raises:
+        UserError: whatever a user can mend: no such file, damaged or unreadable text, an empty part, a tokenizer that
+            does not fit, no network, a full disk.
+    """
+    cache_dir = Path(settings.cache_dir).expanduser()
+    try:
+        return _prepare(settings, tokens_needed, cache_dir)
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise UserError(
+                f"No room left for token files under data.cache_dir={settings.cache_dir} ({error.strerror}); what was "
+                "begun is removed. Free some space there, set another data.cache_dir, or a smaller data.max_tokens."
+            ) from error
+        raise UserError(f"data.cache_dir={settings.cache_dir} cannot be used: {error}.") from error
+
+
+def _prepare(settings: DataSettings, tokens_needed: int, cache_dir: Path) -> TokenData:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else it warns in every process that is forked later
+    limit = settings.max_tokens
+    if limit is None and settings.source == "hub":
+        limit = tokens_needed + 1  # the last input's target is one token further
+    vocab_size = check_trainable(settings.vocab_size) if settings.tokenizer == "bpe" else 0
+    tokenizer = None if settings.tokenizer == "bpe" else load_tokenizer(settings.tokenizer)
+    corpus = _open(settings, cache_dir)
+    recipe = {
+        "format": FORMAT_VERSION,
+        "separator": SEPARATOR,
+        "corpus": corpus.identity,
+        "tokenizer": tokenizer_digest(tokenizer) if tokenizer else ["bpe", vocab_size, TRAINING_BYTES],
+        "max_tokens": limit,
+    }
+    folder = cache_dir / text_digest(json.dumps(recipe, sort_keys=True).encode())
+    if folder.exists():
+        try:
+            return TokenData(folder)
+        except TornCacheError as error:
+            _say(f"the token files in {folder} are damaged ({error}); building them again")
+            shutil.rmtree(folder)
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(folder)
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        if tokenizer is None:
+            tokenizer = train_tokenizer(_training_texts(corpus), vocab_size)
+        _build(partial, corpus, tokenizer, limit, {"name": settings.name, "recipe": recipe})
+        _move(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # gone already when all went well
+    return TokenData(folder)
+
+
+def _open(settings: DataSettings, cache_dir: Path) -> Corpus:
+    if settings.source == "stdlib":
+        return StandardLibrary(settings.validation_fraction)
+    if settings.source == "hub":
+        return HubCorpus(settings, cache_dir)
+    digests = DigestCache(cache_dir)
+    corpus = open_local(settings, digests)
+    digests.save()
+    return corpus
+
+
+def _training_texts(corpus: Corpus) -> Iterator[str]:
+    """The first ``TRAINING_BYTES`` of the training documents."""
+    done = 0
+    with BuildProgress("training the tokenizer") as progress:
+        for document, _ in corpus.documents(training_only=True):
+            for piece in pieces(document.chunks):
+                yield piece
+                done += len(piece.encode("utf-8"))
+                progress.update(max(done / TRAINING_BYTES, corpus.fraction_read()), f"{done / 1e6:.1f} MB of text")
+                if done >= TRAINING_BYTES:
+                    return
+
+
+def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer, limit: int | None, made_of: dict[str, Any]) -> None:
+    """Write the token files of ``corpus`` and, last, the meta.json that vouches for them."""
+    packer = Packer(folder, tokenizer)
+    train, validation = packer.train, packer.validation
+    with BuildProgress("tokenizing") as progress:
+        for _ in packer.pack(corpus.documents()):
+            done, seconds = train.text_bytes + validation.text_bytes, progress.seconds
+            fraction = max(corpus.fraction_read(), train.tokens / limit if limit else 0.0)
+            note = f"{done / 1e6:,.0f} MB of text, {train.tokens / 1e6:,.1f} M tokens, {done / 1e6 / seconds:.1f} MB/s"
+            progress.update(fraction, note)
+            if limit and train.tokens >= limit:
+                break
+    packer.close()
+    _refuse_empty(made_of["name"], train.documents, validation.documents)
+    tokenizer.save(str(folder / TOKENIZER_FILE))
+    (folder / "token_bytes").write_bytes(packer.token_bytes.tobytes())
+    names = ["train.tokens", "train.starts", "validation.tokens", "validation.starts", "token_bytes", TOKENIZER_FILE]
+    fingerprint = hashlib.blake2b(digest_size=16)
+    for part in (train.digest.hexdigest(), validation.digest.hexdigest(), tokenizer_digest(tokenizer)):
+        fingerprint.update(part.encode())
+    meta = {
+        "fingerprint": fingerprint.hexdigest(),
+        **made_of,
+        "dtype": packer.dtype,
+        "vocab_size": len(packer.token_bytes),
+        "separator_id": packer.separator_id,
+        "unigram_entropy": packer.unigram_entropy(),
+        "train": {"documents": train.documents, "tokens": train.tokens, "text_bytes": train.text_bytes},
+        "validation": {
+            "documents": validation.documents,
+            "tokens": validation.tokens,
+            "text_bytes": validation.text_bytes,
+        },
+        "sizes": {name: (folder / name).stat().st_size for name in names},
+    }
+    (folder / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    _say(
+        f"tokenized {made_of['name']}: {train.tokens:,} training and {validation.tokens:,} validation tokens of "
+        f"{train.documents:,} and {validation.documents:,} documents in {progress.seconds:.1f} s"
+    )
+
+
+def _refuse_empty(name: str, training_documents: int, validation_documents: int) -> None:
+    if training_documents + validation_documents == 0:
+        raise UserError(f"data={name} has no text at all: check data.path and data.text_field.")
+    if training_documents == 0 or validation_documents == 0:
+        part = "training" if training_documents == 0 else "validation"
+        raise UserError(
+            f"data={name} has {training_documents + validation_documents:,} documents and none for {part}: set "
+            "data.validation_path, change data.validation_fraction, or give more documents."
+        )
+
+
+def _move(partial: Path, folder: Path) -> None:
+    """Put the finished ``partial`` in its place, on the disk for good; whoever was first there stays."""
+    for file in partial.iterdir():
+        _sync(file)
+    _sync(partial)
+    try:
+        partial.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return  # another process built the same meanwhile
+    _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Delete what a killed build of ``folder`` left: its process is gone and nothing was written for an hour."""
+    for left in folder.parent.glob(f"{folder.name}.partial-*"):
+        newest = max((file.stat().st_mtime for file in left.iterdir()), default=left.stat().st_mtime)
+        if not Path(f"/proc/{left.name.rpartition('-')[2]}").exists() and time.time() - newest > _ABANDONED_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _say(message: str) -> None:
+    print(f"dma_lab: {message}.", file=sys.stderr, flush=True)

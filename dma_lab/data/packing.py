@@ -1,0 +1,187 @@
+"""Documents to token streams: cut, encode on all cores, check that no byte was lost or invented, append to files."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from dma_lab.data.readers import Document
+from dma_lab.data.tokenizer import bytes_of_tokens, separator_of
+from dma_lab.messages import UserError
+
+BATCH_CHARACTERS = 8 << 20
+PIECE_CHARACTERS = 1 << 18
+
+
+def pieces(chunks: Iterable[str], limit: int = PIECE_CHARACTERS) -> Iterator[str]:
+    """The text of ``chunks`` in pieces of at most ``limit`` characters, however the chunks are cut.
+
+    A piece ends where the splitting rules of GPT-2's kind end a word anyway, after a line of text or before a space
+    between words, so that the pieces' tokens are the text's. Only text without either is cut at the limit.
+    """
+    held = ""
+    for chunk in chunks:
+        held += chunk
+        while len(held) > limit:
+            end = _word_end(held, limit)
+            yield held[:end]
+            held = held[end:]
+    if held:
+        yield held
+
+
+def _word_end(text: str, limit: int) -> int:
+    for mark, offset in (("\n", 1), (" ", 0)):  # the newline closes its line; the space opens its word
+        at = text.rfind(mark, 1, limit)
+        while at > 0:
+            if not text[at - 1].isspace() and not text[at + 1].isspace():
+                return at + offset
+            at = text.rfind(mark, 1, at)
+    return limit
+
+
+@dataclass
+class TokenStream:
+    """One stream on its way to disk: tokens, and where each document starts."""
+
+    tokens_file: Path
+    starts_file: Path
+    tokens: int = 0
+    documents: int = 0
+    text_bytes: int = 0
+    digest: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
+
+    def __post_init__(self) -> None:
+        self._tokens_out = open(self.tokens_file, "wb")  # noqa: SIM115 (closed by close)
+        self._starts_out = open(self.starts_file, "wb")  # noqa: SIM115
+
+    def append(self, tokens: NDArray[Any], starts: list[int], text_bytes: int) -> None:
+        """``starts`` are offsets into ``tokens``. Raises OSError when the disk takes no more."""
+        payload = tokens.tobytes()
+        self.digest.update(payload)
+        self._tokens_out.write(payload)
+        self._starts_out.write((np.array(starts, dtype="<i8") + self.tokens).tobytes())
+        self.tokens += len(tokens)
+        self.documents += len(starts)
+        self.text_bytes += text_bytes
+
+    def close(self) -> None:
+        """Bring everything to the disk. Raises OSError when it takes no more."""
+        for file in (self._tokens_out, self._starts_out):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+
+
+@dataclass
+class _Batch:
+    """Pieces that are encoded together; ``opens`` marks those that begin a document."""
+
+    texts: list[str] = field(default_factory=list)
+    opens: list[bool] = field(default_factory=list)
+    validates: list[bool] = field(default_factory=list)
+    characters: int = 0
+
+
+class Packer:
+    """Encodes documents in batches of ``BATCH_CHARACTERS`` into a training and a validation stream under ``folder``.
+
+    While one batch is encoded the next is read and the one before it is written, so memory holds three at most.
+
+    Raises:
+        UserError: the tokenizer's tokens do not stand for exactly the text's bytes.
+    """
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.separator_id = separator_of(tokenizer)
+        self.token_bytes = bytes_of_tokens(tokenizer)
+        self.dtype = "<u2" if len(self.token_bytes) <= 2**16 else "<u4"
+        self.train = TokenStream(folder / "train.tokens", folder / "train.starts")
+        self.validation = TokenStream(folder / "validation.tokens", folder / "validation.starts")
+        self._token_counts = np.zeros(len(self.token_bytes), dtype=np.int64)
+
+    def pack(self, documents: Iterable[tuple[Document, bool]]) -> Iterator[None]:
+        """Pack ``documents`` (each with whether it validates); yields after every batch, for whoever watches."""
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            encoding: Future[list[Encoding]] | None = None
+            encoded_batch = _Batch()
+            for batch in self._batches(documents):
+                submitted = pool.submit(self._tokenizer.encode_batch_fast, batch.texts, add_special_tokens=False)
+                if encoding is not None:
+                    self._write(encoded_batch, encoding.result())
+                encoding, encoded_batch = submitted, batch
+                yield
+            if encoding is not None:
+                self._write(encoded_batch, encoding.result())
+                yield
+
+    def close(self) -> None:
+        self.train.close()
+        self.validation.close()
+
+    def unigram_entropy(self) -> float:
+        """Nats a token of the training stream's distribution of tokens."""
+        counts = self._token_counts[self._token_counts > 0]
+        shares = counts / counts.sum()
+        return float(-(shares * np.log(shares)).sum())
+
+    def _batches(self, documents: Iterable[tuple[Document, bool]]) -> Iterator[_Batch]:
+        normalizer = self._tokenizer.normalizer
+        batch = _Batch()
+        for document, validates in documents:
+            opens = True
+            for piece in pieces(document.chunks):
+                batch.texts.append(piece if normalizer is None else normalizer.normalize_str(piece))
+                batch.opens.append(opens)
+                batch.validates.append(validates)
+                batch.characters += len(piece)
+                opens = False
+                if batch.characters >= BATCH_CHARACTERS:
+                    yield batch
+                    batch = _Batch()
+        if batch.texts:
+            yield batch
+
+    def _write(self, batch: _Batch, encodings: list[Encoding]) -> None:
+        for stream, wanted in ((self.train, False), (self.validation, True)):
+            parts: list[NDArray[Any]] = []
+            starts: list[int] = []
+            length = text_bytes = 0
+            separator = np.array([self.separator_id], dtype=self.dtype)
+            for text, opens, validates, encoding in zip(
+                batch.texts, batch.opens, batch.validates, encodings, strict=True
+            ):
+                if validates is not wanted:
+                    continue
+                if opens:
+                    starts.append(length)
+                    parts.append(separator)
+                    length += 1
+                ids = np.array(encoding.ids, dtype=self.dtype)
+                parts.append(ids)
+                length += len(ids)
+                text_bytes += len(text.encode("utf-8"))
+            if not parts:
+                continue
+            tokens = np.concatenate(parts)
+            self._check(tokens, len(starts), text_bytes)
+            stream.append(tokens, starts, text_bytes)
+            if not wanted:
+                self._token_counts += np.bincount(tokens, minlength=len(self._token_counts))
+
+    def _check(self, tokens: NDArray[Any], documents: int, text_bytes: int) -> None:
+        held = int(self.token_bytes[tokens].sum(dtype=np.int64))
+        separators = int(np.count_nonzero(tokens == self.separator_id))
+        if held != text_bytes or separators != documents:
+            raise UserError(
+                f"data.tokenizer does not keep text as it is: {text_bytes:,} bytes of text became tokens for {held:,}, "
+                f"and {documents:,} documents {separators:,} separators. Take another one, such as bpe."
+            )
