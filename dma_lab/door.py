@@ -1,6 +1,7 @@
 """What the entry points share: Hydra composes the config, and a mistake of the user's is one sentence and status 2."""
 
 import difflib
+import functools
 import os
 import re
 import sys
@@ -20,10 +21,18 @@ _CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
 def open_door(main: Callable[[DictConfig], None], config_name: str) -> None:
     """Run ``main`` on the config that the command line composes from ``conf/``; exits with status 2 on a UserError."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors and exits by itself, with status 1
+
+    @functools.wraps(main)
+    def guarded(config: DictConfig) -> None:
+        try:
+            main(config)
+        except UserError as error:
+            _refuse(str(error))
+
     try:
-        hydra.main(version_base="1.3", config_path=str(_CONFIG_DIR), config_name=config_name)(main)()
-    except UserError as error:
-        _refuse(str(error))
+        hydra.main(version_base="1.3", config_path=str(_CONFIG_DIR), config_name=config_name)(guarded)()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     except (HydraException, OmegaConfBaseException) as error:
         _refuse(_one_sentence(error))
 

@@ -9,6 +9,9 @@ from dma_lab.messages import UserError
 class Rotary(nn.Module):
     """Rotates (.., N, D) by angles ``position * base ** (-2 i / D)``; the pairs are dimensions (i, i + D/2)."""
 
+    cos_nd: Tensor
+    sin_nd: Tensor
+
     def __init__(self, head_dim: int, max_seq_len: int, base: float = 10_000.0) -> None:
         super().__init__()
         if head_dim % 2:

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +85,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.shape = shape
         self.embedding = nn.Embedding(shape.vocab_size, shape.d_model)
-        self.blocks = nn.ModuleList(Block(shape, attention, options or {}) for _ in range(shape.n_layers))
+        self.layers = nn.ModuleList(Block(shape, attention, options or {}) for _ in range(shape.n_layers))
         self.norm = nn.RMSNorm(shape.d_model, eps=1e-6)
         self.head = nn.Linear(shape.d_model, shape.vocab_size, bias=False)
         if shape.tie_embeddings:
@@ -98,6 +98,10 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x = block(x, document_ids)
         return self.head(self.norm(x))
+
+    @property
+    def blocks(self) -> list[Block]:
+        return cast(list[Block], list(self.layers))
 
     def new_cache(self, batch_size: int) -> list[Any]:
         """An empty decoding cache: one a layer."""

@@ -118,7 +118,7 @@ class RunRecorder(L.Callback):
 
     def _save(self, trainer: L.Trainer) -> None:
         partial = self.run.checkpoint.with_suffix(".partial")
-        trainer.save_checkpoint(partial)
+        trainer.save_checkpoint(partial, weights_only=False)
         if trainer.is_global_zero:
             partial.replace(self.run.checkpoint)
 

@@ -1,9 +1,11 @@
 """One run from settings to summary: prepare the data, find the run's directory, train or continue, score, sum up."""
 
 import dataclasses
+import logging
 import os
 import resource
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,12 @@ def find_run(settings: TrainSettings, data: TokenData, hardware: Hardware) -> Ru
     return RunDirectory(Path(settings.output_dir) / name)
 
 
+def _hush_lightning() -> None:
+    """Keep what Lightning says of itself (devices, tips, deprecated imports) from between the plan and the result."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+
+
 def _train(
     settings: TrainSettings, plan: RunPlan, data: TokenData, run: RunDirectory, hardware: Hardware
 ) -> dict[str, Any]:
@@ -123,6 +131,7 @@ def _train(
                 device=device,
             )
 
+    _hush_lightning()
     wandb = _wandb_logger(settings, run) if settings.logger.name == "wandb" else None
     recorder = RunRecorder(
         run,

@@ -68,6 +68,7 @@ class LanguageModel(L.LightningModule):
 
     def _update(self) -> None:
         optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
         learning_rate = self.learning_rate(self.global_step)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate

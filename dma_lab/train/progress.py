@@ -16,7 +16,7 @@ class TrainingProgress:
     def __init__(self, steps: int, first_step: int) -> None:
         self.steps, self.first_step = steps, first_step
         self.started = self.last_line = time.monotonic()
-        self.loss = self.tokens_per_second = float("nan")
+        self.figures = ""
         console = Console(stderr=True)
         columns = (
             TextColumn("training"),
@@ -39,15 +39,15 @@ class TrainingProgress:
 
     def metrics(self, loss: float, tokens_per_second: float) -> None:
         """The latest figures."""
-        self.loss, self.tokens_per_second = loss, tokens_per_second
+        self.figures = f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s  "
 
     def advance(self, step: int) -> None:
         """``step`` steps are finished."""
         now = time.monotonic()
         left = (now - self.started) / max(1, step - self.first_step) * (self.steps - step)
-        state = f"loss {self.loss:.4f}  {self.tokens_per_second:,.0f} tokens/s  {timedelta(seconds=round(left))} left"
+        state = f"{self.figures}{timedelta(seconds=round(left))} left"
         if self.bar is not None:
             self.bar.update(self.task, completed=step, state=state)
-        elif now - self.last_line >= _SECONDS_BETWEEN_LINES or step == self.steps:
+        elif (self.figures and now - self.last_line >= _SECONDS_BETWEEN_LINES) or step == self.steps:
             self.last_line = now
             print(f"training  step {step}/{self.steps}  {state}", file=sys.stderr, flush=True)

@@ -1,5 +1,6 @@
 """The typed form of conf/train.yaml: checked once at the door, plain values from there on."""
 
+import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -116,7 +117,8 @@ def read_settings(config: DictConfig) -> TrainSettings:
     """
     values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     try:
-        settings = TypeAdapter(TrainSettings).validate_python(values)
+        # As JSON, whose objects strict validation takes for dataclasses while it still takes no "3" for a 3.
+        settings = TypeAdapter(TrainSettings).validate_json(json.dumps(values))
     except ValidationError as error:
         first = error.errors()[0]
         # A union's members follow the setting's own path; they say nothing to a user.

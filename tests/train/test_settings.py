@@ -10,7 +10,7 @@ REFUSED_AT_THE_DOOR = [
     (["data=the_pile"], ["data=the_pile", "stdlib", "local"]),
     (["optimizer.lr=1"], ["optimizer.lr", "no setting"]),
     (["trainer.contxt=128"], ["trainer.contxt", "trainer.context"]),
-    (["model.n_heads=3"], ["model.n_heads=3", "64"]),
+    (["model.n_heads=3"], ["model.n_heads=3", "48", "32"]),
     (["trainer.context=long"], ["trainer.context=long", "integer"]),
     (["attention=dma", "attention.window=0"], ["attention.window=0", "at least 1"]),
     (["attention=dma", "+attention.widow=3"], ["attention.widow", "window"]),
