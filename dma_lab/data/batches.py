@@ -48,16 +48,22 @@ def batch_at(
     Raises:
         UserError: the training stream is shorter than one window.
     """
+    return sequences_from(
+        data, seed=seed, first=step * sequences, count=sequences, context=context, mask_documents=mask_documents
+    )
+
+
+def sequences_from(
+    data: TokenData, *, seed: int, first: int, count: int, context: int, mask_documents: bool
+) -> dict[str, Tensor | None]:
+    """``count`` sequences of the endless row of epochs, from its ``first`` on, as ``batch_at`` gives them."""
     windows = sequences_in(data, context)
     if windows == 0:
         raise UserError(
             f"The corpus has {len(data.train_tokens):,} training tokens, fewer than one window of context={context}: "
             "take a larger corpus or a shorter context."
         )
-    first = step * sequences
-    chosen = [
-        _epoch_order(windows, seed, index // windows)[index % windows] for index in range(first, first + sequences)
-    ]
+    chosen = [_epoch_order(windows, seed, index // windows)[index % windows] for index in range(first, first + count)]
     rows_bn = np.stack([data.train_tokens[w * context : (w + 1) * context + 1] for w in chosen]).astype(np.int64)
     inputs_bn = rows_bn[:, :-1]
     return {

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +123,8 @@ def _training_texts(corpus: Corpus) -> Iterator[str]:
 
 def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer, limit: int | None, made_of: dict[str, Any]) -> None:
     """Write the token files of ``corpus`` and, last, the meta.json that vouches for them."""
-    packer = Packer(folder, tokenizer)
-    train, validation = packer.train, packer.validation
-    with BuildProgress("tokenizing") as progress:
+    with closing(Packer(folder, tokenizer)) as packer, BuildProgress("tokenizing") as progress:
+        train, validation = packer.train, packer.validation
         for _ in packer.pack(corpus.documents()):
             done, seconds = train.text_bytes + validation.text_bytes, progress.seconds
             fraction = max(corpus.fraction_read(), train.tokens / limit if limit else 0.0)
@@ -132,9 +132,8 @@ def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer, limit: int | None
             progress.update(fraction, note)
             if limit and train.tokens >= limit:
                 break
-    packer.close()
     _refuse_empty(made_of["name"], train.documents, validation.documents)
-    tokenizer.save(str(folder / TOKENIZER_FILE))
+    (folder / TOKENIZER_FILE).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     (folder / "token_bytes").write_bytes(packer.token_bytes.tobytes())
     names = ["train.tokens", "train.starts", "validation.tokens", "validation.starts", "token_bytes", TOKENIZER_FILE]
     fingerprint = hashlib.blake2b(digest_size=16)

@@ -6,7 +6,7 @@ import lightning
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from dma_lab.data.batches import batch_at
+from dma_lab.data.batches import sequences_from
 from dma_lab.data.store import TokenData
 from dma_lab.messages import UserError
 
@@ -58,16 +58,14 @@ class MicroBatches(IterableDataset):
         """The ``index``-th micro-batch after ``first_step`` began."""
         step, micro = divmod(index, self.accumulate)
         rows = self.sequences_per_step // (self.accumulate * self.ranks)
-        first = (micro * self.ranks + self.rank) * rows
-        batch = batch_at(
+        return sequences_from(
             self.data,
             seed=self.seed,
-            step=self.first_step + step,
-            sequences=self.sequences_per_step,
+            first=(self.first_step + step) * self.sequences_per_step + (micro * self.ranks + self.rank) * rows,
+            count=rows,
             context=self.context,
             mask_documents=self.mask_documents,
         )
-        return {name: None if whole is None else whole[first : first + rows] for name, whole in batch.items()}
 
 
 class TokenDataModule(lightning.LightningDataModule):

@@ -1,9 +1,9 @@
 """Documents to token streams: cut, encode on all cores, check that no byte was lost or invented, append to files."""
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,21 +29,24 @@ def pieces(chunks: Iterable[str], limit: int = PIECE_CHARACTERS) -> Iterator[str
     held = ""
     for chunk in chunks:
         held += chunk
-        while len(held) > limit:
-            end = _word_end(held, limit)
-            yield held[:end]
-            held = held[end:]
+        start = 0
+        while len(held) - start > limit:
+            end = _word_end(held, start, start + limit)
+            yield held[start:end]
+            start = end
+        held = held[start:]
     if held:
         yield held
 
 
-def _word_end(text: str, limit: int) -> int:
+def _word_end(text: str, start: int, limit: int) -> int:
+    """Where the last word that ends in ``text[start:limit]`` does; ``limit`` is inside of the text."""
     for mark, offset in (("\n", 1), (" ", 0)):  # the newline closes its line; the space opens its word
-        at = text.rfind(mark, 1, limit)
+        at = text.rfind(mark, start + 1, limit)
         while at > 0:
             if not text[at - 1].isspace() and not text[at + 1].isspace():
                 return at + offset
-            at = text.rfind(mark, 1, at)
+            at = text.rfind(mark, start + 1, at)
     return limit
 
 
@@ -73,11 +76,9 @@ class TokenStream:
         self.text_bytes += text_bytes
 
     def close(self) -> None:
-        """Bring everything to the disk. Raises OSError when it takes no more."""
-        for file in (self._tokens_out, self._starts_out):
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
+        """Raises OSError when the disk takes no more."""
+        with self._tokens_out, self._starts_out:  # both, even if one fails
+            pass
 
 
 @dataclass
@@ -124,8 +125,9 @@ class Packer:
                 yield
 
     def close(self) -> None:
-        self.train.close()
-        self.validation.close()
+        """Raises OSError when the disk takes no more."""
+        with closing(self.train), closing(self.validation):
+            pass
 
     def unigram_entropy(self) -> float:
         """Nats a token of the training stream's distribution of tokens."""

@@ -22,7 +22,7 @@ TRAINING_BYTES = 32 << 20
 _BYTE_ALPHABET = pre_tokenizers.ByteLevel.alphabet()
 _SMALLEST_VOCABULARY = len(_BYTE_ALPHABET) + 1
 _LARGEST_VOCABULARY = 2**32
-_PROBE = "  Ein Satz,\tzwei\r\n\n don't — naïve “日本語” 🦉\x00 1234567 end \n"
+_PROBE = "Ein Satz,  x,\tzwei\r\n\n don't — naïve “日本語” 🦉\x00 1234567 end \n"
 
 
 def check_trainable(vocab_size: int | None) -> int:

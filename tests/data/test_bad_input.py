@@ -1,0 +1,166 @@
+import gzip
+import json
+import lzma
+import os
+import subprocess
+import sys
+import textwrap
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from dma_lab.data.build import prepare_data
+from dma_lab.data.settings import DataSettings
+from dma_lab.messages import UserError
+
+_LINES = [json.dumps({"text": f"line {n} " + "words " * 50}).encode() + b"\n" for n in range(300)]
+_NOISE = [json.dumps({"text": os.urandom(400).hex()}).encode() + b"\n" for _ in range(300)]
+
+
+def _with(number: int, line: bytes) -> bytes:
+    return b"".join([*_LINES[: number - 1], line, *_LINES[number:]])
+
+
+def _zstd(content: bytes) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as out:
+        out.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        (
+            "a.jsonl.xz",
+            lzma.compress(b"".join(_NOISE))[:-9000],
+            r"a\.jsonl\.xz is damaged or ends early, after line \d",
+        ),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b"".join(_NOISE))[:-9000],
+            r"a\.jsonl\.gz is damaged or ends early, after line \d",
+        ),
+        ("a.jsonl.zst", _zstd(b"".join(_NOISE))[:-9000], r"a\.jsonl\.zst is damaged or ends early, after line \d"),
+        ("a.jsonl.xz", b"not xz at all", r"a\.jsonl\.xz is damaged or ends early, after line 0"),
+        ("a.jsonl", _with(7, b'{"text": "broken\n'), r"a\.jsonl, line 7 is not valid JSON"),
+        ("a.jsonl", b"".join(_LINES)[:-30], r"a\.jsonl, line 300 is not valid JSON"),
+        ("a.jsonl", _with(9, b'{"text": "caf\xe9"}\n'), r"a\.jsonl, line 9 is not UTF-8 text \(byte 0xe9"),
+        ("a.jsonl", _with(3, b'{"body": "x", "id": 1}\n'), r"line 3 has no data\.text_field=text; it has: body, id"),
+        ("a.jsonl", _with(3, b'{"text": null}\n'), r"line 3: data\.text_field=text holds a NoneType, not text"),
+        ("a.jsonl", _with(3, b'["x"]\n'), r"line 3 is a list, not an object"),
+        ("a.jsonl", _with(3, b'{"text": "\\ud800"}\n'), r"line 3 holds '\\ud800', half a surrogate pair"),
+        ("a.jsonl", b"", r"data=local has no text at all"),
+        ("a.jsonl", b'{"text": ""}\n', r"data=local has no text at all"),
+        ("a.jsonl", b'{"text": "one document alone"}\n', r"has 1 documents and none for (training|validation)"),
+        ("a.txt", b"fine\nfine\nnot \xff fine\n", r"a\.txt, line 3 is not UTF-8 text \(byte 0xff"),
+        ("a.txt", b"fine\ncut \xe6\x97", r"a\.txt, line 2 is not UTF-8 text"),
+        ("a.parquet", b"PAR1 but not really PAR1", r"a\.parquet is damaged or ends early, after row 0"),
+        ("a.csv", b"text\n", r"a\.csv is in no known format; there are \.txt, \.jsonl"),
+    ],
+)
+def test_a_bad_file_is_named_with_the_line_and_leaves_nothing(
+    settings_of, tmp_path, small_tokenizer, name, content, complaint
+):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=complaint):
+        prepare_data(settings_of(tmp_path / name, tokenizer=small_tokenizer), 1)
+    if "is damaged" in complaint or ", line " in complaint:  # also when the training of a tokenizer meets it first
+        with pytest.raises(UserError, match=complaint):
+            prepare_data(settings_of(tmp_path / name), 1)
+    assert not [path for path in (tmp_path / "cache").glob("*") if path.is_dir()]
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer(data):
+    return str(data.tokenizer_file)
+
+
+def test_a_parquet_without_the_column_or_with_an_empty_cell_is_named(settings_of, tmp_path, small_tokenizer):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["x"]}), path)
+    with pytest.raises(UserError, match=r"a\.parquet has no column data\.text_field=text; it has: body"):
+        prepare_data(settings_of(path, tokenizer=small_tokenizer), 1)
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["x", None]}), path)
+    with pytest.raises(UserError, match=r"a\.parquet, row 2: data\.text_field=text holds a NoneType"):
+        prepare_data(settings_of(path, tokenizer=small_tokenizer), 1)
+
+
+def test_paths_that_lead_nowhere_are_named(settings_of, tmp_path):
+    for missing in (tmp_path / "none.jsonl", tmp_path / "*.parquet", tmp_path):
+        with pytest.raises(UserError, match=r"data\.path=\S+ leads to no file"):
+            prepare_data(settings_of(missing), 1)
+
+
+def test_an_empty_validation_file_is_refused(settings_of, write, tmp_path, documents):
+    (tmp_path / "v.jsonl").write_bytes(b"")
+    settings = settings_of(write(tmp_path / "a.jsonl", documents), validation_path=str(tmp_path / "v.jsonl"))
+    with pytest.raises(UserError, match="200 documents and none for validation"):
+        prepare_data(settings, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"source": "web"}, "data.source=web is unknown: choose one of stdlib, local, hub"),
+        ({"path": None}, "data=local needs data.path"),
+        ({"source": "hub", "path": None}, "needs data.hub_name"),
+        ({"source": "stdlib"}, "belong to data=local"),
+        ({"validation_fraction": 0.0}, "data.validation_fraction=0.0 must lie between 0 and 1"),
+        ({"max_tokens": 0}, "data.max_tokens=0 must be at least 1"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings_of, changes, complaint):
+    with pytest.raises(UserError, match=complaint):
+        settings_of("a.jsonl", **changes)
+
+
+def _in_a_process(code: str, environment: dict[str, str], settings: DataSettings) -> subprocess.CompletedProcess:
+    """Run ``code`` with ``settings`` where the library reads its environment anew and limits hold for it alone."""
+    program = f"""
+        import errno, resource, sys
+        from dma_lab.data.build import prepare_data
+        from dma_lab.data.settings import DataSettings
+        from dma_lab.messages import UserError
+        {code}
+        try:
+            prepare_data({settings!r}, 1000)
+        except UserError as error:
+            print(error)
+            sys.exit(2)
+        """
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("largest", [1000, 40_000])
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(settings_of, write, tmp_path, documents, largest):
+    # The system refuses to let a file grow beyond the limit, as a full disk refuses to hold it.
+    settings = settings_of(write(tmp_path / "a.jsonl", documents))
+    limit = f"resource.setrlimit(resource.RLIMIT_FSIZE, ({largest}, {largest}))"
+    result = _in_a_process(limit, {}, settings)
+    assert result.returncode == 2, result.stderr
+    assert f"No room left for token files under data.cache_dir={tmp_path}/cache" in result.stdout
+    assert not list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"source": "hub", "path": None, "hub_name": "owner/name", "hub_split": "train"}, "data.hub_name=owner/name"),
+        ({"tokenizer": "owner/name"}, "data.tokenizer=owner/name is neither a file or folder here nor"),
+    ],
+)
+def test_no_network_for_a_hub_name_is_said_at_once(settings_of, write, tmp_path, documents, changes, complaint):
+    settings = settings_of(write(tmp_path / "a.jsonl", documents), **changes)
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home")}
+    result = _in_a_process("", nowhere, settings)
+    assert result.returncode == 2, result.stderr
+    assert complaint in result.stdout
+    assert "the network" in result.stdout

@@ -1,0 +1,185 @@
+import json
+import lzma
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from dma_lab.data import build
+from dma_lab.data.build import prepare_data
+from dma_lab.data.settings import DataSettings
+
+
+@pytest.fixture
+def builds(monkeypatch):
+    """How often token files were made: the real builder, counted."""
+    made = []
+    real = build._build
+
+    def counted(folder, *rest):
+        made.append(folder)
+        real(folder, *rest)
+
+    monkeypatch.setattr(build, "_build", counted)
+    return made
+
+
+def test_token_files_are_found_again_by_content_wherever_the_source_lies(
+    settings_of, write, tmp_path, documents, builds
+):
+    path = write(tmp_path / "here" / "a.jsonl", documents)
+    first = prepare_data(settings_of(path), 1)
+    shutil.move(path, tmp_path / "renamed.jsonl")
+    for again in (settings_of(tmp_path / "renamed.jsonl"), settings_of(str(tmp_path / "*.jsonl"), name="other")):
+        assert prepare_data(again, 999).fingerprint == first.fingerprint
+    assert len(builds) == 1
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [first.folder.name]
+
+
+@pytest.mark.parametrize("change", ["text", "vocab_size", "validation_fraction", "order"])
+def test_whatever_changes_the_tokens_changes_the_fingerprint(settings_of, write, tmp_path, documents, builds, change):
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    write(files[0], documents[:100])
+    write(files[1], documents[100:])
+    first = prepare_data(settings_of(list(map(str, files))), 1)
+    changes = {"vocab_size": {"vocab_size": 301}, "validation_fraction": {"validation_fraction": 0.3}}.get(change, {})
+    if change == "text":
+        write(files[0], [documents[0] + "!", *documents[1:100]])
+    if change == "order":
+        files.reverse()
+    second = prepare_data(settings_of(list(map(str, files)), **changes), 1)
+    assert second.fingerprint != first.fingerprint
+    assert len(builds) == 2
+
+
+def test_masking_and_repeating_do_not_touch_the_token_files(settings_of, write, tmp_path, documents, builds):
+    path = write(tmp_path / "a.jsonl", documents)
+    folders = {prepare_data(settings_of(path, mask_documents=m, allow_repeat=m), 1).folder for m in (True, False)}
+    assert len(folders) == len(builds) == 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "meta"])
+def test_a_torn_cache_is_said_and_built_again(settings_of, write, tmp_path, documents, capsys, damage):
+    settings = settings_of(write(tmp_path / "a.jsonl", documents))
+    whole = prepare_data(settings, 1)
+    tokens = np.array(whole.train_tokens)
+    if damage == "truncated":
+        os.truncate(whole.folder / "train.tokens", 100)
+    elif damage == "missing":
+        (whole.folder / "validation.starts").unlink()
+    else:
+        os.truncate(whole.folder / "meta.json", 50)
+    capsys.readouterr()
+    again = prepare_data(settings, 1)
+    assert "are damaged" in capsys.readouterr().err
+    assert np.array_equal(again.train_tokens, tokens)
+    assert again.fingerprint == whole.fingerprint
+    prepare_data(settings, 1)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_large_file_is_digested_once(settings_of, write, tmp_path, make_documents):
+    path = write(tmp_path / "a.jsonl", make_documents(4000, longest=80))
+    assert path.stat().st_size > 1 << 20
+    os.utime(path, (1, time.time() - 60))  # files changed just now are not trusted to have settled
+    settings = settings_of(path)
+    first = prepare_data(settings, 1)
+    assert list(json.loads((tmp_path / "cache" / "digests.json").read_text())) == [str(path)]
+    stamp = path.stat().st_mtime_ns
+    path.write_bytes(b"?" * path.stat().st_size)  # were it read again, the digest would be another
+    os.utime(path, ns=(stamp, stamp))
+    assert prepare_data(settings, 1).fingerprint == first.fingerprint
+    # A change that moves the clock is seen; a ruined cache of digests is no harm.
+    (tmp_path / "cache" / "digests.json").write_text("{")
+    write(path, ["new text, " * 40 + str(n) for n in range(400)])
+    assert prepare_data(settings, 1).fingerprint != first.fingerprint
+
+
+def test_two_processes_that_build_the_same_both_succeed(settings_of, write, tmp_path, make_documents):
+    settings = settings_of(write(tmp_path / "a.jsonl.xz", make_documents(3000)))
+    program = (
+        "import sys\nfrom dma_lab.data.build import prepare_data\nfrom dma_lab.data.settings import DataSettings\n"
+        f"print('ready', flush=True); sys.stdin.readline()\nprint(prepare_data({settings!r}, 1).fingerprint)"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([sys.executable, "-c", program], **pipes) for _ in range(3)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    results = []
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in processes:
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        results.append(out.strip())
+    assert len(set(results)) == 1
+    folders = list((tmp_path / "cache").iterdir())
+    assert len(folders) == 1
+    assert prepare_data(settings, 1).fingerprint == results[0]
+
+
+def test_what_a_killed_build_left_is_removed_in_time(settings_of, write, tmp_path, documents):
+    settings = settings_of(write(tmp_path / "a.jsonl", documents))
+    folder = prepare_data(settings, 1).folder
+    shutil.rmtree(folder)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    old, young = (folder.with_name(f"{folder.name}.partial-{pid}") for pid in (dead.pid, 2**22 + 1))
+    for left, age in ((old, 7200), (young, 0)):
+        left.mkdir()
+        (left / "train.tokens").write_bytes(b"half")
+        os.utime(left / "train.tokens", (time.time() - age,) * 2)
+    prepare_data(settings, 1)
+    assert not old.exists()
+    assert young.exists(), "it may be another machine's"
+
+
+def test_a_file_that_validates_is_not_trained_on(settings_of, write, tmp_path, documents, capsys, decode_stream):
+    write(tmp_path / "c" / "a.jsonl", documents[:150])
+    held_out = write(tmp_path / "c" / "v.jsonl.xz", documents[150:])
+    made = prepare_data(settings_of(tmp_path / "c", validation_path=str(held_out)), 1)
+    assert decode_stream(made, "train") == documents[:150]
+    assert decode_stream(made, "validation") == documents[150:]
+    assert "not trained on" in capsys.readouterr().err
+
+
+def test_streams_of_several_xz_blocks_and_blank_lines_are_read_whole(settings_of, tmp_path, documents, decode_stream):
+    halves = documents[:90], documents[90:]
+    packed = [
+        lzma.compress("\n\n".join(json.dumps({"text": text}) for text in half).encode() + b"\n") for half in halves
+    ]
+    (tmp_path / "a.jsonl.xz").write_bytes(b"".join(packed))
+    made = prepare_data(settings_of(tmp_path / "a.jsonl.xz"), 1)
+    assert sorted(decode_stream(made, "train") + decode_stream(made, "validation")) == sorted(documents)
+
+
+def test_the_standard_library_is_a_corpus_split_by_name(tmp_path, decode_stream, small_library):
+    settings = DataSettings(
+        name="stdlib", source="stdlib", vocab_size=300, validation_fraction=0.2, cache_dir=str(tmp_path / "cache")
+    )
+    made = prepare_data(settings, 1)
+    texts = decode_stream(made, "train") + decode_stream(made, "validation")
+    wanted = [f"# file {n}\nx = {n}\n" for n in range(80)]
+    assert sorted(texts) == sorted(wanted)
+    assert texts != wanted, "neighbours in the stream are strangers"
+    assert 5 <= len(made.validation_document_starts) <= 30
+
+
+@pytest.fixture
+def small_library(tmp_path, monkeypatch):
+    """A standard library of 80 modules among files that are none of its text."""
+    root = tmp_path / "lib" / "python3"
+    for n in range(80):
+        (root / f"package{n % 7}").mkdir(parents=True, exist_ok=True)
+        (root / f"package{n % 7}" / f"m{n}.py").write_text(f"# file {n}\nx = {n}\n")
+    (root / "site-packages").mkdir()
+    (root / "site-packages" / "other.py").write_text("installed = True\n")
+    (root / "latin.py").write_bytes(b"# caf\xe9\n")
+    (root / "empty.py").write_bytes(b"")
+    (root / "notes.txt").write_text("not a module")
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(root))

@@ -1,0 +1,21 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from dma_lab.data.settings import DataSettings
+
+_FOLDER = Path(__file__).parents[2] / "conf" / "data"
+
+
+@pytest.mark.parametrize("path", sorted(_FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_data_config_lists_every_setting_and_stands(path):
+    node = OmegaConf.create({"model": {"vocab_size": 1024}, "data": OmegaConf.load(path)})
+    values = OmegaConf.to_container(node, resolve=True)["data"]
+    assert list(values) == [field.name for field in dataclasses.fields(DataSettings)]
+    assert values["name"] == path.stem
+    assert values["vocab_size"] == 1024
+    if values["source"] == "local":
+        values["path"] = "corpus/"
+    DataSettings(**values)

@@ -1,0 +1,115 @@
+import itertools
+import pickle
+
+import lightning
+import pytest
+import torch
+
+from dma_lab.data.batches import batch_at
+from dma_lab.data.module import MicroBatches, TokenDataModule
+from dma_lab.messages import UserError
+
+CONTEXT, SEQUENCES, SEED = 16, 12, 7
+
+
+class _Recorder(lightning.LightningModule):
+    """Keeps the tokens it is given, by optimizer step; its only weight learns nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen: dict[int, list[torch.Tensor]] = {}
+
+    def training_step(self, batch, index):
+        self.seen.setdefault(self.trainer.global_step, []).append(batch["tokens"])
+        return self.weight.sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def _fit(data, folder, steps, workers, accumulate, checkpoint=None):
+    model = _Recorder()
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=-1,
+        max_steps=steps,
+        accumulate_grad_batches=accumulate,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    module = TokenDataModule(
+        data,
+        seed=SEED,
+        context=CONTEXT,
+        sequences_per_step=SEQUENCES,
+        accumulate=accumulate,
+        mask_documents=True,
+        num_workers=workers,
+    )
+    trainer.fit(model, module, ckpt_path=checkpoint, weights_only=False)
+    trainer.save_checkpoint(folder / f"{steps}.ckpt")
+    return {step: torch.cat(rows) for step, rows in model.seen.items()}
+
+
+def _whole(data, step):
+    return batch_at(data, seed=SEED, step=step, sequences=SEQUENCES, context=CONTEXT, mask_documents=True)["tokens"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("workers", "accumulate"), [(0, 1), (1, 3), (3, 2)])
+def test_a_restarted_run_sees_the_batches_of_its_steps(data, tmp_path, workers, accumulate):
+    before = _fit(data, tmp_path, 3, workers, accumulate)
+    after = _fit(data, tmp_path, 6, (workers + 1) % 3, accumulate, checkpoint=tmp_path / "3.ckpt")
+    assert [*before, *after] == list(range(6))
+    for step, tokens in (before | after).items():
+        assert torch.equal(tokens, _whole(data, step))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_ranks_and_micro_batches_together_are_the_steps_batch(data, ranks, accumulate):
+    shares = [
+        itertools.islice(
+            MicroBatches(
+                data,
+                seed=SEED,
+                context=CONTEXT,
+                sequences_per_step=SEQUENCES,
+                accumulate=accumulate,
+                mask_documents=True,
+                first_step=4,
+                rank=rank,
+                ranks=ranks,
+            ),
+            2 * accumulate,
+        )
+        for rank in range(ranks)
+    ]
+    micro = [torch.cat([batch["tokens"] for batch in across]) for across in zip(*shares, strict=True)]
+    for step in (4, 5):
+        assert torch.equal(torch.cat(micro[(step - 4) * accumulate :][:accumulate]), _whole(data, step))
+
+
+def test_a_step_that_does_not_divide_is_refused(data):
+    with pytest.raises(UserError, match="12 sequences a step cannot be shared by 5 devices"):
+        MicroBatches(
+            data,
+            seed=0,
+            context=8,
+            sequences_per_step=12,
+            accumulate=1,
+            mask_documents=True,
+            first_step=0,
+            rank=0,
+            ranks=5,
+        )
+
+
+def test_token_data_travels_to_a_process_as_its_folder(data):
+    assert data.train_tokens is not None  # mapped before it travels
+    assert len(pickle.dumps(data)) < 1000
+    assert pickle.loads(pickle.dumps(data)).fingerprint == data.fingerprint
