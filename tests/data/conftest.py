@@ -4,9 +4,14 @@ import gzip
 import itertools
 import json
 import lzma
+import os
 import random
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -86,6 +91,33 @@ def settings_of(tmp_path: Path) -> Callable[..., DataSettings]:
         return DataSettings(**chosen)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def in_a_process() -> Callable[..., subprocess.CompletedProcess]:
+    """``in_a_process(settings, environment)``: prepare the data where libraries read their environment anew.
+
+    Prints the folder of the token files, or the user's mistake and exits with status 2.
+    """
+
+    def prepare(settings: DataSettings, environment: dict | None = None, before: str = "") -> Any:
+        program = f"""
+            import resource, sys
+            from dma_lab.data.build import prepare_data
+            from dma_lab.data.settings import DataSettings
+            from dma_lab.messages import UserError
+            {before}
+            try:
+                print(prepare_data({settings!r}, 1000).folder)
+            except UserError as error:
+                print(error)
+                sys.exit(2)
+            """
+        command = [sys.executable, "-c", textwrap.dedent(program)]
+        inherited = os.environ | (environment or {})
+        return subprocess.run(command, env=inherited, capture_output=True, text=True, timeout=60)
+
+    return prepare
 
 
 @pytest.fixture(scope="session")

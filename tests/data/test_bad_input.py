@@ -2,16 +2,12 @@ import gzip
 import json
 import lzma
 import os
-import subprocess
-import sys
-import textwrap
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from dma_lab.data.build import prepare_data
-from dma_lab.data.settings import DataSettings
 from dma_lab.messages import UserError
 
 _LINES = [json.dumps({"text": f"line {n} " + "words " * 50}).encode() + b"\n" for n in range(300)]
@@ -116,35 +112,14 @@ def test_settings_that_contradict_each_other_are_refused(settings_of, changes, c
         settings_of("a.jsonl", **changes)
 
 
-def _in_a_process(code: str, environment: dict[str, str], settings: DataSettings) -> subprocess.CompletedProcess:
-    """Run ``code`` with ``settings`` where the library reads its environment anew and limits hold for it alone."""
-    program = f"""
-        import errno, resource, sys
-        from dma_lab.data.build import prepare_data
-        from dma_lab.data.settings import DataSettings
-        from dma_lab.messages import UserError
-        {code}
-        try:
-            prepare_data({settings!r}, 1000)
-        except UserError as error:
-            print(error)
-            sys.exit(2)
-        """
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
 @pytest.mark.parametrize("largest", [1000, 40_000])
-def test_a_full_disk_is_said_and_leaves_nothing_half_written(settings_of, write, tmp_path, documents, largest):
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(
+    settings_of, write, tmp_path, documents, in_a_process, largest
+):
     # The system refuses to let a file grow beyond the limit, as a full disk refuses to hold it.
     settings = settings_of(write(tmp_path / "a.jsonl", documents))
     limit = f"resource.setrlimit(resource.RLIMIT_FSIZE, ({largest}, {largest}))"
-    result = _in_a_process(limit, {}, settings)
+    result = in_a_process(settings, before=limit)
     assert result.returncode == 2, result.stderr
     assert f"No room left for token files under data.cache_dir={tmp_path}/cache" in result.stdout
     assert not list((tmp_path / "cache").iterdir())
@@ -157,10 +132,12 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(settings_of, write,
         ({"tokenizer": "owner/name"}, "data.tokenizer=owner/name is neither a file or folder here nor"),
     ],
 )
-def test_no_network_for_a_hub_name_is_said_at_once(settings_of, write, tmp_path, documents, changes, complaint):
+def test_no_network_for_a_hub_name_is_said_at_once(
+    settings_of, write, tmp_path, documents, in_a_process, changes, complaint
+):
     settings = settings_of(write(tmp_path / "a.jsonl", documents), **changes)
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home")}
-    result = _in_a_process("", nowhere, settings)
+    result = in_a_process(settings, nowhere)
     assert result.returncode == 2, result.stderr
     assert complaint in result.stdout
     assert "the network" in result.stdout
