@@ -65,8 +65,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor, expiry: Tensor, bias: Tensor | None,
         raise ValueError(f"expiry must be int32 ({B}, {K}, {N}), not {expiry.dtype} {tuple(expiry.shape)}.")
     if bias is not None and (bias.shape != (B, K, N) or not bias.is_floating_point()):
         raise ValueError(f"bias must be floating ({B}, {K}, {N}), not {bias.dtype} {tuple(bias.shape)}.")
-    for name, tensor in (("k", k), ("v", v), ("expiry", expiry), ("bias", bias)):
-        if tensor is not None and tensor.device != q.device:
-            raise ValueError(f"{name} is on {tensor.device} and q on {q.device}: move them to one device.")
+    others: dict[str, Tensor | None] = {"k": k, "v": v, "expiry": expiry, "bias": bias}
+    for name, other in others.items():
+        if other is not None and other.device != q.device:
+            raise ValueError(f"{name} is on {other.device} and q on {q.device}: move them to one device.")
     if impl not in ("auto", "torch"):
         raise ValueError(f"impl={impl!r}: choose 'auto' or 'torch'.")

@@ -134,5 +134,5 @@ def initialise(model: Transformer, seed: int) -> None:
         std = _INIT_STD * (residual_scale if module_name.endswith(("o_proj", "down_proj")) else 1.0)
         with torch.no_grad():
             module.weight.copy_(torch.empty(module.weight.shape).normal_(0.0, std, generator=generator))
-            if getattr(module, "bias", None) is not None:
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()

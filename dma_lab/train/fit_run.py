@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from dma_lab.data.batches import refuse_repeat, validation_batches
 from dma_lab.data.build import prepare_data
@@ -43,7 +44,8 @@ def fit_run(settings: TrainSettings) -> dict[str, Any]:
 
     run = find_run(settings, data, hardware)
     summary = run.summary()
-    print(short_plan(settings, plan), file=sys.stderr)
+    if run.writer:
+        print(short_plan(settings, plan), file=sys.stderr)
     if summary is not None and summary["status"] == "finished":
         print(f"finished before: {run.path} (delete it to train again)", file=sys.stderr)
         return summary
@@ -58,7 +60,8 @@ def fit_run(settings: TrainSettings) -> dict[str, Any]:
         raise
     run.write_summary(summary)
     if summary["status"] == "interrupted":
-        print(f"stopped and saved; the same command continues {run.path}", file=sys.stderr)
+        if run.writer:
+            print(f"stopped and saved; the same command continues {run.path}", file=sys.stderr)
         raise SystemExit(128 + summary["signal"])
     return summary
 
@@ -83,7 +86,7 @@ def find_run(settings: TrainSettings, data: TokenData, hardware: Hardware) -> Ru
         "seed": settings.seed,
     }
     name = f"{settings.study}-{settings.model.name}-{settings.attention['name']}-s{settings.seed}-{identity(defining)}"
-    return RunDirectory(Path(settings.output_dir) / name)
+    return RunDirectory(Path(settings.output_dir) / name, writer=getattr(rank_zero_only, "rank", 0) == 0)
 
 
 def _hush_lightning() -> None:
@@ -180,7 +183,8 @@ def _train(
         return outcome | {"status": "interrupted", "signal": recorder.stop_signal, "step": trainer.global_step}
     # A run killed between its last checkpoint and its summary is complete but for its score.
     score = recorder.score or validate()
-    score.save(run.validation)
+    if run.writer:
+        score.save(run.validation)
     return outcome | {
         "val_loss": score.loss,
         "val_perplexity": score.perplexity,
@@ -220,14 +224,14 @@ def _wandb_logger(settings: TrainSettings, run: RunDirectory) -> WandbLogger:
     """Online with an API key, offline without: never a question."""
     import wandb
 
-    has_key = bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+    has_key = os.environ.get("WANDB_MODE") != "offline" and wandb.login(prompt=False)
     return WandbLogger(
         name=run.path.name,
         id=run.path.name,
         project=settings.logger.project or "dma_lab",
         entity=settings.logger.entity,
         save_dir=str(run.path),
-        offline=not has_key,
+        mode="online" if has_key else "offline",
         config=dataclasses.asdict(settings),
         resume="allow" if has_key else None,
     )

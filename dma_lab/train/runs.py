@@ -23,10 +23,15 @@ def identity(defining: dict[str, Any]) -> str:
 
 
 class RunDirectory:
-    """Files of one run. ``claim`` before writing: a run is written by one process at a time."""
+    """Files of one run. ``claim`` before writing: a run is written by one process at a time.
 
-    def __init__(self, path: Path) -> None:
+    Of several processes that train one run together, all but the first are not its ``writer``: for them every method
+    that would write does nothing.
+    """
+
+    def __init__(self, path: Path, *, writer: bool = True) -> None:
         self.path = path
+        self.writer = writer
         self.checkpoint = path / "checkpoints" / "last.ckpt"
         self.metrics = path / "metrics.jsonl"
         self.speed = path / "speed.jsonl"
@@ -35,6 +40,8 @@ class RunDirectory:
 
     def claim(self) -> None:
         """Hold the run until this process ends, however it ends. Raises UserError when another process holds it."""
+        if not self.writer:
+            return
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / "run.lock").open("w")
         try:
@@ -56,17 +63,21 @@ class RunDirectory:
     def rewind(self, step: int) -> None:
         """Drop the lines written after ``step``, and a last line that was cut off while being written."""
         for file in (self.metrics, self.speed):
-            if file.exists():
+            if self.writer and file.exists():
                 kept = [line for line in file.read_text().splitlines(keepends=True) if _step_of(line) <= step]
                 self._write(file.name, "".join(kept))
 
     def append(self, file: Path, line: dict[str, Any]) -> None:
         """Add one JSON line to ``metrics`` or ``speed``."""
+        if not self.writer:
+            return
         with file.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
 
     def _write(self, name: str, text: str) -> None:
         """Replace a file as a whole, so that no reader and no power cut finds half of it."""
+        if not self.writer:
+            return
         partial = self.path / f"{name}.partial"
         with partial.open("w") as stream:
             stream.write(text)

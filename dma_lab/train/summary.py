@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
 
+@rank_zero_only
 def print_summary(summary: dict[str, Any]) -> None:
     """A finished run's figures as a table on stdout."""
     table = Table(

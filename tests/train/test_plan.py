@@ -1,0 +1,87 @@
+"""Plans against hand arithmetic, on every rung, without spending memory."""
+
+import json
+
+import pytest
+
+from dma_lab.attention import registered_backends
+from dma_lab.messages import UserError
+from dma_lab.train.hardware import resolve_hardware
+from dma_lab.train.plan import plan_run
+
+RUNGS = ("nano", "1m", "3m", "10m", "30m", "80m", "200m", "680m", "1.7b")
+
+
+def plan(read, *overrides):
+    settings = read([*overrides])
+    return plan_run(settings, settings.model.vocab_size, resolve_hardware(settings.trainer))
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("attention", sorted(registered_backends()))
+def test_every_backend_is_matched_on_every_rung(read, rung, attention):
+    matched = plan(read, f"model={rung}", f"attention={attention}")
+    assert abs(matched.parameters.non_embedding / matched.reference_parameters - 1) <= 0.005
+    assert matched.tokens == plan(read, f"model={rung}", "attention=mha").tokens
+
+
+@pytest.mark.parametrize("attention", sorted(registered_backends()))
+def test_matching_flops_makes_executed_flops_agree(read, attention):
+    matched = plan(read, "model=80m", f"attention={attention}", "match=flops")
+    mha = plan(read, "model=80m", "attention=mha")
+    assert abs(matched.flops.executed / mha.flops.executed - 1) <= 0.005
+    if attention == "dma":
+        assert matched.shape.d_ff > mha.shape.d_ff, "what sparsity saves goes into the feed-forward"
+
+
+def test_what_cannot_be_matched_is_refused(read):
+    # Five parameters more than MHA in under a hundred, and no narrower feed-forward than one.
+    shape = ["model.n_layers=1", "model.d_model=4", "model.n_heads=1", "model.n_kv_heads=1", "model.head_dim=4"]
+    with pytest.raises(UserError, match="cannot be matched"):
+        plan(read, "attention=dma", "model.d_ff=1", *shape)
+
+
+def test_the_budget_is_twenty_tokens_a_parameter_in_whole_steps(read):
+    nano = plan(read, "model=nano", "attention=dma")
+    assert nano.tokens == nano.steps * 5120
+    assert abs(nano.tokens - 20 * 148_096) <= 5120 / 2
+    assert plan(read, "model=nano", "tokens=51200").steps == 10
+    assert plan(read, "model=nano", "tokens_per_parameter=40").steps == pytest.approx(2 * nano.steps, abs=1)
+
+
+def test_flops_are_six_a_parameter_and_token_plus_attention_and_head(read):
+    large = plan(read, "model=1.7b", "attention=mha")
+    by_rule = 6 * large.parameters.non_embedding * large.tokens
+    head = 6 * 2048 * large.shape.vocab_size * large.tokens
+    attention = 12 * 28 * 2048 * 1024.5 * large.tokens
+    norms = 6 * large.parameters.norms * large.tokens
+    assert large.flops.executed == pytest.approx(by_rule - norms + head + attention, rel=1e-3)
+
+
+def test_plan_prints_every_part_and_its_sum(door, overrides, tmp_path):
+    result = door("plan.py", [*overrides, "attention=dma"])
+    assert result.returncode == 0, result.stderr
+    for words in (
+        "parameters: attention",
+        "executed",
+        "dense-equivalent",
+        "tokens on disk",
+        "memory: optimizer",
+        "probe",
+    ):
+        assert words in result.stdout
+    assert not list(tmp_path.iterdir()), "a plan spends nothing"
+    stated = door("plan.py", ["model=1.7b", "attention=dma", "flops_per_second=4e14"])
+    assert "1,409," in stated.stdout
+    assert "as stated" in stated.stdout
+    refused = door("plan.py", [*overrides, "flops_per_second=-3"])
+    assert (refused.returncode, "flops_per_second=-3" in refused.stderr) == (2, True)
+
+
+def test_train_prints_the_short_plan_first(door, overrides, tmp_path):
+    result = door("train.py", [*overrides, "attention=dma"])
+    assert result.returncode == 0, result.stderr
+    assert "30,720 tokens" in result.stderr
+    (run,) = tmp_path.iterdir()
+    summary = json.loads((run / "summary.json").read_text())
+    assert f"{summary['params_non_embedding']:,} non-embedding" in result.stderr
