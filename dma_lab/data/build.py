@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from dma_lab.data.corpora import Corpus, StandardLibrary, open_local
 from dma_lab.data.digests import DigestCache, text_digest
 from dma_lab.data.hub import HubCorpus
-from dma_lab.data.packing import Packer, pieces
+from dma_lab.data.packing import PIECE_CHARACTERS, Packer, pieces
 from dma_lab.data.progress import BuildProgress
 from dma_lab.data.settings import DataSettings
 from dma_lab.data.store import META_FILE, TOKENIZER_FILE, TokenData, TornCacheError
@@ -113,7 +113,7 @@ def _training_texts(corpus: Corpus) -> Iterator[str]:
     done = 0
     with BuildProgress("training the tokenizer") as progress:
         for document, _ in corpus.documents(training_only=True):
-            for piece in pieces(document.chunks):
+            for piece in pieces(document.chunks, PIECE_CHARACTERS):
                 yield piece
                 done += len(piece.encode("utf-8"))
                 progress.update(max(done / TRAINING_BYTES, corpus.fraction_read()), f"{done / 1e6:.1f} MB of text")

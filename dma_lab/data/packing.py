@@ -20,7 +20,7 @@ BATCH_CHARACTERS = 8 << 20
 PIECE_CHARACTERS = 1 << 18
 
 
-def pieces(chunks: Iterable[str], limit: int = PIECE_CHARACTERS) -> Iterator[str]:
+def pieces(chunks: Iterable[str], limit: int) -> Iterator[str]:
     """The text of ``chunks`` in pieces of at most ``limit`` characters, however the chunks are cut.
 
     A piece ends where the splitting rules of GPT-2's kind end a word anyway, after a line of text or before a space
@@ -140,7 +140,7 @@ class Packer:
         batch = _Batch()
         for document, validates in documents:
             opens = True
-            for piece in pieces(document.chunks):
+            for piece in pieces(document.chunks, PIECE_CHARACTERS):
                 batch.texts.append(piece if normalizer is None else normalizer.normalize_str(piece))
                 batch.opens.append(opens)
                 batch.validates.append(validates)

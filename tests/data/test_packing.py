@@ -55,7 +55,7 @@ def test_pieces_end_where_words_end_so_that_their_tokens_are_the_texts(data):
     generator = random.Random(1)
     words = ["line\n", "end.\n\n", " word", "  two", "\t", "x1", "don't ", "\r\n", "naïve"]
     text = "".join(generator.choices(words, k=20000))
-    cut = list(packing.pieces([text], limit=2000))
+    cut = list(packing.pieces([text], 2000))
     assert "".join(cut) == text
     assert len(cut) > 40
     assert max(map(len, cut)) <= 2000
@@ -64,8 +64,8 @@ def test_pieces_end_where_words_end_so_that_their_tokens_are_the_texts(data):
     assert parts == tokenizer.encode(text).ids
     # However the text arrives, and also where nothing but the limit can cut it.
     chunks = [text[i : i + 777] for i in range(0, len(text), 777)]
-    assert list(packing.pieces(chunks, limit=2000)) == cut
-    assert [len(piece) for piece in packing.pieces(["z" * 5000], limit=2000)] == [2000, 2000, 1000]
+    assert list(packing.pieces(chunks, 2000)) == cut
+    assert [len(piece) for piece in packing.pieces(["z" * 5000], 2000)] == [2000, 2000, 1000]
 
 
 def test_max_tokens_ends_the_reading_and_keeps_what_came_before(settings_of, write, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import regex
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from dma_lab.data.build import prepare_data
+from dma_lab.data.digests import share_below, text_digest
 from dma_lab.data.tokenizer import load_tokenizer, train_tokenizer
 from dma_lab.messages import UserError
 
@@ -95,6 +96,15 @@ def test_a_tokenizer_without_the_separator_is_given_one(tmp_path, pair):
     tokenizer = load_tokenizer(str(tmp_path / "tokenizer.json"))
     assert tokenizer.token_to_id("<|endoftext|>") == 399
     assert 399 not in tokenizer.encode("a <|endoftext|> b").ids
+
+
+def test_the_tokenizer_is_trained_on_no_document_that_validates(settings_of, write, tmp_path, documents):
+    marked = ["zebraquagga " * 50 + str(n) for n in range(200)]
+    held_out = [text for text in marked if share_below(text_digest(text.encode()), 0.1)]
+    trained_on = [text for text in marked if text not in held_out]
+    for texts, learnt in ((held_out, False), (trained_on, True)):
+        data = prepare_data(settings_of(write(tmp_path / f"{learnt}.jsonl", documents + texts)), 1)
+        assert any("zebra" in token for token in data.load_tokenizer().get_vocab()) is learnt
 
 
 def test_training_is_the_same_each_time(make_documents):
