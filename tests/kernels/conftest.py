@@ -1,0 +1,91 @@
+"""Brute force: who sees whom by sorting for every query, and attention over that mask in float64."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+Scores = Callable[[str, int, int, int], Tensor]
+
+
+def _scores(kind: str, B: int, K: int, N: int) -> Tensor:
+    generator = torch.Generator().manual_seed(N + 31 * len(kind))
+    noise = torch.randn(B, K, N, generator=generator)
+    trend = torch.linspace(-3, 3, N) if N > 1 else torch.zeros(1)
+    return {
+        "random": noise,
+        "tied": noise.round(),
+        "constant": torch.ones(B, K, N),
+        "rising": trend.expand(B, K, N).clone(),
+        "falling": -trend.expand(B, K, N),
+        "drifting": noise + 2 * trend,
+        "fading": noise - 2 * trend,
+    }[kind]
+
+
+@pytest.fixture(params=["random", "tied", "constant", "rising", "falling", "drifting", "fading"])
+def score_kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def make_scores() -> Scores:
+    """``make_scores(kind, B, K, N)``: float32 (B, K, N) of that kind."""
+    return _scores
+
+
+@pytest.fixture
+def live_by_sorting() -> Callable[..., Tensor]:
+    """``live_by_sorting(scores, window, recent, document_ids)``: bool (B, K, N query, N key), one sort a query."""
+
+    def live(scores: Tensor, window: int, recent: int = 0, document_ids: Tensor | None = None) -> Tensor:
+        B, K, N = scores.shape
+        mask = torch.zeros(B, K, N, N, dtype=torch.bool)
+        for b in range(B):
+            document = [0] * N if document_ids is None else document_ids[b].tolist()
+            for head in range(K):
+                score = scores[b, head].tolist()
+                for t in range(N):
+                    visible = [j for j in range(t + 1) if document[j] == document[t]]
+                    best = sorted(visible, key=lambda j: (score[j], j))[-window:]
+                    mask[b, head, t, best] = True
+                    mask[b, head, t, [j for j in visible if j > t - recent]] = True
+        return mask
+
+    return live
+
+
+@pytest.fixture
+def live_by_expiry() -> Callable[[Tensor], Tensor]:
+    """``live_by_expiry(expiry)``: the mask that expiries mean, bool (B, K, N query, N key)."""
+
+    def live(expiry: Tensor) -> Tensor:
+        position = torch.arange(expiry.shape[-1])
+        return (position <= position[:, None]) & (position[:, None] < expiry[..., None, :])
+
+    return live
+
+
+@pytest.fixture
+def attention_by_loops() -> Callable[..., Tensor]:
+    """``attention_by_loops(q, k, v, live, bias, scale)``: a softmax a query and head, over its live keys alone."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, live: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
+        B, H, N, D = q.shape
+        K = k.shape[1]
+        out = torch.zeros(B, H, N, v.shape[-1], dtype=q.dtype)
+        for b in range(B):
+            for h in range(H):
+                head = h // (H // K)
+                for t in range(N):
+                    keys = live[b, head, t].nonzero()[:, 0]
+                    if len(keys) == 0:
+                        continue
+                    logits = k[b, head, keys] @ q[b, h, t] * (D**-0.5 if scale is None else scale)
+                    if bias is not None:
+                        logits = logits + bias[b, head, keys]
+                    out[b, h, t] = logits.softmax(0) @ v[b, head, keys]
+        return out
+
+    return attend
