@@ -5,11 +5,16 @@ import functools
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -18,16 +23,32 @@ from dma_lab.messages import UserError
 _CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
 
 
-def open_door(main: Callable[[DictConfig], None], config_name: str) -> None:
-    """Run ``main`` on the config that the command line composes from ``conf/``; exits with status 2 on a UserError."""
+@dataclass(frozen=True)
+class FailedPoint:
+    """What a failed point of a multirun returns in place of its result."""
+
+    error: Exception
+
+
+def open_door(main: Callable[[DictConfig], Any], config_name: str) -> None:
+    """Run ``main`` on the config that the command line composes from ``conf/``; exits with status 2 on a UserError.
+
+    In a multirun a point that fails does not stop the others: it returns a ``FailedPoint``.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors and exits by itself, with status 1
 
     @functools.wraps(main)
-    def guarded(config: DictConfig) -> None:
+    def guarded(config: DictConfig) -> Any:
         try:
-            main(config)
-        except UserError as error:
-            _refuse(str(error))
+            return main(config)
+        except Exception as error:
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                if not isinstance(error, UserError):
+                    traceback.print_exc()
+                return FailedPoint(error)
+            if isinstance(error, UserError):
+                _refuse(str(error))
+            raise
 
     try:
         hydra.main(version_base="1.3", config_path=str(_CONFIG_DIR), config_name=config_name)(guarded)()
@@ -37,7 +58,7 @@ def open_door(main: Callable[[DictConfig], None], config_name: str) -> None:
         _refuse(_one_sentence(error))
 
 
-def _refuse(sentence: str) -> None:
+def _refuse(sentence: str) -> NoReturn:
     print(f"error: {sentence}", file=sys.stderr)
     raise SystemExit(2)
 

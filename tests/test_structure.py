@@ -30,7 +30,7 @@ def test_imports_go_down(file: Path) -> None:
     if room in ROOMS:
         above = set(ROOMS[: ROOMS.index(room)])
         assert not imported & above, f"{file} imports {imported & above}, which stand above it"
-        assert "door" not in imported
+        assert "door" not in imported or room == "report", "the report speaks of sweeps, which the doors run"
     elif room == "messages.py":
         assert not imported, f"{file} is the ground and imports {imported}"
 

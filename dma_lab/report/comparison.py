@@ -1,0 +1,56 @@
+"""One table of finished runs: what each cost, what it came to, and how it differs from MHA on the same documents."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from dma_lab.scaling.paired import PairedDifference, paired_difference
+
+BASELINE = "mha"
+# Runs that agree in these trained and validated on the same tokens in the same order.
+_COMPARABLE = ("study", "model", "seed", "match", "context", "tokens", "data_fingerprint", "precision")
+
+
+def comparison_table(summaries: Sequence[dict[str, Any]]) -> Table:
+    """The table of ``summaries`` (of finished runs), each row's difference taken to the MHA run that it is paired with.
+
+    Without such a run (other data, seed, rung or budget) the cell is a dash: unpaired losses are not subtracted.
+    """
+    table = Table(title="comparison", title_justify="left")
+    for column in ("attention", "rung", "seed", "parameters", "FLOP executed", "FLOP dense-eq.", "loss", "perplexity"):
+        table.add_column(column, justify="left" if column in ("attention", "rung") else "right")
+    table.add_column("bits/byte", justify="right")
+    table.add_column("loss minus MHA's [95 %]", justify="right")
+    for summary in summaries:
+        table.add_row(
+            summary["attention"],
+            summary["model"],
+            str(summary["seed"]),
+            f"{summary['params_non_embedding']:,}",
+            f"{summary['flops_executed']:.3g}",
+            f"{summary['flops']:.3g}",
+            f"{summary['val_loss']:.4f}",
+            f"{summary['val_perplexity']:.2f}",
+            f"{summary['val_bits_per_byte']:.4f}",
+            _difference_cell(summary, summaries),
+        )
+    return table
+
+
+def difference_to_baseline(summary: dict[str, Any], summaries: Sequence[dict[str, Any]]) -> PairedDifference | None:
+    """Paired difference of a run to the MHA run that agrees with it in all but the attention; None without one."""
+    for other in summaries:
+        if other["attention"] == BASELINE and all(other[name] == summary[name] for name in _COMPARABLE):
+            ours, theirs = (np.load(Path(run["run"]) / "validation.npz") for run in (summary, other))
+            return paired_difference(ours["document_nats"], theirs["document_nats"], ours["document_tokens"])
+    return None
+
+
+def _difference_cell(summary: dict[str, Any], summaries: Sequence[dict[str, Any]]) -> str:
+    if summary["attention"] == BASELINE:
+        return ""
+    paired = difference_to_baseline(summary, summaries)
+    return "-" if paired is None else f"{paired.difference:+.4f} [{paired.low:+.4f}, {paired.high:+.4f}]"
