@@ -17,7 +17,7 @@ from dma_lab.data.tokenizer import bytes_of_tokens, separator_of
 from dma_lab.messages import UserError
 
 BATCH_CHARACTERS = 8 << 20
-PIECE_CHARACTERS = 1 << 18
+PIECE_CHARACTERS = 1 << 16  # a batch is enough for 128 cores
 
 
 def pieces(chunks: Iterable[str], limit: int) -> Iterator[str]:

@@ -15,12 +15,14 @@ CONTEXT, SEQUENCES, SEED = 16, 12, 7
 class _Recorder(lightning.LightningModule):
     """Keeps the tokens it is given, by optimizer step; its only weight learns nothing."""
 
-    def __init__(self):
+    def __init__(self, masked):
         super().__init__()
+        self.masked = masked
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.seen: dict[int, list[torch.Tensor]] = {}
 
     def training_step(self, batch, index):
+        assert (batch["document_ids"] is not None) is self.masked
         self.seen.setdefault(self.trainer.global_step, []).append(batch["tokens"])
         return self.weight.sum()
 
@@ -28,8 +30,8 @@ class _Recorder(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def _fit(data, folder, steps, workers, accumulate, checkpoint=None):
-    model = _Recorder()
+def _fit(data, folder, steps, workers, accumulate, masked, checkpoint=None):
+    model = _Recorder(masked)
     trainer = lightning.Trainer(
         accelerator="cpu",
         max_epochs=-1,
@@ -47,7 +49,7 @@ def _fit(data, folder, steps, workers, accumulate, checkpoint=None):
         context=CONTEXT,
         sequences_per_step=SEQUENCES,
         accumulate=accumulate,
-        mask_documents=True,
+        mask_documents=masked,
         num_workers=workers,
     )
     trainer.fit(model, module, ckpt_path=checkpoint, weights_only=False)
@@ -60,10 +62,10 @@ def _whole(data, step):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("workers", "accumulate"), [(0, 1), (1, 3), (3, 2)])
-def test_a_restarted_run_sees_the_batches_of_its_steps(data, tmp_path, workers, accumulate):
-    before = _fit(data, tmp_path, 3, workers, accumulate)
-    after = _fit(data, tmp_path, 6, (workers + 1) % 3, accumulate, checkpoint=tmp_path / "3.ckpt")
+@pytest.mark.parametrize(("workers", "accumulate", "masked"), [(0, 1, True), (1, 3, False), (3, 2, True)])
+def test_a_restarted_run_sees_the_batches_of_its_steps(data, tmp_path, workers, accumulate, masked):
+    before = _fit(data, tmp_path, 3, workers, accumulate, masked)
+    after = _fit(data, tmp_path, 6, (workers + 1) % 3, accumulate, masked, checkpoint=tmp_path / "3.ckpt")
     assert [*before, *after] == list(range(6))
     for step, tokens in (before | after).items():
         assert torch.equal(tokens, _whole(data, step))
