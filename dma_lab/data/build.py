@@ -57,7 +57,10 @@ def prepare_data(settings: DataSettings, tokens_needed: int) -> TokenData:
                 f"No room left for token files under data.cache_dir={settings.cache_dir} ({error.strerror}); what was "
                 "begun is removed. Free some space there, set another data.cache_dir, or a smaller data.max_tokens."
             ) from error
-        raise UserError(f"data.cache_dir={settings.cache_dir} cannot be used: {error}.") from error
+        raise UserError(
+            f"{error.filename or cache_dir} cannot be read or written ({error.strerror}): give data.path and "
+            f"data.cache_dir={settings.cache_dir} places that can be."
+        ) from error
 
 
 def _prepare(settings: DataSettings, tokens_needed: int, cache_dir: Path) -> TokenData:

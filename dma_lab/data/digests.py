@@ -1,5 +1,6 @@
 """What a file holds, as a short name: digests of content, remembered so that a large file is read for it once."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -56,10 +57,14 @@ class DigestCache:
         return digest.hexdigest()
 
     def save(self) -> None:
-        """Write what was learnt, whole or not at all. Raises OSError."""
+        """Write what was learnt, whole or not at all."""
         if not self._changed:
             return
-        self._file.parent.mkdir(parents=True, exist_ok=True)
         partial = self._file.with_suffix(f".partial-{os.getpid()}")
-        partial.write_text(json.dumps(self._known), encoding="utf-8")
-        os.replace(partial, self._file)
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(self._known), encoding="utf-8")
+            os.replace(partial, self._file)
+        except OSError:  # no room or no right to write: token files that are there can still be used
+            with contextlib.suppress(OSError):
+                partial.unlink()

@@ -96,6 +96,8 @@ def _current_revision(name: str, cache_dir: Path) -> str:
             f"data.hub_name={name} cannot be read from the hub ({_first_line(error)}): check the name and the network, "
             "or read files with data=local data.path=…, or the standard library with data=stdlib."
         ) from error
+    if known.get(name) == revision:
+        return str(revision)
     known[name] = revision
     cache_dir.mkdir(parents=True, exist_ok=True)
     partial = remembered.with_suffix(f".partial-{os.getpid()}")

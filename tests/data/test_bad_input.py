@@ -89,6 +89,15 @@ def test_paths_that_lead_nowhere_are_named(settings_of, tmp_path):
             prepare_data(settings_of(missing), 1)
 
 
+def test_a_cache_that_cannot_be_is_named(settings_of, write, tmp_path, documents):
+    path = write(tmp_path / "a.jsonl", documents)
+    for place in (path, path / "below"):
+        with pytest.raises(
+            UserError, match=rf"a\.jsonl\S* cannot be read or written .* data\.cache_dir={place} places"
+        ):
+            prepare_data(settings_of(path, cache_dir=str(place)), 1)
+
+
 def test_an_empty_validation_file_is_refused(settings_of, write, tmp_path, documents):
     (tmp_path / "v.jsonl").write_bytes(b"")
     settings = settings_of(write(tmp_path / "a.jsonl", documents), validation_path=str(tmp_path / "v.jsonl"))
