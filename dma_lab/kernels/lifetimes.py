@@ -8,6 +8,8 @@ enters at query ``j`` and, once ``window`` better keys have come, leaves for eve
 import torch
 from torch import Tensor
 
+from dma_lab.kernels.choice import choose_triton
+
 
 def prefix_topk_expiry(
     scores: Tensor, window: int, *, recent: int = 0, document_ids: Tensor | None = None, impl: str = "auto"
@@ -22,7 +24,8 @@ def prefix_topk_expiry(
         window: keys kept a query, at least 1.
         recent: the last ``recent`` keys (the query's own included) stay live whatever their score.
         document_ids: (B, N) integers, non-decreasing along N; a key is never seen from another document.
-        impl: ``auto`` or ``torch``.
+        impl: ``triton`` (kernels for CUDA; elsewhere under Triton's interpreter only), ``torch`` (plain PyTorch), or
+            ``auto``: triton on CUDA, torch elsewhere. They agree exactly.
 
     Returns:
         int32 (B, K, N): key ``j`` is live for the queries ``j <= t < expiry_j``. A key that is never live has
@@ -31,8 +34,10 @@ def prefix_topk_expiry(
     Raises:
         ValueError: naming the argument, when a shape, dtype or value does not fit.
     """
-    _check(scores, window, recent, document_ids, impl)
+    _check(scores, window, recent, document_ids)
     B, K, N = scores.shape
+    if choose_triton(impl, scores.device):
+        return _expiry_by_triton(scores.detach(), window, recent, document_ids)
     start_bn, end_bn = document_bounds(document_ids, B, N, scores.device)
     start_rn = start_bn.repeat_interleave(K, dim=0)
     end_rn = end_bn.repeat_interleave(K, dim=0)
@@ -49,6 +54,21 @@ def prefix_topk_expiry(
     if recent:
         expiry_rn = torch.maximum(expiry_rn, torch.minimum(position_n + recent, end_rn))
     return expiry_rn.to(torch.int32).view(B, K, N)
+
+
+def _expiry_by_triton(scores: Tensor, window: int, recent: int, document_ids: Tensor | None) -> Tensor:
+    from dma_lab.kernels.lifetimes_triton import expiry_from_order
+
+    B, K, N = scores.shape
+    order_rn = scores.reshape(B * K, N).argsort(dim=-1, stable=True)
+    if document_ids is None:
+        return expiry_from_order(order_rn, window, recent, None).view(B, K, N)
+    # A second stable sort puts later documents above earlier ones and keeps each one's own order.
+    start_bn, end_bn = document_bounds(document_ids, B, N, scores.device)
+    start_rn = start_bn.repeat_interleave(K, dim=0)
+    order_rn = order_rn.gather(1, start_rn.gather(1, order_rn).argsort(dim=-1, stable=True))
+    end_rn = end_bn.repeat_interleave(K, dim=0).to(torch.int32)
+    return expiry_from_order(order_rn, window, recent, end_rn).view(B, K, N)
 
 
 def document_bounds(document_ids: Tensor | None, B: int, N: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -102,15 +122,15 @@ def _window_threshold(rank_rn: Tensor, start_rn: Tensor, window: int) -> Tensor:
     return theta_rn.masked_fill(has_fewer, -1)
 
 
-def _check(scores: Tensor, window: int, recent: int, document_ids: Tensor | None, impl: str) -> None:
+def _check(scores: Tensor, window: int, recent: int, document_ids: Tensor | None) -> None:
     if scores.ndim != 3 or not scores.is_floating_point() or scores.numel() == 0:
         raise ValueError(f"scores must be a non-empty floating tensor (B, K, N), not {_describe(scores)}.")
+    if scores.shape[2] >= 2**31:
+        raise ValueError(f"scores has N={scores.shape[2]}: positions must stay below 2^31.")
     if window < 1:
         raise ValueError(f"window={window}: a query must keep at least 1 key.")
     if recent < 0:
         raise ValueError(f"recent={recent}: the number of always-kept recent keys must be 0 or more.")
-    if impl not in ("auto", "torch"):
-        raise ValueError(f"impl={impl!r}: choose 'auto' or 'torch'.")
     if document_ids is not None:
         check_document_ids(document_ids, scores.shape[0], scores.shape[2])
 

@@ -1,0 +1,34 @@
+"""Which implementation runs: Triton's kernels on CUDA, plain PyTorch elsewhere, and never silently the slow one."""
+
+import torch
+
+from dma_lab.messages import announce_once
+
+
+def choose_triton(impl: str, device: torch.device, misfit: str | None = None) -> bool:
+    """Whether ``impl`` (``auto``, ``triton`` or ``torch``) means the Triton kernels for tensors on ``device``.
+
+    ``misfit`` says why the kernels do not take the inputs. Raises ValueError for an unknown ``impl``, and where
+    ``triton`` is asked for and cannot run; announces it once when ``auto`` falls back on CUDA.
+    """
+    if impl not in ("auto", "triton", "torch"):
+        raise ValueError(f"impl={impl!r}: choose 'auto', 'triton' or 'torch'.")
+    if impl == "torch" or (impl == "auto" and device.type != "cuda"):
+        return False
+    if impl == "auto":
+        if misfit is not None:
+            announce_once(
+                f"the Triton kernels do not take these inputs ({misfit}); plain PyTorch runs instead, slowly."
+            )
+        return misfit is None
+    if misfit is not None:
+        raise ValueError(f"impl='triton': the kernels do not take these inputs ({misfit}); choose 'torch'.")
+    if device.type != "cuda":
+        from triton import knobs
+
+        if not knobs.runtime.interpret:
+            raise ValueError(
+                f"impl='triton' with tensors on {device}: the kernels need CUDA tensors, or Triton's interpreter "
+                "(TRITON_INTERPRET=1 in the environment before Python starts); impl='torch' runs anywhere."
+            )
+    return True

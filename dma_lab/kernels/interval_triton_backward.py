@@ -1,0 +1,404 @@
+"""Backward pass of interval attention in Triton, in two passes that write each result once.
+
+dQ: a block of queries over the list of keys that live for it, as in the forward pass. dK, dV and dbias: a group of
+keys over the queries of their lifetimes; groups come from ``backward_key_order``, in which neighbours' lives overlap.
+Neither adds to memory that another program adds to, so the same input gives the same bits.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dma_lab.kernels.interval_triton_forward import load_rows, logits_of_tile
+from dma_lab.kernels.key_lists import BUCKET, KeyLists
+from dma_lab.kernels.tiling import Tile, heads_together, padded
+
+
+def interval_backward_dq(
+    d_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    lists: KeyLists,
+    block: int,
+    scale: float,
+    tile: Tile,
+) -> tuple[Tensor, Tensor]:
+    """dq, and delta = sum(d_out * out) a query, float32 (B, H, N), which the other pass needs."""
+    B, H, N, D = q.shape
+    K, D_v = k.shape[1], v.shape[-1]
+    group = heads_together(H // K)
+    queries = min(tile.rows // group, block)
+    dq = torch.empty(B, N, H, D, dtype=q.dtype, device=q.device).transpose(1, 2)
+    delta = torch.empty_like(lse)
+    _dq_kernel[(triton.cdiv(N, queries), B * H // group)](
+        q,
+        k,
+        v,
+        bias,
+        *lists,
+        out,
+        d_out,
+        lse,
+        delta,
+        dq,
+        *q.stride()[:3],
+        *k.stride()[:3],
+        *v.stride()[:3],
+        *out.stride()[:3],
+        *d_out.stride()[:3],
+        *dq.stride()[:3],
+        H,
+        H // K,
+        N,
+        lists.index_rbs.shape[2],
+        scale,
+        D=D,
+        D_V=D_v,
+        D_PAD=padded(D),
+        D_V_PAD=padded(D_v),
+        GROUP=group,
+        QUERIES=queries,
+        KEYS=tile.keys,
+        BLOCK=block,
+        HAS_BIAS=bias is not None,
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        **tile.launch,
+    )
+    return dq, delta
+
+
+def interval_backward_dkv(
+    d_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    expiry: Tensor,
+    bias: Tensor | None,
+    lse: Tensor,
+    delta: Tensor,
+    order_rn: Tensor,
+    scale: float,
+    tile: Tile,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dk, dv and dbias (float32); keys that never live get zeros."""
+    B, H, N, D = q.shape
+    K, D_v = k.shape[1], v.shape[-1]
+    dk = torch.empty(B, N, K, D, dtype=q.dtype, device=q.device).transpose(1, 2)
+    dv = torch.empty(B, N, K, D_v, dtype=q.dtype, device=q.device).transpose(1, 2)
+    d_bias = torch.empty(B, K, N, dtype=torch.float32, device=q.device)
+    _dkv_kernel[(triton.cdiv(N, BUCKET) * (BUCKET // tile.keys) * B * K,)](
+        q,
+        k,
+        v,
+        bias,
+        expiry,
+        order_rn,
+        d_out,
+        lse,
+        delta,
+        dk,
+        dv,
+        d_bias,
+        *q.stride()[:3],
+        *k.stride()[:3],
+        *v.stride()[:3],
+        *d_out.stride()[:3],
+        *dk.stride()[:3],
+        *dv.stride()[:3],
+        B * K,
+        K,
+        H // K,
+        N,
+        scale,
+        D=D,
+        D_V=D_v,
+        D_PAD=padded(D),
+        D_V_PAD=padded(D_v),
+        QUERIES=tile.rows,
+        KEYS=tile.keys,
+        BUCKET=BUCKET,
+        HAS_BIAS=bias is not None,
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        **tile.launch,
+    )
+    return dk, dv, d_bias
+
+
+@triton.jit
+def _dq_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    bias_ptr,
+    list_ptr,
+    span_ptr,
+    total_ptr,
+    out_ptr,
+    do_ptr,
+    lse_ptr,
+    delta_ptr,
+    dq_ptr,
+    q_b,
+    q_h,
+    q_n,
+    k_b,
+    k_h,
+    k_n,
+    v_b,
+    v_h,
+    v_n,
+    o_b,
+    o_h,
+    o_n,
+    do_b,
+    do_h,
+    do_n,
+    dq_b,
+    dq_h,
+    dq_n,
+    H,
+    heads_a_key,
+    N,
+    capacity,
+    scale,
+    D: tl.constexpr,
+    D_V: tl.constexpr,
+    D_PAD: tl.constexpr,
+    D_V_PAD: tl.constexpr,
+    GROUP: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    t0 = (tl.num_programs(0) - 1 - tl.program_id(0)) * QUERIES
+    head0 = tl.program_id(1) * GROUP
+    b, h0 = (head0 // H).to(tl.int64), head0 % H
+    kv_head = h0 // heads_a_key
+    kv_row = b * (H // heads_a_key) + kv_head
+    row = tl.arange(0, GROUP * QUERIES)
+    t, head = t0 + row % QUERIES, (h0 + row // QUERIES).to(tl.int64)
+    t_long, inside = t.to(tl.int64)[:, None], t < N
+
+    k_ptr += b * k_b + kv_head.to(tl.int64) * k_h
+    v_ptr += b * v_b + kv_head.to(tl.int64) * v_h
+    if HAS_BIAS:
+        bias_ptr += kv_row * N
+    block = kv_row * tl.cdiv(N, BLOCK) + t0 // BLOCK
+    list_ptr += block * capacity
+    span_ptr += block * capacity
+    total_keys = tl.maximum(tl.load(total_ptr + block), 0)
+    scale_log2 = scale * 1.4426950408889634
+
+    column, column_v = tl.arange(0, D_PAD), tl.arange(0, D_V_PAD)
+    mask_d = inside[:, None] & (column < D)[None, :]
+    mask_v = inside[:, None] & (column_v < D_V)[None, :]
+    q_md = tl.load(q_ptr + b * q_b + head[:, None] * q_h + t_long * q_n + column[None, :], mask=mask_d, other=0.0)
+    do_rows = do_ptr + b * do_b + head[:, None] * do_h + t_long * do_n + column_v[None, :]
+    do_me = tl.load(do_rows, mask=mask_v, other=0.0)
+    o_rows = out_ptr + b * o_b + head[:, None] * o_h + t_long * o_n + column_v[None, :]
+    out_me = tl.load(o_rows, mask=mask_v, other=0.0)
+    delta = tl.sum(do_me.to(tl.float32) * out_me.to(tl.float32), 1)
+    statistics = (b * H + head) * N + t
+    tl.store(delta_ptr + statistics, delta, mask=inside)
+    lse = tl.load(lse_ptr + statistics, mask=inside, other=float("inf"))
+
+    dq = tl.zeros((GROUP * QUERIES, D_PAD), tl.float32)
+    slot = tl.arange(0, KEYS)
+    query = t % BLOCK
+    j = tl.load(list_ptr + slot, mask=slot < total_keys, other=0)
+    for start in range(0, total_keys, KEYS):
+        k_sd = load_rows(k_ptr, j, k_n, None, D, D_PAD, False)
+        v_se = load_rows(v_ptr, j, v_n, None, D_V, D_V_PAD, False)
+        next_slot = start + KEYS + slot
+        next_j = tl.load(list_ptr + next_slot, mask=next_slot < total_keys, other=0)
+        span = tl.load(span_ptr + start + slot, mask=start + slot < total_keys, other=0)
+        logits = logits_of_tile(q_md, k_sd, j, span, query, bias_ptr, scale_log2, BLOCK, HAS_BIAS, PRECISION)
+        weights = tl.exp2(logits - lse[:, None])
+        d_weights = tl.dot(do_me, tl.trans(v_se), input_precision=PRECISION)
+        d_logits = weights * (d_weights - delta[:, None])
+        dq = tl.dot(d_logits.to(k_sd.dtype), k_sd, dq, input_precision=PRECISION)
+        j = next_j
+    dq_rows = dq_ptr + b * dq_b + head[:, None] * dq_h + t_long * dq_n + column[None, :]
+    tl.store(dq_rows, (dq * scale).to(dq_ptr.dtype.element_ty), mask=mask_d)
+
+
+@triton.jit
+def _dkv_tiles(
+    dk,
+    dv,
+    d_bias,
+    first,
+    last,
+    k_sd,
+    v_se,
+    bias,
+    j,
+    expiry,
+    q_ptr,
+    do_ptr,
+    lse_ptr,
+    delta_ptr,
+    q_n,
+    do_n,
+    N,
+    scale_log2,
+    D: tl.constexpr,
+    D_V: tl.constexpr,
+    D_PAD: tl.constexpr,
+    D_V_PAD: tl.constexpr,
+    QUERIES: tl.constexpr,
+    MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """What the query tiles [first, last) add; keys are the rows here, so nothing but the inputs is transposed."""
+    for tile in range(first, last):
+        t = tile * QUERIES + tl.arange(0, QUERIES)
+        inside = t < N
+        q_md = load_rows(q_ptr, t, q_n, inside, D, D_PAD, MASKED)
+        if MASKED:
+            lse = tl.load(lse_ptr + t, mask=inside, other=float("inf"))
+            delta = tl.load(delta_ptr + t, mask=inside, other=0.0)
+        else:
+            lse, delta = tl.load(lse_ptr + t), tl.load(delta_ptr + t)
+        logits = tl.dot(k_sd, tl.trans(q_md), input_precision=PRECISION) * scale_log2 + bias[:, None]
+        weights = tl.exp2(logits - lse[None, :])
+        if MASKED:
+            weights = tl.where((j[:, None] <= t[None, :]) & (t[None, :] < expiry[:, None]), weights, 0.0)
+        do_me = load_rows(do_ptr, t, do_n, inside, D_V, D_V_PAD, MASKED)
+        dv = tl.dot(weights.to(do_me.dtype), do_me, dv, input_precision=PRECISION)
+        d_weights = tl.dot(v_se, tl.trans(do_me), input_precision=PRECISION)
+        d_logits = weights * (d_weights - delta[None, :])
+        d_bias += tl.sum(d_logits, 1)
+        dk = tl.dot(d_logits.to(q_md.dtype), q_md, dk, input_precision=PRECISION)
+    return dk, dv, d_bias
+
+
+@triton.jit
+def _dkv_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    bias_ptr,
+    expiry_ptr,
+    order_ptr,
+    do_ptr,
+    lse_ptr,
+    delta_ptr,
+    dk_ptr,
+    dv_ptr,
+    d_bias_ptr,
+    q_b,
+    q_h,
+    q_n,
+    k_b,
+    k_h,
+    k_n,
+    v_b,
+    v_h,
+    v_n,
+    do_b,
+    do_h,
+    do_n,
+    dk_b,
+    dk_h,
+    dk_n,
+    dv_b,
+    dv_h,
+    dv_n,
+    rows,
+    K,
+    heads_a_key,
+    N,
+    scale,
+    D: tl.constexpr,
+    D_V: tl.constexpr,
+    D_PAD: tl.constexpr,
+    D_V_PAD: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    BUCKET: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    # A bucket's groups of all heads, then the next bucket's: early keys, which live longest, come first and the last
+    # programs are short; a bucket's groups start at about the same query and walk on together, so they share reads.
+    groups = BUCKET // KEYS
+    bucket_of_row = tl.program_id(0) // groups
+    kv_row = bucket_of_row % rows
+    group = bucket_of_row // rows * groups + tl.program_id(0) % groups
+    b, kv_head = (kv_row // K).to(tl.int64), kv_row % K
+    kv_long, kv_row = kv_head.to(tl.int64), kv_row.to(tl.int64)
+    slot = group * KEYS + tl.arange(0, KEYS)
+    in_range = slot < N
+    j = tl.load(order_ptr + kv_row * N + slot, mask=in_range, other=0)
+    expiry = tl.load(expiry_ptr + kv_row * N + j, mask=in_range, other=0)
+    lives = expiry > j
+    # Query tiles from `first` to `last` see some of the keys; from `unmasked_from` to `unmasked_to` they see them all.
+    # A key that never lives asks for no mask: what it gathers is dropped when storing.
+    first = tl.min(tl.where(lives, j, N), 0) // QUERIES
+    last = tl.cdiv(tl.max(tl.where(lives, expiry, 0), 0), QUERIES)
+    unmasked_from = tl.minimum(tl.cdiv(tl.max(tl.where(lives, j, 0), 0), QUERIES), last)
+    unmasked_to = tl.minimum(tl.min(tl.where(lives, expiry, N), 0) // QUERIES, last)
+    unmasked_to = tl.maximum(unmasked_to, unmasked_from)
+
+    k_sd = load_rows(k_ptr + b * k_b + kv_long * k_h, j, k_n, in_range, D, D_PAD, True)
+    v_se = load_rows(v_ptr + b * v_b + kv_long * v_h, j, v_n, in_range, D_V, D_V_PAD, True)
+    bias = tl.zeros((KEYS,), tl.float32)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + kv_row * N + j, mask=in_range, other=0.0).to(tl.float32) * 1.4426950408889634
+    dk = tl.zeros((KEYS, D_PAD), tl.float32)
+    dv = tl.zeros((KEYS, D_V_PAD), tl.float32)
+    d_bias = tl.zeros((KEYS,), tl.float32)
+    scale_log2 = scale * 1.4426950408889634
+    for g in range(heads_a_key):
+        head = kv_long * heads_a_key + g
+        q_head, do_head = q_ptr + b * q_b + head * q_h, do_ptr + b * do_b + head * do_h
+        statistics = (b * K * heads_a_key + head) * N
+        lse_head, delta_head = lse_ptr + statistics, delta_ptr + statistics
+        for phase in tl.static_range(3):
+            from_tile = first if phase == 0 else (unmasked_from if phase == 1 else unmasked_to)
+            to_tile = unmasked_from if phase == 0 else (unmasked_to if phase == 1 else last)
+            dk, dv, d_bias = _dkv_tiles(
+                dk,
+                dv,
+                d_bias,
+                from_tile,
+                to_tile,
+                k_sd,
+                v_se,
+                bias,
+                j,
+                expiry,
+                q_head,
+                do_head,
+                lse_head,
+                delta_head,
+                q_n,
+                do_n,
+                N,
+                scale_log2,
+                D,
+                D_V,
+                D_PAD,
+                D_V_PAD,
+                QUERIES,
+                phase != 1,
+                PRECISION,
+            )
+
+    row_long = j.to(tl.int64)[:, None]
+    column, column_v = tl.arange(0, D_PAD), tl.arange(0, D_V_PAD)
+    dk = tl.where(lives[:, None], dk * scale, 0.0).to(dk_ptr.dtype.element_ty)
+    dv = tl.where(lives[:, None], dv, 0.0).to(dv_ptr.dtype.element_ty)
+    dk_rows = dk_ptr + b * dk_b + kv_long * dk_h + row_long * dk_n + column[None, :]
+    dv_rows = dv_ptr + b * dv_b + kv_long * dv_h + row_long * dv_n + column_v[None, :]
+    tl.store(dk_rows, dk, mask=in_range[:, None] & (column < D)[None, :])
+    tl.store(dv_rows, dv, mask=in_range[:, None] & (column_v < D_V)[None, :])
+    tl.store(d_bias_ptr + kv_row * N + j, tl.where(lives, d_bias, 0.0), mask=in_range)

@@ -1,0 +1,192 @@
+"""Key lifetimes on the GPU: one sort, then counting on two levels instead of log2 N.
+
+Given every key's rank, three kernels: count ranks below each chunk boundary by bucket of ranks; find the boundary's
+threshold in its bucket; and, chunk by chunk, find the query at which each key that leaves there does. Exact, O(N · C).
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_ROWS = 256  # ranks that a program looks at together
+_SHARES = 8  # programs that share a chunk: the first chunks past the window have most keys leaving
+
+
+@torch.library.custom_op("dma_lab::expiry_from_order", mutates_args=())
+def expiry_from_order(order_rn: Tensor, window: int, recent: int, end_rn: Tensor | None) -> Tensor:
+    """Expiries from the keys in order of rank.
+
+    Args:
+        order_rn: int64 (R, N), the position of the key of each rank, lowest first. Where documents are packed, keys of
+            a later document rank above all of an earlier one, so that the best visible keys are the document's own.
+        window, recent: as in ``prefix_topk_expiry``.
+        end_rn: int32 (R, N), end of each position's document; None for one document.
+
+    Returns:
+        int32 (R, N).
+    """
+    R, N = order_rn.shape
+    # Table entries are N / chunk * N / bucket a row: both sizes grow with N beyond 131,072.
+    chunk = max(128, triton.next_power_of_2(N) // 1024)
+    bucket = max(256, triton.next_power_of_2(N) // 512)
+    chunks, buckets = triton.cdiv(N, chunk), triton.cdiv(N, bucket)
+
+    def new(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.int32, device=order_rn.device)
+
+    rank_rn, position_rn = new(R, N), new(R, N)
+    below_rbc, threshold_rc = new(R, buckets, chunks), new(R, chunks + 1)
+    expiry_rn = new(R, N)
+    order_rn = order_rn.contiguous()
+    most_chunks, most_buckets = triton.next_power_of_2(chunks), triton.next_power_of_2(buckets)
+    with torch.cuda.device_of(order_rn):
+        _count_kernel[(buckets, R)](order_rn, rank_rn, position_rn, below_rbc, N, chunks, chunk, bucket, most_chunks)
+        _threshold_kernel[(chunks + 1, R)](
+            position_rn, below_rbc, threshold_rc, N, window, chunks, buckets, chunk, bucket, most_buckets
+        )
+        _expiry_kernel[(chunks * _SHARES, R)](
+            rank_rn,
+            position_rn,
+            threshold_rc,
+            end_rn,
+            expiry_rn,
+            N,
+            window,
+            recent,
+            chunks,
+            HAS_ENDS=end_rn is not None,
+            CHUNK=chunk,
+            ROWS=_ROWS,
+            SHARES=_SHARES,
+        )
+    return expiry_rn
+
+
+@expiry_from_order.register_fake
+def _(order_rn: Tensor, window: int, recent: int, end_rn: Tensor | None) -> Tensor:
+    return order_rn.new_empty(order_rn.shape, dtype=torch.int32)
+
+
+@triton.jit
+def _count_kernel(
+    order_ptr,
+    rank_ptr,
+    position_ptr,
+    below_ptr,
+    N,
+    chunks,
+    CHUNK: tl.constexpr,
+    BUCKET: tl.constexpr,
+    MAX_CHUNKS: tl.constexpr,
+):
+    """below[b, c]: keys of bucket b that arrive in chunks 0..c. Inverts the permutation on the way."""
+    b, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    rank = b * BUCKET + tl.arange(0, BUCKET)
+    inside = rank < N
+    position = tl.load(order_ptr + row * N + rank, mask=inside, other=0).to(tl.int32)
+    tl.store(position_ptr + row * N + rank, position, mask=inside)
+    tl.store(rank_ptr + row * N + position, rank, mask=inside)
+    count = tl.histogram(position // CHUNK, MAX_CHUNKS, mask=inside)
+    c = tl.arange(0, MAX_CHUNKS)
+    tl.store(below_ptr + (row * tl.num_programs(0) + b) * chunks + c, tl.cumsum(count, 0), mask=c < chunks)
+
+
+@triton.jit
+def _threshold_kernel(
+    position_ptr,
+    below_ptr,
+    threshold_ptr,
+    N,
+    window,
+    chunks,
+    buckets,
+    CHUNK: tl.constexpr,
+    BUCKET: tl.constexpr,
+    MAX_BUCKETS: tl.constexpr,
+):
+    """threshold[c]: the window-th largest rank among the keys before chunk c; 0 while there are fewer."""
+    c, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    boundary = tl.minimum(c * CHUNK, N)
+    threshold = 0
+    if boundary >= window:
+        b = tl.arange(0, MAX_BUCKETS)
+        count = tl.load(below_ptr + (row * buckets + b) * chunks + c - 1, mask=b < buckets, other=0)
+        from_here_up = tl.cumsum(count, 0, reverse=True)
+        # Counts fall with b: the bucket is the last one from which at least `window` keys lie.
+        bucket = tl.sum((from_here_up >= window).to(tl.int32), 0) - 1
+        above = tl.sum(tl.where(b > bucket, count, 0), 0)
+        rank = bucket * BUCKET + tl.arange(0, BUCKET)
+        position = tl.load(position_ptr + row * N + rank, mask=rank < N, other=N)
+        from_rank_up = above + tl.cumsum((position < boundary).to(tl.int32), 0, reverse=True)
+        threshold = bucket * BUCKET + tl.sum((from_rank_up >= window).to(tl.int32), 0) - 1
+    tl.store(threshold_ptr + row * tl.num_programs(0) + c, threshold)
+
+
+@triton.jit
+def _store_expiry(expiry_ptr, end_ptr, offset, position, expiry, recent, N, mask, HAS_ENDS: tl.constexpr):
+    end = N
+    if HAS_ENDS:
+        end = tl.load(end_ptr + offset + position, mask=mask, other=0)
+    expiry = tl.maximum(tl.minimum(expiry, end), position)
+    expiry = tl.maximum(expiry, tl.minimum(position + recent, end))
+    tl.store(expiry_ptr + offset + position, expiry, mask=mask)
+
+
+@triton.jit
+def _expiry_kernel(
+    rank_ptr,
+    position_ptr,
+    threshold_ptr,
+    end_ptr,
+    expiry_ptr,
+    N,
+    window,
+    recent,
+    chunks,
+    HAS_ENDS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    ROWS: tl.constexpr,
+    SHARES: tl.constexpr,
+):
+    """Expiry of the keys that leave in a chunk, and of the chunk's own that leave at once or never.
+
+    The keys that leave in the chunk are those ranked between its two thresholds, if they have arrived. Each leaves at
+    the k-th better arrival of the chunk, k being how many places the live keys below it and the free ones make.
+    """
+    chunk, share = tl.program_id(0) // SHARES, tl.program_id(0) % SHARES
+    row = tl.program_id(1).to(tl.int64)
+    offset = row * N
+    t0 = chunk * CHUNK
+    t1 = tl.minimum(t0 + CHUNK, N)
+    low = tl.load(threshold_ptr + row * (chunks + 1) + chunk)
+    high = tl.load(threshold_ptr + row * (chunks + 1) + chunk + 1)
+    last = tl.load(threshold_ptr + row * (chunks + 1) + chunks)
+    free = tl.maximum(window - t0, 0)
+    if share == 0:
+        arrival = t0 + tl.arange(0, CHUNK)
+        rank = tl.load(rank_ptr + offset + arrival, mask=arrival < t1, other=0)
+        never = rank < low
+        expiry = tl.where(never, arrival, N)
+        stays = (arrival < t1) & (never | (rank >= last))
+        _store_expiry(expiry_ptr, end_ptr, offset, arrival, expiry, recent, N, stays, HAS_ENDS)
+
+    a_share = tl.cdiv(tl.cdiv(high - low, ROWS), SHARES) * ROWS
+    share_low = low + share * a_share
+    live_below = 0
+    if share_low < high:
+        for start in range(low, share_low, ROWS):
+            position = tl.load(position_ptr + offset + start + tl.arange(0, ROWS))
+            live_below += tl.sum((position < t0).to(tl.int32), 0)
+    for start in range(share_low, tl.minimum(share_low + a_share, high), ROWS):
+        rank = start + tl.arange(0, ROWS)
+        position = tl.load(position_ptr + offset + rank, mask=rank < high, other=N)
+        old = (position < t0).to(tl.int32)
+        k = free + live_below + tl.cumsum(old, 0)  # its own place counts where it was live before the chunk
+        better = tl.zeros((ROWS,), tl.int32)
+        leaves = tl.zeros((ROWS,), tl.int32) + t0
+        for t in range(t0, t1):
+            better += (tl.load(rank_ptr + offset + t) > rank).to(tl.int32)
+            leaves += (better < k).to(tl.int32)
+        _store_expiry(expiry_ptr, end_ptr, offset, position, leaves, recent, N, position < t1, HAS_ENDS)
+        live_below += tl.sum(old, 0)

@@ -1,0 +1,124 @@
+"""The Triton kernels under Triton's interpreter, on small shapes. Run by test_triton_interpreter.py in a process whose
+TRITON_INTERPRET is set before Triton is imported.
+"""
+
+import pytest
+import torch
+
+from dma_lab.kernels import interval_attention, prefix_topk_expiry
+
+# (B, H, K, N, D, D_v, window): more than one list, span and tile; lists with whole, partial and empty tiles; groups of
+# 1, 2, 3 and 4 query heads; widths that are no power of two; window 1 and beyond N; N = 1.
+SHAPES = [
+    (1, 2, 2, 290, 32, 32, 150),
+    (2, 4, 1, 131, 40, 24, 20),
+    (1, 4, 2, 70, 16, 48, 1),
+    (1, 3, 1, 65, 32, 32, 1000),
+    (1, 1, 1, 1, 32, 32, 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("N", "window", "recent"), [(1, 1, 0), (150, 1, 2), (300, 40, 0), (300, 129, 3), (520, 256, 0), (140, 1000, 0)]
+)
+def test_expiry_equals_the_reference(N, window, recent, score_kind, make_scores):
+    scores = make_scores(score_kind, 1, 2, N)
+    expected = prefix_topk_expiry(scores, window, recent=recent, impl="torch")
+    assert torch.equal(prefix_topk_expiry(scores, window, recent=recent, impl="triton"), expected)
+
+
+def test_expiry_equals_the_reference_with_documents(score_kind, make_scores):
+    scores = make_scores(score_kind, 2, 1, 300)
+    ids = torch.stack([torch.arange(300) // 130, (torch.arange(300) > 17).long() * 7])
+    for window, recent in ((30, 0), (200, 5)):
+        arguments = {"recent": recent, "document_ids": ids}
+        expected = prefix_topk_expiry(scores, window, **arguments, impl="torch")
+        assert torch.equal(prefix_topk_expiry(scores, window, **arguments, impl="triton"), expected)
+
+
+def input_of(B, H, K, N, D, D_v, bias, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(N)
+    shapes = {"q": (B, H, N, D), "k": (B, K, N, D), "v": (B, K, N, D_v), "d_out": (B, H, N, D_v)}
+    tensors = {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+    return tensors | {"bias": bias}
+
+
+def attend(tensors, expiry, dtype, **options):
+    """Output and gradients."""
+    inputs = [tensors[name].to(dtype).requires_grad_() for name in ("q", "k", "v")]
+    if tensors["bias"] is not None:
+        inputs.append(tensors["bias"].to(torch.promote_types(dtype, torch.float32)).requires_grad_())
+    bias = inputs[3] if len(inputs) > 3 else None
+    out = interval_attention(*inputs[:3], expiry, bias=bias, **options)
+    return out, *torch.autograd.grad(out, inputs, tensors["d_out"].to(dtype))
+
+
+def assert_near(found, expected, tolerance):
+    # Where every query sees one key, gradients of logits are zero: errors are then measured against the output's size.
+    least = expected[0].norm() if (expected[1] == 0).all() else 0.0
+    for each, reference in zip(found, expected, strict=True):
+        assert each.isfinite().all()
+        assert (each.double() - reference).norm() <= tolerance * max(reference.norm(), least)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", ["random", "constant", "rising"])
+def test_attention_and_gradients_equal_float64(shape, kind, make_scores):
+    B, H, K, N, D, D_v, window = shape
+    scores = make_scores(kind, B, K, N)
+    tensors = input_of(B, H, K, N, D, D_v, scores)
+    expiry = prefix_topk_expiry(scores, window)
+    found = attend(tensors, expiry, torch.float32, impl="triton", max_live=window)
+    assert_near(found, attend(tensors, expiry, torch.float64, impl="torch"), 2e-6)
+
+
+def test_half_precision_without_bias_and_with_a_scale():
+    tensors = input_of(1, 2, 2, 200, 32, 32, None, torch.float16)
+    expiry = prefix_topk_expiry(torch.randn(1, 2, 200), 90)
+    found = attend(tensors, expiry, torch.float16, impl="triton", scale=0.3)
+    assert_near(found, attend(tensors, expiry, torch.float64, impl="torch", scale=0.3), 1e-3)
+
+
+def test_queries_without_keys_and_rows_apart_in_memory():
+    tensors = input_of(1, 2, 1, 150, 16, 16, torch.randn(1, 1, 150))
+    # Every third key lives for five queries: most lists have gaps, and the first queries see nothing.
+    position = torch.arange(150)
+    expiry = torch.where((position % 9 == 5) & (position > 40), position + 5, position).clamp(max=150)
+    expiry = expiry.to(torch.int32).view(1, 1, -1)
+    tensors["q"] = tensors["q"].mT.contiguous().mT  # the last dimension is not contiguous
+    found = attend(tensors, expiry, torch.float32, impl="triton")
+    expected = attend(tensors, expiry, torch.float64, impl="torch")
+    assert_near(found, expected, 2e-6)
+    assert (found[0][:, :, :41] == 0).all()
+    assert (expected[0][:, :, :41] == 0).all()
+
+
+def test_later_tokens_change_no_earlier_output():
+    N, t = 200, 140
+    tensors = input_of(1, 1, 1, N, 16, 16, torch.randn(1, 1, N))
+    outputs = []
+    for _ in range(2):
+        expiry = prefix_topk_expiry(tensors["bias"], 50, impl="triton")
+        arguments = {"bias": tensors["bias"], "impl": "triton"}
+        outputs.append(interval_attention(tensors["q"], tensors["k"], tensors["v"], expiry, **arguments))
+        for name in ("q", "k", "v"):
+            tensors[name][:, :, t + 1 :] = torch.randn(1, 1, N - t - 1, 16)
+        tensors["bias"][..., t + 1 :] += torch.randn(N - t - 1)
+    assert torch.equal(outputs[0][:, :, : t + 1], outputs[1][:, :, : t + 1])
+    assert not torch.equal(outputs[0], outputs[1])
+
+
+def test_too_small_a_bound_gives_nan_and_not_a_wrong_number():
+    tensors = input_of(1, 1, 1, 300, 16, 16, None)
+    expiry = torch.full((1, 1, 300), 300, dtype=torch.int32)
+    out = interval_attention(tensors["q"], tensors["k"], tensors["v"], expiry, max_live=40, impl="triton")
+    assert out[:, :, 256:].isnan().all()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_operators_keep_what_torch_compile_relies_on(bias):
+    tensors = input_of(1, 2, 1, 40, 16, 16, torch.randn(1, 1, 40) if bias else None)
+    leaves = [tensors[name].requires_grad_() for name in ("q", "k", "v")]
+    expiry = prefix_topk_expiry(torch.randn(1, 1, 40), 9)
+    interval_attention(*leaves, expiry, bias=tensors["bias"], impl="triton")  # registers the operator
+    torch.library.opcheck(torch.ops.dma_lab.interval_attention.default, (*leaves, expiry, tensors["bias"], 0.25, 9))
