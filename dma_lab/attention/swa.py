@@ -1,0 +1,80 @@
+"""Sliding window attention (Longformer, arXiv 2004.05150; Mistral 7B, arXiv 2310.06825): the last W keys, own included.
+
+Key j is seen by the queries ``j <= t < j + W`` of its document, a lifetime like any other, so interval attention
+computes it in O(N · W) and a decoding cache never holds more than W positions.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dma_lab.attention.base import AttentionBackend, AttentionFlops, causal_pairs
+from dma_lab.attention.heads import HeadProjections, KeyValueCache
+from dma_lab.kernels import document_bounds, interval_attention
+from dma_lab.messages import UserError, announce_once
+
+
+class SlidingWindowAttention(AttentionBackend, name="swa"):
+    """Every query sees the last ``window`` keys of its document, its own included.
+
+    Args:
+        window: keys a query sees; half of ``max_seq_len`` unless given.
+        qk_norm: RMSNorm over each head's query and key.
+        rope_base: base of the rotary frequencies.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        max_seq_len: int,
+        window: int | None = None,
+        qk_norm: bool = True,
+        rope_base: float = 10_000.0,
+    ) -> None:
+        shape = {"d_model": d_model, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
+        super().__init__(**shape, max_seq_len=max_seq_len)
+        if window is not None and window < 1:
+            raise UserError(f"attention.window={window}: a query must see at least 1 key.")
+        self.window = max(1, max_seq_len // 2) if window is None else window
+        if self.window >= max_seq_len:
+            announce_once(
+                f"attention.window={self.window} reaches the whole context of {max_seq_len} tokens: SWA is then MHA."
+            )
+        self.heads = HeadProjections(**shape, max_seq_len=max_seq_len, qk_norm=qk_norm, rope_base=rope_base)
+        self.o_proj = nn.Linear(n_heads * head_dim, d_model, bias=False)
+
+    def forward(self, x: Tensor, document_ids: Tensor | None = None) -> Tensor:
+        self.check_input(x, document_ids)
+        B, N, _ = x.shape
+        q, k, v = self.heads(x)
+        _, end_bn = document_bounds(document_ids, B, N, x.device)
+        expiry_bn = torch.minimum(torch.arange(N, device=x.device) + self.window, end_bn).to(torch.int32)
+        expiry_bkn = expiry_bn[:, None].expand(-1, self.n_kv_heads, -1)
+        out_bhnd = interval_attention(q, k, v, expiry_bkn, max_live=min(self.window, N))
+        return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
+
+    def new_cache(self, batch_size: int) -> KeyValueCache:
+        return KeyValueCache()
+
+    def step(self, x_t: Tensor, cache: KeyValueCache) -> Tensor:
+        self.check_step(x_t, cache.position)
+        q, k, v = self.heads(x_t, start=cache.position)
+        k, v = cache.append(k, v, keep=self.window)
+        out_bhnd = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
+
+    def flops(self, seq_len: int) -> AttentionFlops:
+        a_pair = 4 * self.n_heads * self.head_dim
+        return AttentionFlops(
+            projections=self.heads.flops(seq_len) + 2 * seq_len * self.o_proj.weight.numel(),
+            selection=0,
+            mixing=a_pair * causal_pairs(seq_len, self.window),
+            mixing_dense=a_pair * causal_pairs(seq_len),
+        )
+
+    def cache_bytes(self, seq_len: int, dtype: torch.dtype) -> int:
+        return 2 * self.n_kv_heads * min(seq_len, self.window) * self.head_dim * dtype.itemsize
