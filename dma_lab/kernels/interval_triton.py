@@ -17,7 +17,7 @@ def interval_attention_triton(
     q, k, v = _rows_contiguous(q), _rows_contiguous(k), _rows_contiguous(v)
     expiry, bias = expiry.contiguous(), None if bias is None else bias.contiguous()
     tile = tiling.forward_tile(max(q.shape[-1], v.shape[-1]), q.dtype)
-    block = _list_block(q, k, v)
+    block = _list_block(q, k)
     with torch.cuda.device_of(q):
         lists = build_key_lists(expiry, block, most_alive(expiry) if max_live is None else max_live)
         return interval_forward(q, k, v, bias, lists, block, scale, tile)
@@ -47,7 +47,7 @@ def interval_attention_triton_backward(
     """dq, dk, dv and dbias (float32). The lists are built anew: cheaper than keeping them for every layer."""
     d_out, q, k, v = _rows_contiguous(d_out), _rows_contiguous(q), _rows_contiguous(k), _rows_contiguous(v)
     expiry, bias = expiry.contiguous(), None if bias is None else bias.contiguous()
-    head_dim, block = max(q.shape[-1], v.shape[-1]), _list_block(q, k, v)
+    head_dim, block = max(q.shape[-1], v.shape[-1]), _list_block(q, k)
     with torch.cuda.device_of(q):
         lists = build_key_lists(expiry, block, most_alive(expiry) if max_live is None else max_live)
         dq, delta = interval_backward_dq(
@@ -92,10 +92,9 @@ def _backward(ctx, d_out: Tensor, _d_lse: Tensor):
 interval_attention_triton.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-def _list_block(q: Tensor, k: Tensor, v: Tensor) -> int:
-    """Queries that share a key list: those of a forward tile."""
-    tile = tiling.forward_tile(max(q.shape[-1], v.shape[-1]), q.dtype)
-    return tile.rows // tiling.heads_together(q.shape[1] // k.shape[1])
+def _list_block(q: Tensor, k: Tensor) -> int:
+    """Queries that share a key list."""
+    return tiling.LIST_ROWS // tiling.heads_together(q.shape[1] // k.shape[1])
 
 
 def _rows_contiguous(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dma_lab.kernels.interval_triton_forward import load_rows, logits_of_tile
-from dma_lab.kernels.key_lists import BUCKET, KeyLists
+from dma_lab.kernels.key_lists import KeyLists, bucket_size
 from dma_lab.kernels.tiling import Tile, heads_together, padded
 
 
@@ -85,13 +85,22 @@ def interval_backward_dkv(
     scale: float,
     tile: Tile,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dk, dv and dbias (float32); keys that never live get zeros."""
+    """dk, dv and dbias (float32); keys that never live get zeros.
+
+    Query heads of a group are programs of their own, in float32, and summed afterwards: otherwise the keys that live
+    longest would keep a few programs busy long after the others.
+    """
     B, H, N, D = q.shape
     K, D_v = k.shape[1], v.shape[-1]
-    dk = torch.empty(B, N, K, D, dtype=q.dtype, device=q.device).transpose(1, 2)
-    dv = torch.empty(B, N, K, D_v, dtype=q.dtype, device=q.device).transpose(1, 2)
-    d_bias = torch.empty(B, K, N, dtype=torch.float32, device=q.device)
-    _dkv_kernel[(triton.cdiv(N, BUCKET) * (BUCKET // tile.keys) * B * K,)](
+    group, bucket = H // K, bucket_size(N)
+
+    def new(heads: int, width: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(B, N, heads, width, dtype=dtype, device=q.device).transpose(1, 2)
+
+    dtype = q.dtype if group == 1 else torch.float32
+    dk, dv = new(H, D, dtype), new(H, D_v, dtype)
+    d_bias = torch.empty(B, H, N, dtype=torch.float32, device=q.device)
+    _dkv_kernel[(triton.cdiv(N, bucket) * (bucket // tile.keys) * B * H,)](
         q,
         k,
         v,
@@ -110,9 +119,9 @@ def interval_backward_dkv(
         *d_out.stride()[:3],
         *dk.stride()[:3],
         *dv.stride()[:3],
-        B * K,
-        K,
-        H // K,
+        B * H,
+        H,
+        group,
         N,
         scale,
         D=D,
@@ -121,12 +130,37 @@ def interval_backward_dkv(
         D_V_PAD=padded(D_v),
         QUERIES=tile.rows,
         KEYS=tile.keys,
-        BUCKET=BUCKET,
+        BUCKET=bucket,
         HAS_BIAS=bias is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         **tile.launch,
     )
-    return dk, dv, d_bias
+    if group == 1:
+        return dk, dv, d_bias
+    dk_sum, dv_sum = new(K, D, q.dtype), new(K, D_v, q.dtype)
+    d_bias_sum = torch.empty(B, K, N, dtype=torch.float32, device=q.device)
+    _sum_heads_kernel[(triton.cdiv(N, 32), B * K)](
+        expiry,
+        dk,
+        dv,
+        d_bias,
+        dk_sum,
+        dv_sum,
+        d_bias_sum,
+        *dk.stride()[:3],
+        *dv.stride()[:3],
+        *dk_sum.stride()[:3],
+        *dv_sum.stride()[:3],
+        K,
+        N,
+        D=D,
+        D_V=D_v,
+        D_PAD=padded(D),
+        D_V_PAD=padded(D_v),
+        GROUP=group,
+        KEYS=32,
+    )
+    return dk_sum, dv_sum, d_bias_sum
 
 
 @triton.jit
@@ -313,8 +347,8 @@ def _dkv_kernel(
     dv_h,
     dv_n,
     rows,
-    K,
-    heads_a_key,
+    H,
+    group_size,
     N,
     scale,
     D: tl.constexpr,
@@ -331,10 +365,11 @@ def _dkv_kernel(
     # programs are short; a bucket's groups start at about the same query and walk on together, so they share reads.
     groups = BUCKET // KEYS
     bucket_of_row = tl.program_id(0) // groups
-    kv_row = bucket_of_row % rows
+    row = bucket_of_row % rows
     group = bucket_of_row // rows * groups + tl.program_id(0) % groups
-    b, kv_head = (kv_row // K).to(tl.int64), kv_row % K
-    kv_long, kv_row = kv_head.to(tl.int64), kv_row.to(tl.int64)
+    b, head = (row // H).to(tl.int64), (row % H).to(tl.int64)
+    kv_head = head // group_size
+    kv_row = b * (H // group_size) + kv_head
     slot = group * KEYS + tl.arange(0, KEYS)
     in_range = slot < N
     j = tl.load(order_ptr + kv_row * N + slot, mask=in_range, other=0)
@@ -348,8 +383,8 @@ def _dkv_kernel(
     unmasked_to = tl.minimum(tl.min(tl.where(lives, expiry, N), 0) // QUERIES, last)
     unmasked_to = tl.maximum(unmasked_to, unmasked_from)
 
-    k_sd = load_rows(k_ptr + b * k_b + kv_long * k_h, j, k_n, in_range, D, D_PAD, True)
-    v_se = load_rows(v_ptr + b * v_b + kv_long * v_h, j, v_n, in_range, D_V, D_V_PAD, True)
+    k_sd = load_rows(k_ptr + b * k_b + kv_head * k_h, j, k_n, in_range, D, D_PAD, True)
+    v_se = load_rows(v_ptr + b * v_b + kv_head * v_h, j, v_n, in_range, D_V, D_V_PAD, True)
     bias = tl.zeros((KEYS,), tl.float32)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + kv_row * N + j, mask=in_range, other=0.0).to(tl.float32) * 1.4426950408889634
@@ -357,48 +392,100 @@ def _dkv_kernel(
     dv = tl.zeros((KEYS, D_V_PAD), tl.float32)
     d_bias = tl.zeros((KEYS,), tl.float32)
     scale_log2 = scale * 1.4426950408889634
-    for g in range(heads_a_key):
-        head = kv_long * heads_a_key + g
-        q_head, do_head = q_ptr + b * q_b + head * q_h, do_ptr + b * do_b + head * do_h
-        statistics = (b * K * heads_a_key + head) * N
-        lse_head, delta_head = lse_ptr + statistics, delta_ptr + statistics
-        for phase in tl.static_range(3):
-            from_tile = first if phase == 0 else (unmasked_from if phase == 1 else unmasked_to)
-            to_tile = unmasked_from if phase == 0 else (unmasked_to if phase == 1 else last)
-            dk, dv, d_bias = _dkv_tiles(
-                dk,
-                dv,
-                d_bias,
-                from_tile,
-                to_tile,
-                k_sd,
-                v_se,
-                bias,
-                j,
-                expiry,
-                q_head,
-                do_head,
-                lse_head,
-                delta_head,
-                q_n,
-                do_n,
-                N,
-                scale_log2,
-                D,
-                D_V,
-                D_PAD,
-                D_V_PAD,
-                QUERIES,
-                phase != 1,
-                PRECISION,
-            )
+    statistics = row.to(tl.int64) * N
+    for phase in tl.static_range(3):
+        from_tile = first if phase == 0 else (unmasked_from if phase == 1 else unmasked_to)
+        to_tile = unmasked_from if phase == 0 else (unmasked_to if phase == 1 else last)
+        dk, dv, d_bias = _dkv_tiles(
+            dk,
+            dv,
+            d_bias,
+            from_tile,
+            to_tile,
+            k_sd,
+            v_se,
+            bias,
+            j,
+            expiry,
+            q_ptr + b * q_b + head * q_h,
+            do_ptr + b * do_b + head * do_h,
+            lse_ptr + statistics,
+            delta_ptr + statistics,
+            q_n,
+            do_n,
+            N,
+            scale_log2,
+            D,
+            D_V,
+            D_PAD,
+            D_V_PAD,
+            QUERIES,
+            phase != 1,
+            PRECISION,
+        )
 
     row_long = j.to(tl.int64)[:, None]
     column, column_v = tl.arange(0, D_PAD), tl.arange(0, D_V_PAD)
     dk = tl.where(lives[:, None], dk * scale, 0.0).to(dk_ptr.dtype.element_ty)
     dv = tl.where(lives[:, None], dv, 0.0).to(dv_ptr.dtype.element_ty)
-    dk_rows = dk_ptr + b * dk_b + kv_long * dk_h + row_long * dk_n + column[None, :]
-    dv_rows = dv_ptr + b * dv_b + kv_long * dv_h + row_long * dv_n + column_v[None, :]
-    tl.store(dk_rows, dk, mask=in_range[:, None] & (column < D)[None, :])
-    tl.store(dv_rows, dv, mask=in_range[:, None] & (column_v < D_V)[None, :])
-    tl.store(d_bias_ptr + kv_row * N + j, tl.where(lives, d_bias, 0.0), mask=in_range)
+    dk_rows = dk_ptr + b * dk_b + head * dk_h + row_long * dk_n + column[None, :]
+    dv_rows = dv_ptr + b * dv_b + head * dv_h + row_long * dv_n + column_v[None, :]
+    # Sums over heads read no key that never lives.
+    written = (in_range & lives) if group_size > 1 else in_range
+    tl.store(dk_rows, dk, mask=written[:, None] & (column < D)[None, :])
+    tl.store(dv_rows, dv, mask=written[:, None] & (column_v < D_V)[None, :])
+    tl.store(d_bias_ptr + statistics + j, tl.where(lives, d_bias, 0.0), mask=in_range)
+
+
+@triton.jit
+def _sum_heads_kernel(
+    expiry_ptr,
+    dk_ptr,
+    dv_ptr,
+    d_bias_ptr,
+    dk_sum_ptr,
+    dv_sum_ptr,
+    d_bias_sum_ptr,
+    dk_b,
+    dk_h,
+    dk_n,
+    dv_b,
+    dv_h,
+    dv_n,
+    dks_b,
+    dks_h,
+    dks_n,
+    dvs_b,
+    dvs_h,
+    dvs_n,
+    K,
+    N,
+    D: tl.constexpr,
+    D_V: tl.constexpr,
+    D_PAD: tl.constexpr,
+    D_V_PAD: tl.constexpr,
+    GROUP: tl.constexpr,
+    KEYS: tl.constexpr,
+):
+    """Sums over the query heads of a group, reading only keys that ever live."""
+    kv_row = tl.program_id(1).to(tl.int64)
+    b, kv_head = kv_row // K, kv_row % K
+    j = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
+    in_range = j < N
+    lives = tl.load(expiry_ptr + kv_row * N + j, mask=in_range, other=0) > j
+    row, column, column_v = j.to(tl.int64)[:, None], tl.arange(0, D_PAD)[None, :], tl.arange(0, D_V_PAD)[None, :]
+    dk = tl.zeros((KEYS, D_PAD), tl.float32)
+    dv = tl.zeros((KEYS, D_V_PAD), tl.float32)
+    d_bias = tl.zeros((KEYS,), tl.float32)
+    for g in range(GROUP):
+        head = kv_head * GROUP + g
+        dk_rows = dk_ptr + b * dk_b + head * dk_h + row * dk_n + column
+        dv_rows = dv_ptr + b * dv_b + head * dv_h + row * dv_n + column_v
+        dk += tl.load(dk_rows, mask=lives[:, None] & (column < D), other=0.0)
+        dv += tl.load(dv_rows, mask=lives[:, None] & (column_v < D_V), other=0.0)
+        d_bias += tl.load(d_bias_ptr + (b * K * GROUP + head) * N + j, mask=lives, other=0.0)
+    dk_rows = dk_sum_ptr + b * dks_b + kv_head * dks_h + row * dks_n + column
+    dv_rows = dv_sum_ptr + b * dvs_b + kv_head * dvs_h + row * dvs_n + column_v
+    tl.store(dk_rows, dk.to(dk_sum_ptr.dtype.element_ty), mask=in_range[:, None] & (column < D))
+    tl.store(dv_rows, dv.to(dv_sum_ptr.dtype.element_ty), mask=in_range[:, None] & (column_v < D_V))
+    tl.store(d_bias_sum_ptr + kv_row * N + j, d_bias, mask=in_range)

@@ -12,8 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 _SPAN = 1024  # queries that share a first, coarse list
-_CHUNK = 4096  # keys that a program compacts at a time
-BUCKET = 1024  # keys, in order of arrival, that are sorted by expiry together
+_CHUNK = 2048  # keys that a program compacts at a time
 
 
 class KeyLists(NamedTuple):
@@ -55,15 +54,19 @@ def build_key_lists(expiry: Tensor, block: int, max_live: int) -> KeyLists:
     def new(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.int32, device=expiry.device)
 
-    coarse_rcs, coarse_total_rc = new(rows, spans, coarse_capacity), new(rows, spans)
-    _coarse_lists_kernel[(spans, rows)](
-        expiry, coarse_rcs, coarse_total_rc, N, coarse_capacity, _SPAN, _CHUNK, num_warps=8
-    )
+    # Expiries are kept beside the indices: gathering them again, 4 bytes a sector, cost more than all the rest.
+    coarse = new(rows, spans, coarse_capacity), new(rows, spans, coarse_capacity), new(rows, spans)
+    _coarse_lists_kernel[(spans, rows)](expiry, *coarse, N, coarse_capacity, _SPAN, _CHUNK, num_warps=8)
     lists = KeyLists(new(rows, blocks, capacity), new(rows, blocks, capacity), new(rows, blocks))
     _block_lists_kernel[(blocks, rows)](
-        expiry, coarse_rcs, coarse_total_rc, *lists, N, coarse_capacity, capacity, block, _SPAN, _CHUNK, num_warps=8
+        *coarse, *lists, N, coarse_capacity, capacity, block, _SPAN, _CHUNK, num_warps=8
     )
     return lists
+
+
+def bucket_size(N: int) -> int:
+    """Keys, in order of arrival, that ``backward_key_order`` sorts by expiry together."""
+    return 512 if N <= 16_384 else 1024
 
 
 def backward_key_order(expiry: Tensor) -> Tensor:
@@ -75,7 +78,7 @@ def backward_key_order(expiry: Tensor) -> Tensor:
     was 2 to 3, by arrival alone 2 to 3 times.
     """
     B, K, N = expiry.shape
-    rows, chunks = B * K, triton.cdiv(N, _CHUNK)
+    rows, chunks, bucket = B * K, triton.cdiv(N, _CHUNK), bucket_size(N)
     ever_rc = torch.empty(rows, chunks, dtype=torch.int32, device=expiry.device)
     by_arrival_rn = torch.empty(rows, N, dtype=torch.int32, device=expiry.device)
     order_rn = torch.empty_like(by_arrival_rn)
@@ -83,12 +86,14 @@ def backward_key_order(expiry: Tensor) -> Tensor:
     _order_by_arrival_kernel[(chunks, rows)](
         expiry, ever_rc, by_arrival_rn, N, chunks, _CHUNK, triton.next_power_of_2(chunks)
     )
-    _sort_buckets_kernel[(triton.cdiv(N, BUCKET), rows)](expiry, by_arrival_rn, order_rn, N, BUCKET)
+    _sort_buckets_kernel[(triton.cdiv(N, bucket), rows)](expiry, by_arrival_rn, order_rn, N, bucket)
     return order_rn
 
 
 @triton.jit
-def _coarse_lists_kernel(expiry_ptr, list_ptr, total_ptr, N, capacity, SPAN: tl.constexpr, CHUNK: tl.constexpr):
+def _coarse_lists_kernel(
+    expiry_ptr, list_ptr, listed_expiry_ptr, total_ptr, N, capacity, SPAN: tl.constexpr, CHUNK: tl.constexpr
+):
     """Keys that live for any query of a span, in order of arrival."""
     span, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     t0 = span * SPAN
@@ -100,15 +105,17 @@ def _coarse_lists_kernel(expiry_ptr, list_ptr, total_ptr, N, capacity, SPAN: tl.
         expiry = tl.load(expiry_ptr + row * N + j, mask=j < t1, other=0)
         live = ((expiry > t0) & (expiry > j)).to(tl.int32)
         slot = total + tl.cumsum(live, 0) - live
-        tl.store(list_ptr + slot_of_span * capacity + slot, j, mask=(live != 0) & (slot < capacity))
+        store = (live != 0) & (slot < capacity)
+        tl.store(list_ptr + slot_of_span * capacity + slot, j, mask=store)
+        tl.store(listed_expiry_ptr + slot_of_span * capacity + slot, expiry, mask=store)
         total += tl.sum(live, 0)
     tl.store(total_ptr + slot_of_span, total)
 
 
 @triton.jit
 def _block_lists_kernel(
-    expiry_ptr,
     coarse_ptr,
+    coarse_expiry_ptr,
     coarse_total_ptr,
     list_ptr,
     span_ptr,
@@ -127,6 +134,7 @@ def _block_lists_kernel(
     slot_of_span = row * tl.cdiv(N, SPAN) + t0 // SPAN
     slot_of_block = row * tl.num_programs(0) + block
     coarse_ptr += slot_of_span * coarse_capacity
+    coarse_expiry_ptr += slot_of_span * coarse_capacity
     list_ptr += slot_of_block * capacity
     span_ptr += slot_of_block * capacity
     coarse_total = tl.load(coarse_total_ptr + slot_of_span)
@@ -135,7 +143,7 @@ def _block_lists_kernel(
     for start in range(0, in_reach, CHUNK):
         i = start + tl.arange(0, CHUNK)
         j = tl.load(coarse_ptr + i, mask=i < in_reach, other=N)
-        expiry = tl.load(expiry_ptr + row * N + j, mask=j < N, other=0)
+        expiry = tl.load(coarse_expiry_ptr + i, mask=i < in_reach, other=0)
         live = ((j < t1) & (expiry > t0)).to(tl.int32)
         slot = total + tl.cumsum(live, 0) - live
         store = (live != 0) & (slot < capacity)

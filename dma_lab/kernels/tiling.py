@@ -5,6 +5,9 @@ from typing import NamedTuple
 import torch
 import triton
 
+LIST_ROWS = 128
+"""Rows, of queries times the heads that share them, for which one key list is made; no forward or dQ tile is taller."""
+
 
 class Tile(NamedTuple):
     """``rows`` by ``keys`` logits at a time; rows are queries, times the query heads that share them."""
@@ -22,19 +25,19 @@ class Tile(NamedTuple):
 def forward_tile(head_dim: int, dtype: torch.dtype) -> Tile:
     if dtype == torch.float32:
         return Tile(64, 32, 4, 2)
-    return Tile(128, 64, 4, 3) if head_dim <= 128 else Tile(128, 64, 8, 2)
+    return Tile(64, 64, 4, 2) if head_dim <= 128 else Tile(128, 64, 8, 2)
 
 
 def dq_tile(head_dim: int, dtype: torch.dtype) -> Tile:
     if dtype == torch.float32:
         return Tile(32, 32, 4, 1)
-    return Tile(64, 128, 4, 2) if head_dim <= 128 else Tile(64, 64, 8, 1)
+    return Tile(64, 64, 4, 2) if head_dim <= 128 else Tile(64, 64, 8, 1)
 
 
 def dkv_tile(head_dim: int, dtype: torch.dtype) -> Tile:
     if dtype == torch.float32:
         return Tile(32, 32, 4, 1)
-    return Tile(64, 64, 4, 2) if head_dim <= 128 else Tile(32, 64, 8, 1)
+    return Tile(32, 64, 4, 3) if head_dim <= 128 else Tile(32, 64, 8, 1)
 
 
 def heads_together(group_size: int) -> int:
