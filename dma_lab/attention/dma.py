@@ -88,7 +88,8 @@ class DynamicMaskAttention(AttentionBackend, name="dma"):
         q, k, v = self.heads(x)
         score_bkn = self.scores(v)
         expiry_bkn = prefix_topk_expiry(score_bkn, self.window, recent=self.recent, document_ids=document_ids)
-        out_bhnd = interval_attention(q, k, v, expiry_bkn, bias=score_bkn)
+        most = self.window + self.recent
+        out_bhnd = interval_attention(q, k, v, expiry_bkn, bias=score_bkn, max_live=most)
         return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
 
     def new_cache(self, batch_size: int) -> LifetimeCache:

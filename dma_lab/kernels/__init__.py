@@ -7,7 +7,14 @@ all of this kind.
 Dimension letters: B batch, N sequence, H query heads, K key/value heads, D head dim of q and k, W window.
 """
 
+from dma_lab.kernels.decode import admit_key, interval_attention_decode
 from dma_lab.kernels.interval import interval_attention
 from dma_lab.kernels.lifetimes import document_bounds, prefix_topk_expiry
 
-__all__ = ["document_bounds", "interval_attention", "prefix_topk_expiry"]
+__all__ = [
+    "admit_key",
+    "document_bounds",
+    "interval_attention",
+    "interval_attention_decode",
+    "prefix_topk_expiry",
+]

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from dma_lab.kernels import admit_key, interval_attention, interval_attention_decode, prefix_topk_expiry
+
 Scores = Callable[[str, int, int, int], Tensor]
 
 
@@ -89,3 +91,31 @@ def attention_by_loops() -> Callable[..., Tensor]:
         return out
 
     return attend
+
+
+def _decode_and_compare(scores: Tensor, window: int, recent: int, impl: str) -> None:
+    """Every step's output equals that position's of the whole sequence, and just the keys live then are held."""
+    B, K, N = scores.shape
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(B, heads, N, D, generator=generator) for heads, D in ((2 * K, 20), (K, 20), (K, 12)))
+    expiry = prefix_topk_expiry(scores, window, recent=recent, impl="torch")
+    expected = interval_attention(q, k, v, expiry, bias=scores, impl="torch")
+    S = window + recent
+    k_cache, v_cache = torch.full((B, K, S, 20), torch.nan), torch.full((B, K, S, 12), torch.nan)
+    score_cache, arrived = torch.full((B, K, S), torch.nan), torch.full((B, K, S), -1, dtype=torch.int32)
+    caches = [k_cache, v_cache, score_cache, arrived]
+    for t in range(N):
+        admit_key(*caches, k[:, :, t], v[:, :, t], scores[:, :, t], t, window, recent=recent, impl=impl)
+        for b in range(B):
+            for head in range(K):
+                held = {int(a) if a >= 0 else -2 - int(a) for a in arrived[b, head] if a != -1}
+                assert held == {j for j in range(t + 1) if expiry[b, head, j] > t}
+        # Free slots hold NaN: nothing of them may come through.
+        out = interval_attention_decode(q[:, :, t : t + 1], k_cache, v_cache, arrived, bias=score_cache, impl=impl)
+        torch.testing.assert_close(out, expected[:, :, t : t + 1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def decode_and_compare() -> Callable[[Tensor, int, int, str], None]:
+    """``decode_and_compare(scores, window, recent, impl)``: token by token against the whole sequence at once."""
+    return _decode_and_compare

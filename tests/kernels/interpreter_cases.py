@@ -122,3 +122,9 @@ def test_operators_keep_what_torch_compile_relies_on(bias):
     expiry = prefix_topk_expiry(torch.randn(1, 1, 40), 9)
     interval_attention(*leaves, expiry, bias=tensors["bias"], impl="triton")  # registers the operator
     torch.library.opcheck(torch.ops.dma_lab.interval_attention.default, (*leaves, expiry, tensors["bias"], 0.25, 9))
+
+
+@pytest.mark.parametrize(("window", "recent", "N"), [(9, 0, 24), (1, 2, 8), (300, 3, 6)])
+@pytest.mark.parametrize("kind", ["tied", "rising"])
+def test_decoding_equals_the_whole_sequence(kind, window, recent, N, make_scores, decode_and_compare):
+    decode_and_compare(make_scores(kind, 1, 2, N), window, recent, "triton")

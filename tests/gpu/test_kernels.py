@@ -1,0 +1,183 @@
+"""The Triton kernels on a GPU: against float64, bit for bit on repetition, and inside what training puts around."""
+
+import pytest
+import torch
+
+from dma_lab.kernels import admit_key, interval_attention, interval_attention_decode, prefix_topk_expiry
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
+
+# Relative errors allowed: (out, dq, dk, dv, dbias).
+TOLERANCE = {
+    torch.bfloat16: (4e-3, 4e-3, 4e-3, 4e-3, 2e-3),
+    torch.float16: (1e-3, 1e-3, 1e-3, 1e-3, 1e-3),
+    torch.float32: (1e-5, 1e-5, 1e-5, 1e-5, 1e-5),
+}
+
+
+def scores_of(kind, B, K, N):
+    noise = torch.randn(B, K, N, device="cuda")
+    trend = torch.linspace(-2, 2, N, device="cuda")
+    sinks = torch.where(torch.arange(N, device="cuda") < 64, 9.0, 0.0)
+    return {
+        "random": noise,
+        "constant": torch.ones_like(noise),
+        "rising": trend.expand(B, K, N).contiguous(),
+        "drifting": noise + trend,
+        "sinks": noise + sinks,
+    }[kind]
+
+
+def relative_error(found, expected):
+    assert found.isfinite().all()
+    return ((found.double() - expected).norm() / expected.norm()).item()
+
+
+def poison(N):
+    """Leave NaN in the memory that the next allocations will get."""
+    torch.full((64 * 2**20 + N,), torch.nan, device="cuda")
+
+
+def attend(tensors, scores, expiry, dtype, **options):
+    """Output and gradients in q, k, v and the bias."""
+    inputs = [tensor.to(dtype).requires_grad_() for tensor in tensors[:3]]
+    bias = scores.to(torch.promote_types(dtype, torch.float32)).requires_grad_()
+    poison(scores.shape[-1])
+    out = interval_attention(*inputs, expiry, bias=bias, **options)
+    return out, *torch.autograd.grad(out, [*inputs, bias], tensors[3].to(dtype))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(
+    ("B", "H", "K", "N", "D", "D_v", "window", "kind"),
+    [
+        (1, 4, 4, 1500, 128, 128, 400, "random"),
+        (2, 4, 2, 1111, 64, 64, 300, "drifting"),
+        (1, 8, 1, 900, 128, 64, 256, "constant"),
+        (1, 6, 2, 777, 96, 80, 100, "rising"),
+        (1, 2, 1, 513, 256, 256, 128, "sinks"),
+        (3, 2, 2, 257, 32, 32, 1, "random"),
+        (1, 2, 2, 300, 64, 64, 1000, "random"),
+    ],
+)
+def test_output_and_gradients_equal_float64(dtype, B, H, K, N, D, D_v, window, kind):
+    torch.manual_seed(N)
+    scores = scores_of(kind, B, K, N)
+    shapes = [(B, H, N, D), (B, K, N, D), (B, K, N, D_v), (B, H, N, D_v)]
+    tensors = [torch.randn(shape, device="cuda").to(dtype) for shape in shapes]
+    expiry = prefix_topk_expiry(scores, window, recent=3)
+    assert torch.equal(expiry, prefix_topk_expiry(scores, window, recent=3, impl="torch"))
+    found = attend(tensors, scores, expiry, dtype, impl="triton", max_live=window + 3)
+    expected = attend(tensors, scores, expiry, torch.float64, impl="torch")
+    for each, reference, allowed in zip(found, expected, TOLERANCE[dtype], strict=True):
+        assert relative_error(each, reference) <= allowed
+    again = attend(tensors, scores, expiry, dtype, impl="triton", max_live=window + 3)
+    assert all(torch.equal(first, second) for first, second in zip(found, again, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["random", "constant", "rising", "drifting", "sinks"])
+@pytest.mark.parametrize(("N", "window"), [(32768, 2048), (131072, 1024), (5000, 4999)])
+def test_expiry_equals_the_reference_at_length(kind, N, window):
+    scores = scores_of(kind, 1, 2, N)
+    assert torch.equal(prefix_topk_expiry(scores, window), prefix_topk_expiry(scores, window, impl="torch"))
+    if N == 5000:
+        ids = (torch.arange(N, device="cuda") // 1234)[None]
+        arguments = {"recent": 9, "document_ids": ids}
+        expected = prefix_topk_expiry(scores, 300, **arguments, impl="torch")
+        assert torch.equal(prefix_topk_expiry(scores, 300, **arguments), expected)
+
+
+def test_later_tokens_change_no_earlier_output():
+    N, t = 3000, 2000
+    torch.manual_seed(0)
+    tensors = [torch.randn(1, 4, N, 128, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
+    scores = torch.randn(1, 4, N, device="cuda")
+    outputs = []
+    for _ in range(2):
+        outputs.append(interval_attention(*tensors, prefix_topk_expiry(scores, 500), bias=scores))
+        for tensor in tensors:
+            tensor[:, :, t + 1 :] = torch.randn_like(tensor[:, :, t + 1 :])
+        scores[..., t + 1 :] += 3 * torch.randn_like(scores[..., t + 1 :])
+    assert torch.equal(outputs[0][:, :, : t + 1], outputs[1][:, :, : t + 1])
+    assert not torch.equal(outputs[0], outputs[1])
+
+
+def test_no_square_of_memory_at_131072_tokens():
+    N, window = 131_072, 2048
+    q, k, v = (torch.randn(1, 1, N, 128, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    scores = torch.randn(1, 1, N, device="cuda")
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    expiry = prefix_topk_expiry(scores, window)
+    interval_attention(q, k, v, expiry, bias=scores, max_live=window).sum().backward()
+    used = torch.cuda.max_memory_allocated() - before
+    print(f"peak memory at N = 131,072, a head: {used / 2**20:.0f} MiB beside {before / 2**20:.0f} MiB of inputs")
+    assert used < 2**29  # a square of one byte an entry is 16 GiB
+
+
+def test_long_sequences_equal_the_reference_row_by_row():
+    N, window = 131_072, 2048
+    torch.manual_seed(1)
+    q, k, v = (torch.randn(1, 2, N, 128, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    scores = torch.randn(1, 2, N, device="cuda")
+    expiry = prefix_topk_expiry(scores, window)
+    out = interval_attention(q, k, v, expiry, bias=scores, max_live=window)
+    for t in (0, 2047, 2048, 77_777, N - 1):
+        live = (torch.arange(N, device="cuda") <= t) & (t < expiry[0, 1])
+        logits = k[0, 1, live].double() @ q[0, 1, t].double() / 128**0.5 + scores[0, 1, live].double()
+        assert relative_error(out[0, 1, t], logits.softmax(0) @ v[0, 1, live].double()) < 4e-3
+
+
+def test_a_compiled_and_checkpointed_dma_layer_equals_the_eager_one():
+    from dma_lab.attention import build_attention
+
+    torch.manual_seed(0)
+    shape = {"d_model": 256, "n_heads": 4, "n_kv_heads": 2, "head_dim": 64, "max_seq_len": 1024}
+    layer = build_attention("dma", **shape, window=256).cuda().to(torch.bfloat16)
+    with torch.no_grad():
+        layer.A.fill_(0.3)
+    x = torch.randn(2, 1000, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+
+    def gradients(run):
+        out = run(x)
+        return out, *torch.autograd.grad(out.float().square().sum(), [x, *layer.parameters()])
+
+    eager = gradients(layer)
+    compiled = gradients(torch.compile(layer, fullgraph=True))
+    checkpointed = gradients(lambda x: torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False))
+    for first, second, third in zip(eager, compiled, checkpointed, strict=True):
+        assert torch.equal(first, third)
+        # The compiler fuses and rounds otherwise, which can also change which keys are kept.
+        assert (first.double() - second.double()).norm() <= 0.05 * first.double().norm()
+
+
+@pytest.mark.parametrize("recent", [0, 5])
+def test_decoding_equals_the_whole_sequence(recent):
+    B, H, K, N, D, window = 2, 4, 2, 600, 64, 128
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(B, heads, N, D, device="cuda", dtype=torch.bfloat16) for heads in (H, K, K))
+    scores = torch.randn(B, K, N, device="cuda").mul(4).round()
+    expiry = prefix_topk_expiry(scores, window, recent=recent)
+    expected = interval_attention(q.double(), k.double(), v.double(), expiry, bias=scores.double(), impl="torch")
+    S = window + recent
+    k_cache, v_cache = (torch.full((B, K, S, D), torch.nan, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    score_cache = torch.full((B, K, S), torch.nan, device="cuda")
+    arrived = torch.full((B, K, S), -1, dtype=torch.int32, device="cuda")
+    for t in range(N):
+        new = k[:, :, t], v[:, :, t], scores[:, :, t]
+        admit_key(k_cache, v_cache, score_cache, arrived, *new, t, window, recent=recent)
+        out = interval_attention_decode(q[:, :, t : t + 1], k_cache, v_cache, arrived, bias=score_cache)
+        assert relative_error(out, expected[:, :, t : t + 1]) < 4e-3
+
+
+def test_a_fall_back_on_the_gpu_is_announced(capsys):
+    from dma_lab.messages import announce_once
+
+    announce_once.cache_clear()
+    x = torch.randn(1, 1, 8, 16, device="cuda", dtype=torch.float64)
+    interval_attention(x, x, x, torch.full((1, 1, 8), 8, dtype=torch.int32, device="cuda"))
+    assert "plain PyTorch runs instead" in capsys.readouterr().err
