@@ -14,20 +14,24 @@ from torch import Tensor, nn
 
 from dma_lab.attention.base import AttentionBackend, AttentionFlops, causal_pairs
 from dma_lab.attention.heads import HeadProjections
-from dma_lab.kernels import interval_attention, prefix_topk_expiry
+from dma_lab.kernels import admit_key, interval_attention, interval_attention_decode, prefix_topk_expiry
+from dma_lab.kernels.decode import EMPTY
 from dma_lab.messages import UserError, announce_once
 
 
 @dataclass
 class LifetimeCache:
-    """The keys that may still be seen, oldest first: at most window + recent of them a key/value head."""
+    """The keys that may still be seen: S = window + recent slots a key/value head, all there from the start.
 
-    k_bksd: Tensor | None = None
-    v_bksd: Tensor | None = None
-    score_bks: Tensor | None = None
+    ``admit_key`` fills the slots and frees them; ``interval_attention_decode`` reads those that hold a key.
+    """
+
+    k_bksd: Tensor
+    v_bksd: Tensor
+    score_bks: Tensor
     """float32 (float64 in float64 models)."""
-    arrived_bks: Tensor | None = None
-    """int32, position of each key."""
+    arrived_bks: Tensor
+    """int32, what each slot holds (``dma_lab.kernels.decode``)."""
     position: int = 0
 
 
@@ -93,50 +97,26 @@ class DynamicMaskAttention(AttentionBackend, name="dma"):
         return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
 
     def new_cache(self, batch_size: int) -> LifetimeCache:
-        return LifetimeCache()
+        weight = self.o_proj.weight
+        autocast = torch.is_autocast_enabled(weight.device.type)
+        dtype = torch.get_autocast_dtype(weight.device.type) if autocast else weight.dtype
+        slots = batch_size, self.n_kv_heads, self.window + self.recent
+        return LifetimeCache(
+            k_bksd=weight.new_zeros(*slots, self.head_dim, dtype=dtype),
+            v_bksd=weight.new_zeros(*slots, self.head_dim, dtype=dtype),
+            score_bks=weight.new_zeros(slots, dtype=torch.promote_types(dtype, torch.float32)),
+            arrived_bks=weight.new_full(slots, EMPTY, dtype=torch.int32),
+        )
 
     def step(self, x_t: Tensor, cache: LifetimeCache) -> Tensor:
         self.check_step(x_t, cache.position)
         q, k, v = self.heads(x_t, start=cache.position)
-        live_bks = self._admit(k, v, self.scores(v), cache)
-        groups = self.n_heads // self.n_kv_heads
-        bias_bks = cache.score_bks.masked_fill(~live_bks, -torch.inf).to(q.dtype)
-        out_bhnd = F.scaled_dot_product_attention(
-            q,
-            cache.k_bksd,
-            cache.v_bksd,
-            attn_mask=bias_bks.repeat_interleave(groups, dim=1)[:, :, None],
-            enable_gqa=True,
-        )
-        return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
-
-    def _admit(self, k: Tensor, v: Tensor, score: Tensor, cache: LifetimeCache) -> Tensor:
-        """Put the newest key into the cache and drop what has expired; returns which of those held live now.
-
-        At most window + recent keys can be live, so whenever more are held one of them has left for ever.
-        """
-        arrived = torch.full(score.shape, cache.position, dtype=torch.int32, device=score.device)
-        held = [cache.k_bksd, cache.v_bksd, cache.score_bks, cache.arrived_bks]
-        held = [
-            new if old is None else torch.cat((old, new), dim=2)
-            for old, new in zip(held, (k, v, score, arrived), strict=True)
-        ]
-        k_bksd, v_bksd, score_bks, arrived_bks = held
-        S = score_bks.shape[2]
-        # Keys are held in order of arrival, so a stable ascending sort lets the more recent of equal scores win.
-        best = score_bks.argsort(dim=-1, stable=True)[..., max(0, S - self.window) :]
-        live_bks = torch.zeros_like(score_bks, dtype=torch.bool).scatter_(-1, best, True)
-        live_bks |= arrived_bks > cache.position - self.recent
-        if S > self.window + self.recent:
-            expired_bk1 = live_bks.to(torch.uint8).argmin(dim=-1, keepdim=True)
-            kept = torch.arange(S - 1, device=score.device).expand(*expired_bk1.shape[:2], -1)
-            kept = kept + (kept >= expired_bk1)
-            k_bksd = k_bksd.gather(2, kept[..., None].expand(-1, -1, -1, self.head_dim))
-            v_bksd = v_bksd.gather(2, kept[..., None].expand(-1, -1, -1, self.head_dim))
-            score_bks, arrived_bks, live_bks = (held.gather(2, kept) for held in (score_bks, arrived_bks, live_bks))
-        cache.k_bksd, cache.v_bksd, cache.score_bks, cache.arrived_bks = k_bksd, v_bksd, score_bks, arrived_bks
+        held = cache.k_bksd, cache.v_bksd, cache.score_bks, cache.arrived_bks
+        newest = k[:, :, 0], v[:, :, 0], self.scores(v)[:, :, 0]
+        admit_key(*held, *newest, cache.position, self.window, recent=self.recent)
         cache.position += 1
-        return live_bks
+        out_bhnd = interval_attention_decode(q, cache.k_bksd, cache.v_bksd, cache.arrived_bks, bias=cache.score_bks)
+        return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
 
     def flops(self, seq_len: int) -> AttentionFlops:
         # A query keeps min(t + 1, W) keys by score; keys kept by `recent` alone depend on the data and are few.
@@ -152,6 +132,9 @@ class DynamicMaskAttention(AttentionBackend, name="dma"):
         )
 
     def cache_bytes(self, seq_len: int, dtype: torch.dtype) -> int:
-        held = min(seq_len, self.window + self.recent)
         score_bytes = torch.promote_types(dtype, torch.float32).itemsize
-        return self.n_kv_heads * held * (2 * self.head_dim * dtype.itemsize + score_bytes + torch.int32.itemsize)
+        return (
+            self.n_kv_heads
+            * (self.window + self.recent)
+            * (2 * self.head_dim * dtype.itemsize + score_bytes + torch.int32.itemsize)
+        )

@@ -42,7 +42,7 @@ def prefix_topk_expiry(
     start_rn = start_bn.repeat_interleave(K, dim=0)
     end_rn = end_bn.repeat_interleave(K, dim=0)
 
-    rank_rn = recency_rank(scores.detach().reshape(B * K, N))
+    rank_rn = recency_rank(scores.detach().reshape(B * K, N).contiguous())
     theta_rn = _window_threshold(rank_rn, start_rn, window)
 
     # Thresholds never fall within a document. Lifting each document above the one before it makes the whole row

@@ -170,11 +170,13 @@ def test_a_full_window_is_mha() -> None:
     torch.testing.assert_close(dma(x), expected, rtol=1e-9, atol=1e-10)
 
 
-def test_dma_holds_its_window_after_16384_tokens() -> None:
-    attention = build("dma", (2, 1), {"window": 8}, max_seq_len=16_384, dtype=torch.float32)
-    cache = attention.new_cache(1)
+def test_dma_holds_its_window_after_16384_tokens_and_is_still_right() -> None:
+    attention = build("dma", (4, 2), {"window": 8}, max_seq_len=16_384)
+    x, cache = noise(1, 16_384, 32), attention.new_cache(1)
     with torch.no_grad():
-        for x_t in noise(1, 16_384, 32, dtype=torch.float32).split(1, dim=1):
-            attention.step(x_t, cache)
-    assert cache.position == 16_384
+        stepped = torch.cat([attention.step(x_t, cache) for x_t in x.split(1, dim=1)], dim=1)
+        torch.testing.assert_close(stepped, attention(x), rtol=1e-8, atol=1e-9)
     assert cache.k_bksd.shape[2] == cache.v_bksd.shape[2] == 8
+    arrived = cache.arrived_bks.sort(-1).values
+    assert (arrived.diff() > 0).all()  # every slot holds another key
+    assert arrived.max() > 16_000 > arrived.min() > 0  # and they are old and new

@@ -1,6 +1,9 @@
 """``train.py -m``: every point is run, one table at the end, failures listed with their reasons."""
 
 import json
+import re
+
+import pytest
 
 
 def test_a_sweep_ends_with_one_table_and_names_what_failed(door, overrides, tmp_path):
@@ -15,7 +18,9 @@ def test_a_sweep_ends_with_one_table_and_names_what_failed(door, overrides, tmp_
     for summary in summaries:
         assert f"{summary['params_non_embedding']:,}" in table
     dma, mha = sorted(summaries, key=lambda summary: summary["attention"])
-    assert f"{dma['val_loss'] - mha['val_loss']:+.3f}" in table
+    difference, low, high = (float(number) for number in re.search(r"(\S+) \[(\S+), (\S+)\]", table).groups())
+    assert difference == pytest.approx(dma["val_loss"] - mha["val_loss"], abs=1e-4)  # four decimals are printed
+    assert low <= difference <= high
 
     again = door("train.py", ["-m", *overrides, "attention=mha,dma", "tokens=10240"])
     assert again.returncode == 0
