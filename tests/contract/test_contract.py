@@ -14,6 +14,7 @@ from dma_lab.messages import UserError
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "mha": [{}, {"qk_norm": False}],
     "swa": [{}, {"window": 1}, {"window": 64}],
+    "mla": [{}, {"kv_rank": 5, "q_rank": 12, "rope_dim": 2}],
     "dma": [{}, {"window": 5, "recent": 3}, {"score": "linear"}, {"window": 64}],
 }
 HEADS = {"mha": (4, 4), "gqa": (4, 2), "mqa": (4, 1)}

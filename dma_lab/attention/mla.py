@@ -1,0 +1,135 @@
+"""Multi-head Latent Attention (DeepSeek-V2, arXiv 2405.04434, section 2.1): keys and values from one small latent.
+
+A position is remembered as ``c_kv = RMSNorm(W_dkv x)``, from which every head makes its keys and values, and one
+rotated key ``k_rope`` that all heads share: RoPE cannot act on what comes from the latent, or ``W_uk`` could not be
+folded into the query (section 2.1.3). Logits add the two parts, scaled by (d_nope + d_rope) ** -0.5, with d_nope and
+the values' width both ``head_dim``.
+
+Absorbed, MLA is attention with one key and value for all heads: ``q_nope . (W_uk c) = (W_uk^T q_nope) . c``, and
+``W_uv`` comes after the sum over values. So decoding reads the latents as they lie in the cache.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dma_lab.attention.base import AttentionBackend, AttentionFlops, causal_pairs
+from dma_lab.attention.rope import Rotary
+from dma_lab.kernels import document_bounds, interval_attention
+from dma_lab.messages import UserError
+
+
+@dataclass
+class LatentCache:
+    """c_kv and the rotated k_rope of every position so far, side by side: (B, positions, kv_rank + rope_dim)."""
+
+    latent_bsr: Tensor | None = None
+    position: int = 0
+
+    def append(self, latent_bnr: Tensor) -> Tensor:
+        """Add the newest position and return all that is held."""
+        held = latent_bnr if self.latent_bsr is None else torch.cat((self.latent_bsr, latent_bnr), dim=1)
+        self.latent_bsr = held
+        self.position += 1
+        return held
+
+
+class MultiHeadLatentAttention(AttentionBackend, name="mla"):
+    """Every query sees every key before it. MLA has no key/value heads: ``n_kv_heads`` is taken and changes nothing.
+
+    There is no QK-norm: MLA's norms are those on its latents.
+
+    Args:
+        kv_rank: width of c_kv; min(256, d_model / 4) unless given.
+        q_rank: width of the queries' latent ``RMSNorm(W_dq x)``; queries come from x itself unless given.
+        rope_dim: width of the rotated part, even; half of ``head_dim`` unless given, the paper's ratio.
+        rope_base: base of the rotary frequencies.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        max_seq_len: int,
+        kv_rank: int | None = None,
+        q_rank: int | None = None,
+        rope_dim: int | None = None,
+        rope_base: float = 10_000.0,
+    ) -> None:
+        shape = {"d_model": d_model, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
+        super().__init__(**shape, max_seq_len=max_seq_len)
+        self.kv_rank = max(1, min(256, d_model // 4)) if kv_rank is None else kv_rank
+        self.rope_dim = max(2, head_dim // 4 * 2) if rope_dim is None else rope_dim
+        for setting, rank in (("kv_rank", self.kv_rank), ("q_rank", q_rank)):
+            if rank is not None and not 1 <= rank <= d_model:
+                raise UserError(f"attention.{setting}={rank}: choose from 1 to d_model={d_model}, which it compresses.")
+        if self.rope_dim < 2 or self.rope_dim % 2:
+            raise UserError(f"attention.rope_dim={self.rope_dim}: RoPE turns pairs; choose an even number from 2 up.")
+        qk_dim = head_dim + self.rope_dim
+        self.scale = qk_dim**-0.5
+        self.q_down = nn.Identity() if q_rank is None else nn.Linear(d_model, q_rank, bias=False)
+        self.q_norm = nn.Identity() if q_rank is None else nn.RMSNorm(q_rank, eps=1e-6)
+        self.q_proj = nn.Linear(d_model if q_rank is None else q_rank, n_heads * qk_dim, bias=False)
+        # W_dkv and, below it, W_kr: one product makes all that is cached.
+        self.kv_down = nn.Linear(d_model, self.kv_rank + self.rope_dim, bias=False)
+        self.kv_norm = nn.RMSNorm(self.kv_rank, eps=1e-6)
+        self.k_up = nn.Linear(self.kv_rank, n_heads * head_dim, bias=False)
+        self.v_up = nn.Linear(self.kv_rank, n_heads * head_dim, bias=False)
+        self.o_proj = nn.Linear(n_heads * head_dim, d_model, bias=False)
+        self.rotary = Rotary(self.rope_dim, max_seq_len, rope_base)
+
+    def queries(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
+        """q_nope (B, H, N, head_dim) and the rotated q_rope (B, H, N, rope_dim)."""
+        q_bhnd = self.q_proj(self.q_norm(self.q_down(x))).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        q_nope, q_rope = q_bhnd.split((self.head_dim, self.rope_dim), dim=-1)
+        return q_nope, self.rotary(q_rope, start)
+
+    def latents(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
+        """c_kv (B, N, kv_rank) and the rotated k_rope (B, N, rope_dim): what is remembered of x (B, N, M)."""
+        c_bnr, k_rope_bnd = self.kv_down(x).split((self.kv_rank, self.rope_dim), dim=-1)
+        return self.kv_norm(c_bnr), self.rotary(k_rope_bnd, start)
+
+    def forward(self, x: Tensor, document_ids: Tensor | None = None) -> Tensor:
+        self.check_input(x, document_ids)
+        q_bhnd = torch.cat(self.queries(x), dim=-1)
+        c_bnr, k_rope_bnd = self.latents(x)
+        k_nope, v = (up(c_bnr).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for up in (self.k_up, self.v_up))
+        k_bhnd = torch.cat((k_nope, k_rope_bnd[:, None].expand(-1, self.n_heads, -1, -1)), dim=-1)
+        if document_ids is None:
+            # Fused kernels want values as wide as the keys: zeros, whose columns of the result are dropped.
+            padded = F.pad(v, (0, self.rope_dim))
+            out_bhnd = F.scaled_dot_product_attention(q_bhnd, k_bhnd, padded, is_causal=True, scale=self.scale)
+            out_bhnd = out_bhnd[..., : self.head_dim]
+        else:
+            _, end_bn = document_bounds(document_ids, x.shape[0], x.shape[1], x.device)
+            expiry_bhn = end_bn.to(torch.int32)[:, None].expand(-1, self.n_heads, -1)
+            out_bhnd = interval_attention(q_bhnd, k_bhnd, v, expiry_bhn, scale=self.scale)
+        return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
+
+    def new_cache(self, batch_size: int) -> LatentCache:
+        return LatentCache()
+
+    def step(self, x_t: Tensor, cache: LatentCache) -> Tensor:
+        self.check_step(x_t, cache.position)
+        q_nope, q_rope = self.queries(x_t, start=cache.position)
+        key_b1sr = cache.append(torch.cat(self.latents(x_t, start=cache.position), dim=-1))[:, None]
+        # Absorbed: the heads are rows of queries against one shared key, whose first kv_rank entries are its value.
+        q_bhr = torch.einsum("bhnd,hdr->bhr", q_nope, self.k_up.weight.unflatten(0, (self.n_heads, -1)))
+        q_b1hr = torch.cat((q_bhr, q_rope[:, :, 0]), dim=-1)[:, None]
+        out_b1hr = F.scaled_dot_product_attention(q_b1hr, key_b1sr, key_b1sr[..., : self.kv_rank], scale=self.scale)
+        out_b1hd = torch.einsum("bnhr,hdr->bnhd", out_b1hr, self.v_up.weight.unflatten(0, (self.n_heads, -1)))
+        return self.o_proj(out_b1hd.flatten(2))
+
+    def flops(self, seq_len: int) -> AttentionFlops:
+        weights = sum(module.weight.numel() for module in self.modules() if isinstance(module, nn.Linear))
+        a_pair = 2 * (self.head_dim + self.rope_dim + self.head_dim)
+        mixing = a_pair * self.n_heads * causal_pairs(seq_len)
+        return AttentionFlops(projections=2 * seq_len * weights, selection=0, mixing=mixing, mixing_dense=mixing)
+
+    def cache_bytes(self, seq_len: int, dtype: torch.dtype) -> int:
+        return seq_len * (self.kv_rank + self.rope_dim) * dtype.itemsize
