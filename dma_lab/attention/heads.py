@@ -37,7 +37,9 @@ class HeadProjections(nn.Module):
             projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return self.rotary(self.q_norm(q_bhnd), start), self.rotary(self.k_norm(k_bknd), start), v_bknd
+        # Autocast may run the norms in float32; what attends has one dtype.
+        q_bhnd = self.rotary(self.q_norm(q_bhnd), start).to(v_bknd.dtype)
+        return q_bhnd, self.rotary(self.k_norm(k_bknd), start).to(v_bknd.dtype), v_bknd
 
     def flops(self, seq_len: int) -> int:
         """Forward FLOPs over one sequence."""

@@ -1,7 +1,7 @@
 """Multi-head attention with shared key/value heads: MHA (K = H), GQA (1 < K < H), MQA (K = 1).
 
-Vaswani et al. 2017; Ainslie et al., arXiv 2305.13245. PyTorch's scaled_dot_product_attention, or interval attention
-where packed documents must not see each other (a key then lives to its document's end).
+Vaswani et al. 2017; Ainslie et al., arXiv 2305.13245. PyTorch's scaled_dot_product_attention; where packed documents
+must not see each other flash-attn if it is installed, else interval attention (a key lives to its document's end).
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dma_lab.attention.base import AttentionBackend, AttentionFlops, causal_pairs
 from dma_lab.attention.heads import HeadProjections, KeyValueCache
-from dma_lab.kernels import document_bounds, interval_attention
+from dma_lab.kernels import document_bounds, flash_attention, flash_attention_suits, interval_attention
 
 
 class MultiHeadAttention(AttentionBackend, name="mha"):
@@ -42,6 +42,8 @@ class MultiHeadAttention(AttentionBackend, name="mha"):
         q, k, v = self.heads(x)
         if document_ids is None:
             out_bhnd = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        elif flash_attention_suits(q, v):
+            out_bhnd = flash_attention(q, k, v, document_ids=document_ids)
         else:
             _, end_bn = document_bounds(document_ids, x.shape[0], x.shape[1], x.device)
             expiry_bkn = end_bn.to(torch.int32)[:, None].expand(-1, self.n_kv_heads, -1)

@@ -1,7 +1,7 @@
 """Sliding window attention (Longformer, arXiv 2004.05150; Mistral 7B, arXiv 2310.06825): the last W keys, own included.
 
 Key j is seen by the queries ``j <= t < j + W`` of its document, a lifetime like any other, so interval attention
-computes it in O(N · W) and a decoding cache never holds more than W positions.
+computes it in O(N · W), where flash-attn is not installed, and a decoding cache never holds more than W positions.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dma_lab.attention.base import AttentionBackend, AttentionFlops, causal_pairs
 from dma_lab.attention.heads import HeadProjections, KeyValueCache
-from dma_lab.kernels import document_bounds, interval_attention
+from dma_lab.kernels import document_bounds, flash_attention, flash_attention_suits, interval_attention
 from dma_lab.messages import UserError, announce_once
 
 
@@ -51,10 +51,13 @@ class SlidingWindowAttention(AttentionBackend, name="swa"):
         self.check_input(x, document_ids)
         B, N, _ = x.shape
         q, k, v = self.heads(x)
-        _, end_bn = document_bounds(document_ids, B, N, x.device)
-        expiry_bn = torch.minimum(torch.arange(N, device=x.device) + self.window, end_bn).to(torch.int32)
-        expiry_bkn = expiry_bn[:, None].expand(-1, self.n_kv_heads, -1)
-        out_bhnd = interval_attention(q, k, v, expiry_bkn, max_live=min(self.window, N))
+        if flash_attention_suits(q, v):
+            out_bhnd = flash_attention(q, k, v, window=self.window, document_ids=document_ids)
+        else:
+            _, end_bn = document_bounds(document_ids, B, N, x.device)
+            expiry_bn = torch.minimum(torch.arange(N, device=x.device) + self.window, end_bn).to(torch.int32)
+            expiry_bkn = expiry_bn[:, None].expand(-1, self.n_kv_heads, -1)
+            out_bhnd = interval_attention(q, k, v, expiry_bkn, max_live=min(self.window, N))
         return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
 
     def new_cache(self, batch_size: int) -> KeyValueCache:

@@ -8,12 +8,15 @@ Dimension letters: B batch, N sequence, H query heads, K key/value heads, D head
 """
 
 from dma_lab.kernels.decode import admit_key, interval_attention_decode
+from dma_lab.kernels.flash import flash_attention, flash_attention_suits
 from dma_lab.kernels.interval import interval_attention
 from dma_lab.kernels.lifetimes import document_bounds, prefix_topk_expiry
 
 __all__ = [
     "admit_key",
     "document_bounds",
+    "flash_attention",
+    "flash_attention_suits",
     "interval_attention",
     "interval_attention_decode",
     "prefix_topk_expiry",

@@ -114,7 +114,9 @@ def _train(
         accumulate=plan.accumulate,
     )
     if hardware.compile:
-        module.model.compile()
+        # Block by block: they share one compiled graph, so compiling takes seconds at any depth.
+        for block in module.model.blocks:
+            block.compile(fullgraph=True)
 
     def validate() -> ValidationScore:
         batches = validation_batches(
