@@ -101,9 +101,10 @@ class MultiHeadLatentAttention(AttentionBackend, name="mla"):
         k_nope, v = (up(c_bnr).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for up in (self.k_up, self.v_up))
         k_bhnd = torch.cat((k_nope, k_rope_bnd[:, None].expand(-1, self.n_heads, -1, -1)), dim=-1)
         if document_ids is None:
-            # Fused kernels want values as wide as the keys: zeros, whose columns of the result are dropped.
-            padded = F.pad(v, (0, self.rope_dim))
-            out_bhnd = F.scaled_dot_product_attention(q_bhnd, k_bhnd, padded, is_causal=True, scale=self.scale)
+            # CUDA has fused kernels for values narrower than keys. The CPU's takes equal widths alone: there zeros fill
+            # the values up, and their columns of the result are dropped.
+            values = v if v.is_cuda else F.pad(v, (0, self.rope_dim))
+            out_bhnd = F.scaled_dot_product_attention(q_bhnd, k_bhnd, values, is_causal=True, scale=self.scale)
             out_bhnd = out_bhnd[..., : self.head_dim]
         else:
             _, end_bn = document_bounds(document_ids, x.shape[0], x.shape[1], x.device)
