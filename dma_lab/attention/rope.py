@@ -22,10 +22,13 @@ class Rotary(nn.Module):
         self.register_buffer("cos_nd", angle_nd.cos().float(), persistent=False)
         self.register_buffer("sin_nd", angle_nd.sin().float(), persistent=False)
 
-    def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """Rotate x (.., N, D), whose first position is ``start``; computed in float32 or better, x's dtype returned."""
+    def forward(self, x: Tensor, start: int | Tensor = 0) -> Tensor:
+        """Rotate x (.., N, D), computed in float32 or better, x's dtype returned.
+
+        ``start`` is the first position; or a tensor of all positions, which broadcasts against (.., N).
+        """
         dtype = torch.promote_types(x.dtype, torch.float32)
-        cos_nd = self.cos_nd[start : start + x.shape[-2]].to(dtype)
-        sin_nd = self.sin_nd[start : start + x.shape[-2]].to(dtype)
+        positions = slice(start, start + x.shape[-2]) if isinstance(start, int) else start
+        cos_nd, sin_nd = self.cos_nd[positions].to(dtype), self.sin_nd[positions].to(dtype)
         low, high = x.to(dtype).chunk(2, dim=-1)
         return torch.cat((low * cos_nd - high * sin_nd, high * cos_nd + low * sin_nd), dim=-1).to(x.dtype)

@@ -14,6 +14,16 @@ from dma_lab.kernels import document_bounds, flash_attention, flash_attention_su
 from dma_lab.messages import UserError, announce_once
 
 
+def sliding_window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, document_ids: Tensor | None) -> Tensor:
+    """Attention of q (B, H, N, D) over the last ``window`` keys of its document, own included: k, v (B, K, N, D)."""
+    if flash_attention_suits(q, v):
+        return flash_attention(q, k, v, window=window, document_ids=document_ids)
+    B, K, N, _ = k.shape
+    _, end_bn = document_bounds(document_ids, B, N, k.device)
+    expiry_bn = torch.minimum(torch.arange(N, device=k.device) + window, end_bn).to(torch.int32)
+    return interval_attention(q, k, v, expiry_bn[:, None].expand(-1, K, -1), max_live=min(window, N))
+
+
 class SlidingWindowAttention(AttentionBackend, name="swa"):
     """Every query sees the last ``window`` keys of its document, its own included.
 
@@ -49,15 +59,8 @@ class SlidingWindowAttention(AttentionBackend, name="swa"):
 
     def forward(self, x: Tensor, document_ids: Tensor | None = None) -> Tensor:
         self.check_input(x, document_ids)
-        B, N, _ = x.shape
         q, k, v = self.heads(x)
-        if flash_attention_suits(q, v):
-            out_bhnd = flash_attention(q, k, v, window=self.window, document_ids=document_ids)
-        else:
-            _, end_bn = document_bounds(document_ids, B, N, x.device)
-            expiry_bn = torch.minimum(torch.arange(N, device=x.device) + self.window, end_bn).to(torch.int32)
-            expiry_bkn = expiry_bn[:, None].expand(-1, self.n_kv_heads, -1)
-            out_bhnd = interval_attention(q, k, v, expiry_bkn, max_live=min(self.window, N))
+        out_bhnd = sliding_window_attention(q, k, v, self.window, document_ids)
         return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
 
     def new_cache(self, batch_size: int) -> KeyValueCache:

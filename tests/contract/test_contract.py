@@ -15,6 +15,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "mha": [{}, {"qk_norm": False}],
     "swa": [{}, {"window": 1}, {"window": 64}],
     "mla": [{}, {"kv_rank": 5, "q_rank": 12, "rope_dim": 2}],
+    "nsa": [
+        {},
+        {"block": 4, "stride": 1, "selected_block": 5, "selected_blocks": 3, "qk_norm": False},
+        {"block": 4, "stride": 4, "selected_block": 4, "selected_blocks": 4, "window": 5},
+    ],
     "dma": [{}, {"window": 5, "recent": 3}, {"score": "linear"}, {"window": 64}],
 }
 HEADS = {"mha": (4, 4), "gqa": (4, 2), "mqa": (4, 1)}
@@ -90,6 +95,13 @@ def test_packed_documents_see_nothing_of_each_other(name: str, heads: tuple[int,
         start = end
 
 
+def bytes_held(cache: Any) -> int:
+    """Storage, not shape: a view would keep what it does not show. NSA's cache holds caches."""
+    if isinstance(cache, Tensor):
+        return cache.untyped_storage().nbytes()
+    return sum(bytes_held(value) for value in vars(cache).values()) if hasattr(cache, "__dict__") else 0
+
+
 @over_cases
 def test_steps_equal_forward_and_the_cache_weighs_what_it_says(
     name: str, heads: tuple[int, int], options: dict
@@ -100,11 +112,7 @@ def test_steps_equal_forward_and_the_cache_weighs_what_it_says(
         for t in range(1000):
             torch.testing.assert_close(attention.step(x[:, t : t + 1], cache), out[:, t : t + 1], rtol=1e-8, atol=1e-9)
             if t in (0, 3, 4, 7, 100, 999):
-                held = [value for value in vars(cache).values() if isinstance(value, Tensor)]
-                # Storage, not shape: a view would keep what it does not show.
-                assert sum(value.untyped_storage().nbytes() for value in held) == 2 * attention.cache_bytes(
-                    t + 1, torch.float64
-                )
+                assert bytes_held(cache) == 2 * attention.cache_bytes(t + 1, torch.float64)
         with pytest.raises(ValueError, match="1000"):
             attention.step(x[:, :1], cache)
 
@@ -124,14 +132,18 @@ def test_gradients_are_those_of_the_function(name: str, heads: tuple[int, int], 
 @over_cases
 @pytest.mark.parametrize("seq_len", [16, 40, 64])
 def test_flops_are_those_counted(name: str, heads: tuple[int, int], options: dict, seq_len: int) -> None:
-    """The reference path computes the full square where the formula counts the causal pairs of it."""
+    """The reference path computes whole rectangles where the formula counts the pairs in them that live."""
     attention = build(name, heads, options)
     with FlopCounterMode(display=False) as counter:
         # Documents given, so that MHA too takes the path of plain matrix products.
         attention(noise(1, seq_len, 32), torch.zeros(1, seq_len, dtype=torch.int64))
     flops = attention.flops(seq_len)
     square = flops.mixing_dense * 2 * seq_len // (seq_len + 1)
-    assert counter.get_total_flops() == flops.projections + flops.selection + square
+    rectangles = square
+    if name == "nsa":  # the selected branch's, the sliding one's, and every query against every compressed block
+        blocks = (seq_len - attention.block) // attention.stride + 1
+        rectangles = 2 * square + square // seq_len * blocks
+    assert counter.get_total_flops() == flops.projections + rectangles
 
 
 @pytest.mark.parametrize("name", sorted(VARIANTS))

@@ -1,0 +1,301 @@
+"""Native Sparse Attention (NSA; Yuan et al., arXiv 2502.11089): three gated branches, each with keys of its own.
+
+- compressed: blocks of keys, and of values, made into one by an MLP φ (section 3.3.1); a query sees a block once its
+  last token is at or before the query;
+- selected: the keys of the blocks to which the compressed branch gives most weight (section 3.3.2); the choice has no
+  gradient;
+- sliding: the last W keys (section 3.3.3).
+
+The query is shared, and so is its rotation. Keys of the selected and sliding branches are rotated as anywhere. Keys are
+compressed *before* they are rotated, and a compressed key turns as its block's last token: φ is not linear, so on
+rotated keys it would see absolute positions, and a block's summary would change with where its document lies. Order
+within the block is what φ's own position embeddings are for.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dma_lab.attention.base import AttentionBackend, AttentionFlops, causal_pairs
+from dma_lab.attention.heads import HeadProjections, KeyValueCache
+from dma_lab.attention.nsa_blocks import (
+    attend_compressed,
+    attend_selected,
+    block_importance,
+    count_blocks,
+    gather_blocks,
+    locate_blocks,
+    select_blocks,
+)
+from dma_lab.attention.swa import sliding_window_attention
+from dma_lab.kernels import document_bounds
+from dma_lab.messages import UserError, announce_once
+
+_QUERY_CHUNK = 2048  # queries whose logits exist at a time
+
+
+class KeyValueProjections(nn.Module):
+    """Keys and values of one branch: x (B, N, M) -> k and v, (B, K, N, D) each, neither normed nor rotated."""
+
+    def __init__(self, d_model: int, n_kv_heads: int, head_dim: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.k_proj = nn.Linear(d_model, n_kv_heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(d_model, n_kv_heads * head_dim, bias=False)
+        self.k_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        k_bnkd, v_bnkd = (projection(x).unflatten(-1, (-1, self.head_dim)) for projection in (self.k_proj, self.v_proj))
+        return k_bnkd.transpose(1, 2), v_bnkd.transpose(1, 2)
+
+
+class BlockCompression(nn.Module):
+    """φ of equation 7: the flattened block, its position embeddings added, through an MLP of width D.
+
+    The paper leaves the MLP open; this one is shared by the heads: (.., block, D) -> (.., D).
+    """
+
+    def __init__(self, block: int, head_dim: int) -> None:
+        super().__init__()
+        self.position_ld = nn.Parameter(torch.zeros(block, head_dim))
+        self.hidden = nn.Linear(block * head_dim, head_dim, bias=False)
+        self.output = nn.Linear(head_dim, head_dim, bias=False)
+
+    def forward(self, blocks: Tensor) -> Tensor:
+        return self.output(F.silu(self.hidden((blocks + self.position_ld).flatten(-2))))
+
+
+@dataclass
+class SparseCache:
+    """Each branch's keys and values; ``open`` are those that blocks not yet whole will be compressed from."""
+
+    open: KeyValueCache = field(default_factory=KeyValueCache)
+    compressed: KeyValueCache = field(default_factory=KeyValueCache)
+    selected: KeyValueCache = field(default_factory=KeyValueCache)
+    sliding: KeyValueCache = field(default_factory=KeyValueCache)
+    position: int = 0
+
+
+class NativeSparseAttention(AttentionBackend, name="nsa"):
+    """NSA. Sizes default to the paper's (512, 32, 16, 64) from a context of 2048 on, and to their ratio to it below.
+
+    Args:
+        window: keys of the sliding branch, the query's own included; min(512, max_seq_len / 4) unless given.
+        block: tokens a compressed block; 32, less below a context of 2048, unless given.
+        stride: tokens from one compressed block to the next; half a block unless given.
+        selected_block: tokens a selection block; two compressed blocks unless given.
+        selected_blocks: selection blocks a query reads: its document's first, its own, the one before, and the best.
+        qk_norm: RMSNorm over each head's query and each branch's keys, compressed ones as they come from φ.
+        rope_base: base of the rotary frequencies.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        max_seq_len: int,
+        window: int | None = None,
+        block: int | None = None,
+        stride: int | None = None,
+        selected_block: int | None = None,
+        selected_blocks: int = 16,
+        qk_norm: bool = True,
+        rope_base: float = 10_000.0,
+    ) -> None:
+        shape = {"d_model": d_model, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
+        super().__init__(**shape, max_seq_len=max_seq_len)
+        self.window = min(512, max(1, max_seq_len // 4)) if window is None else window
+        self.block = 2 * min(16, max(1, max_seq_len // 128)) if block is None else block
+        self.stride = max(1, self.block // 2) if stride is None else stride
+        self.selected_block = 2 * self.block if selected_block is None else selected_block
+        self.selected_blocks = selected_blocks
+        self._check_sizes()
+        self.heads = HeadProjections(**shape, max_seq_len=max_seq_len, qk_norm=qk_norm, rope_base=rope_base)
+        """The query, and the selected branch's keys and values."""
+        self.compressed = KeyValueProjections(d_model, n_kv_heads, head_dim, qk_norm)
+        self.sliding = KeyValueProjections(d_model, n_kv_heads, head_dim, qk_norm)
+        self.compress_k = BlockCompression(self.block, head_dim)
+        self.compress_v = BlockCompression(self.block, head_dim)
+        self.gate_proj = nn.Linear(d_model, 3 * n_heads, bias=False)
+        self.o_proj = nn.Linear(n_heads * head_dim, d_model, bias=False)
+
+    def _check_sizes(self) -> None:
+        block, stride, selected_block = self.block, self.stride, self.selected_block
+        for setting, value in (("window", self.window), ("block", block), ("stride", stride)):
+            if value < 1:
+                raise UserError(f"attention.{setting}={value}: it must be at least 1.")
+        if selected_block < block:
+            raise UserError(
+                f"attention.selected_block={selected_block} is shorter than attention.block={block}: choose at least "
+                "as long a one, so that every selection block holds a compressed one."
+            )
+        if self.max_seq_len < selected_block:
+            raise UserError(
+                f"max_seq_len={self.max_seq_len} is shorter than attention.selected_block={selected_block}: choose a "
+                "longer context or smaller blocks."
+            )
+        for setting, value in (("block", block), ("selected_block", selected_block)):
+            if value % stride:
+                raise UserError(
+                    f"attention.{setting}={value} is not a multiple of attention.stride={stride}; choose one that is."
+                )
+        if self.selected_blocks < 3:
+            raise UserError(
+                f"attention.selected_blocks={self.selected_blocks}: choose at least 3, as the first block, the query's "
+                "own and the one before are always selected."
+            )
+        reach = self.selected_blocks * selected_block
+        if reach >= self.max_seq_len:
+            announce_once(
+                f"attention.selected_blocks={self.selected_blocks} of {selected_block} tokens reach the whole context "
+                f"of {self.max_seq_len} tokens: NSA's selected branch then sees every key."
+            )
+
+    def forward(self, x: Tensor, document_ids: Tensor | None = None) -> Tensor:
+        self.check_input(x, document_ids)
+        B, N, _ = x.shape
+        reach = self.selected_blocks * self.selected_block
+        if x.is_cuda and N > reach:
+            _announce_quadratic_work(reach)
+        q, k, v = self.heads(x)
+        sliding = sliding_window_attention(q, *self._sliding_keys_values(x), self.window, document_ids)
+
+        start_bn, end_bn = document_bounds(document_ids, B, N, x.device)
+        first_bc, before_bn = locate_blocks(start_bn, end_bn, self.block, self.stride)
+        last_bc = first_bc + self.block - 1
+        k_blocks, v_blocks = (gather_blocks(raw_bknd, first_bc, self.block) for raw_bknd in self.compressed(x))
+        k_bkcd, v_bkcd = self._compress(k_blocks, v_blocks, last_bc.clamp(max=N - 1)[:, None])
+
+        position_n = torch.arange(N, device=x.device)
+        block_bn = (position_n - start_bn) // self.selected_block
+        compressed, selected = [], []
+        for t0 in range(0, N, _QUERY_CHUNK):
+            t1 = min(t0 + _QUERY_CHUNK, N)
+            q_bhtd, start_bt1, position_t1 = q[:, :, t0:t1], start_bn[:, t0:t1, None], position_n[t0:t1, None]
+            visible_btc = (first_bc[:, None] >= start_bt1) & (last_bc[:, None] <= position_t1)
+            blocks = before_bn[:, t0:t1], block_bn[:, t0:t1], -(-N // self.selected_block)
+            out_bhtd, selected_bktj = _recomputed(self._attend_and_select, q_bhtd, k_bkcd, v_bkcd, visible_btc, *blocks)
+            compressed.append(out_bhtd)
+            visible_bts = (position_n[:t1] >= start_bt1) & (position_n[:t1] <= position_t1)
+            keys = k[:, :, :t1], v[:, :, :t1], selected_bktj, block_bn[:, :t1], visible_bts
+            selected.append(_recomputed(attend_selected, q_bhtd, *keys, self.head_dim**-0.5))
+        return self._mix(x, torch.cat(compressed, dim=2), torch.cat(selected, dim=2), sliding)
+
+    def _sliding_keys_values(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
+        k_bknd, v_bknd = self.sliding(x)
+        return self.heads.rotary(self.sliding.k_norm(k_bknd), start).to(v_bknd.dtype), v_bknd
+
+    def _compress(self, k_blocks: Tensor, v_blocks: Tensor, last: Tensor | int) -> tuple[Tensor, Tensor]:
+        """Blocks of keys and of values, (B, K, C, block, D), whose last tokens are at ``last`` -> (B, K, C, D) each."""
+        v_bkcd = self.compress_v(v_blocks)
+        k_bkcd = self.compressed.k_norm(self.compress_k(k_blocks))
+        return self.heads.rotary(k_bkcd, last).to(v_bkcd.dtype), v_bkcd
+
+    def _attend_and_select(
+        self,
+        q_bhtd: Tensor,
+        k_bkcd: Tensor,
+        v_bkcd: Tensor,
+        visible_btc: Tensor,
+        before_bt: Tensor,
+        own_bt: Tensor,
+        n_selection: int,
+    ) -> tuple[Tensor, Tensor]:
+        """The compressed branch's output (B, H, T, D), and the selection that its weights make, bool (B, K, T, J)."""
+        out_bhtd, weights_bktc = attend_compressed(q_bhtd, k_bkcd, v_bkcd, visible_btc, self.head_dim**-0.5)
+        sizes = self.block, self.stride, self.selected_block
+        importance_bktj = block_importance(weights_bktc, before_bt, n_selection, *sizes)
+        return out_bhtd, select_blocks(importance_bktj, own_bt, self.selected_blocks)
+
+    def _mix(self, x: Tensor, *branches: Tensor) -> Tensor:
+        """Equation 5: the branches (B, H, N, D), compressed, selected, sliding, each times its gate a head, summed."""
+        gates = self.gate_proj(x).sigmoid().unflatten(-1, (3, self.n_heads)).permute(2, 0, 3, 1)[..., None]
+        out_bhnd = sum(gate * branch for gate, branch in zip(gates, branches, strict=True))
+        return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
+
+    def new_cache(self, batch_size: int) -> SparseCache:
+        return SparseCache()
+
+    def step(self, x_t: Tensor, cache: SparseCache) -> Tensor:
+        self.check_step(x_t, cache.position)
+        B, t = x_t.shape[0], cache.position
+        cache.position += 1
+        q, k, v = self.heads(x_t, start=t)
+        k, v = cache.selected.append(k, v)
+        k_sliding, v_sliding = cache.sliding.append(*self._sliding_keys_values(x_t, start=t), keep=self.window)
+        sliding = F.scaled_dot_product_attention(q, k_sliding, v_sliding, enable_gqa=True)
+
+        raw = cache.open.append(*self.compressed(x_t))
+        if raw[0].shape[2] == self.block:
+            cache.compressed.append(*self._compress(raw[0][:, :, None], raw[1][:, :, None], t))
+            cache.open.k_bksd, cache.open.v_bksd = (part[:, :, self.stride :].clone() for part in raw)
+        own = t // self.selected_block
+        selected_bk1j = q.new_ones(B, self.n_kv_heads, 1, own + 1, dtype=torch.bool)
+        compressed = torch.zeros_like(sliding)
+        if cache.compressed.k_bksd is not None and cache.compressed.v_bksd is not None:
+            visible_b1c = q.new_ones(B, 1, cache.compressed.position, dtype=torch.bool)
+            before_b1, own_b1 = (torch.full((B, 1), block, device=q.device) for block in (0, own))
+            compressed, selected_bk1j = self._attend_and_select(
+                q, cache.compressed.k_bksd, cache.compressed.v_bksd, visible_b1c, before_b1, own_b1, own + 1
+            )
+        # Every head reads as many blocks, its own the last of them, which ends at this token.
+        block_bks1 = selected_bk1j.nonzero()[:, -1].view(B, self.n_kv_heads, -1, 1)
+        token_bks = (block_bks1 * self.selected_block + torch.arange(self.selected_block, device=q.device)).flatten(2)
+        unwritten = (own + 1) * self.selected_block - cache.position
+        index = token_bks[..., : token_bks.shape[2] - unwritten, None].expand(-1, -1, -1, self.head_dim)
+        selected = F.scaled_dot_product_attention(q, k.gather(2, index), v.gather(2, index), enable_gqa=True)
+        return self._mix(x_t, compressed, selected, sliding)
+
+    def flops(self, seq_len: int) -> AttentionFlops:
+        """``mixing_dense`` is one dense attention of the same heads: what NSA replaces."""
+        C = count_blocks(seq_len, self.block, self.stride)
+        every_token = (self.compressed.k_proj, self.compressed.v_proj, self.sliding.k_proj, self.sliding.v_proj)
+        per_token = sum(linear.weight.numel() for linear in (*every_token, self.gate_proj, self.o_proj))
+        compressions = self.compress_k, self.compress_v
+        per_block = sum(phi.hidden.weight.numel() + phi.output.weight.numel() for phi in compressions)
+        # Block c is seen by the queries from its last token on.
+        compressed_pairs = C * (seq_len - self.block + 1) - self.stride * C * (C - 1) // 2
+        a_pair = 4 * self.n_heads * self.head_dim
+        return AttentionFlops(
+            projections=self.heads.flops(seq_len) + 2 * (seq_len * per_token + self.n_kv_heads * C * per_block),
+            selection=a_pair * compressed_pairs,
+            mixing=a_pair * (self._selected_pairs(seq_len) + causal_pairs(seq_len, self.window)),
+            mixing_dense=a_pair * causal_pairs(seq_len),
+        )
+
+    def _selected_pairs(self, seq_len: int) -> int:
+        """(query, key) pairs a head of the selected branch: the own block up to the query, the others whole."""
+        pairs = 0
+        for own in range(-(-seq_len // self.selected_block)):
+            tokens = min(self.selected_block, seq_len - own * self.selected_block)
+            pairs += tokens * min(own, self.selected_blocks - 1) * self.selected_block + tokens * (tokens + 1) // 2
+        return pairs
+
+    def cache_bytes(self, seq_len: int, dtype: torch.dtype) -> int:
+        C = count_blocks(seq_len, self.block, self.stride)
+        positions = seq_len - C * self.stride + C + seq_len + min(seq_len, self.window)
+        return 2 * self.n_kv_heads * positions * self.head_dim * dtype.itemsize
+
+
+def _recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
+    """``function(*arguments)``, computed again in the backward pass, so that one chunk's logits exist at a time."""
+    if torch.is_grad_enabled():
+        return checkpoint(function, *arguments, use_reentrant=False)
+    return function(*arguments)
+
+
+@torch.compiler.assume_constant_result
+def _announce_quadratic_work(reach: int) -> None:
+    """A function of its own, so that compilation calls it once instead of stumbling over it."""
+    announce_once(
+        f"attention=nsa has no block-sparse kernel: its selected branch masks all keys to the {reach} that a query "
+        "selects, and costs what dense attention costs."
+    )

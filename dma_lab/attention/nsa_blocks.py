@@ -1,0 +1,140 @@
+"""NSA's blocks (arXiv 2502.11089, section 3.3): where they lie, attention over their summaries, and which are selected.
+
+A document's compressed block c is its tokens ``[c · stride, c · stride + block)``, whole ones only; its selection block
+j is its tokens ``[j · selected_block, (j + 1) · selected_block)``. Both grids start anew at every document, so that a
+packed document has the blocks it has alone.
+
+Letters beside the usual: T queries of a chunk, S keys, C compressed blocks of a row, J selection blocks of a document.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def count_blocks(seq_len: int, block: int, stride: int) -> int:
+    """Whole compressed blocks of one document; those of several documents in a row are never more (block >= stride)."""
+    return max(0, (seq_len - block) // stride + 1)
+
+
+def locate_blocks(start_bn: Tensor, end_bn: Tensor, block: int, stride: int) -> tuple[Tensor, Tensor]:
+    """Where a row's compressed blocks begin, for any documents in it, in shapes that depend on N alone.
+
+    Args:
+        start_bn, end_bn: int64 (B, N), bounds of each position's document (``dma_lab.kernels.document_bounds``).
+
+    Returns:
+        first_bc: int64 (B, C), first position of every block, ascending; N where a row has fewer than C.
+        before_bn: int64 (B, N), how many blocks the documents before each position's own have.
+    """
+    N = start_bn.shape[1]
+    position_n = torch.arange(N, device=start_bn.device)
+    opens_bn = ((position_n - start_bn) % stride == 0) & (position_n + block <= end_bn)
+    first_bc = torch.where(opens_bn, position_n, N).sort(dim=-1).values[:, : count_blocks(N, block, stride)]
+    before_bn = opens_bn.cumsum(-1) - opens_bn.long()
+    return first_bc, before_bn.gather(1, start_bn)
+
+
+def gather_blocks(x_bknd: Tensor, first_bc: Tensor, block: int) -> Tensor:
+    """The tokens of every compressed block: (B, K, N, D) -> (B, K, C, block, D); unused blocks get any."""
+    B, K, N, D = x_bknd.shape
+    token_bcl = first_bc[..., None] + torch.arange(block, device=first_bc.device)
+    index = token_bcl.clamp(max=N - 1).flatten(1)[:, None, :, None].expand(B, K, -1, D)
+    return x_bknd.gather(2, index).unflatten(2, (first_bc.shape[1], block))
+
+
+def attend_compressed(
+    q_bhtd: Tensor, k_bkcd: Tensor, v_bkcd: Tensor, visible_btc: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attention over block summaries (equation 7's branch): zeros for a query that sees no block.
+
+    Returns:
+        (B, H, T, D), and p_cmp (equation 8), summed over the query heads of each group, detached, float32 or better
+        (B, K, T, C): the sum of equation 10, which commutes with that of equation 9.
+    """
+    B, H, T, D = q_bhtd.shape
+    K, C = k_bkcd.shape[1:3]
+    logits = (q_bhtd * scale).reshape(B, K, H // K * T, D) @ k_bkcd.mT
+    logits = logits.view(B, K, H // K, T, C).to(torch.promote_types(logits.dtype, torch.float32))
+    visible = visible_btc[:, None, None]
+    # A query that sees nothing keeps finite logits, so that its zeros carry no NaN into the backward pass.
+    logits = logits.masked_fill(~visible & visible.any(-1, keepdim=True), -torch.inf)
+    weights = logits.softmax(dim=-1).masked_fill(~visible, 0.0)
+    out = weights.to(v_bkcd.dtype).reshape(B, K, H // K * T, C) @ v_bkcd
+    return out.view(B, H, T, -1), weights.detach().sum(dim=2)
+
+
+def block_importance(
+    weights_bktc: Tensor, before_bt: Tensor, n_selection: int, block: int, stride: int, selected_block: int
+) -> Tensor:
+    """p_slc of equation 9: a compressed block's weight goes to each selection block once for every stride they share.
+
+    Selection block j shares strides with the compressed blocks from ``j · r - (l - 1)`` to ``j · r + r - 1``,
+    r = selected_block / stride and l = block / stride. (Equation 9 prints ``j · r - m - n``, which for blocks counted
+    from zero is one selection block too early.)
+
+    Args:
+        weights_bktc: what ``attend_compressed`` gives; zero for the blocks of other documents.
+        before_bt: compressed blocks of the row before each query's document.
+        n_selection: J.
+
+    Returns:
+        (B, K, T, J), j counting from the start of the query's document.
+    """
+    B, K, T, _ = weights_bktc.shape
+    # In strides: the lengths of both kinds of block, and a compressed block's offset from a selection block.
+    length, r = block // stride, selected_block // stride
+    offset = torch.arange(1 - length, r, device=weights_bktc.device)
+    shared = (offset + length).clamp(max=r) - offset.clamp(min=0)
+    padded = F.pad(weights_bktc, (length - 1, n_selection * r))
+    index_btc = before_bt[..., None] + torch.arange(n_selection * r + length - 1, device=offset.device)
+    of_document = padded.gather(-1, index_btc[:, None].expand(B, K, T, -1))
+    return (of_document.unfold(-1, r + length - 1, r) * shared).sum(-1)
+
+
+def select_blocks(importance_bktj: Tensor, own_bt: Tensor, count: int) -> Tensor:
+    """Which blocks each query reads (equation 11): the first, its own, the one before, and the most important others.
+
+    Of equally important blocks the more recent wins. A query reads ``min(count, own + 1)`` blocks.
+
+    Args:
+        own_bt: int64 (B, T), the selection block that the query lies in.
+        count: blocks a query selects, at least 3.
+
+    Returns:
+        bool (B, K, T, J).
+    """
+    j = torch.arange(importance_bktj.shape[-1], device=own_bt.device)
+    own = own_bt[:, None, :, None]
+    available = j <= own
+    ranked = importance_bktj.masked_fill((j == 0) | (j >= own - 1), torch.inf).masked_fill(~available, -torch.inf)
+    best = ranked.argsort(dim=-1, stable=True)[..., -count:]
+    return torch.zeros_like(ranked, dtype=torch.bool).scatter(-1, best, True) & available
+
+
+def attend_selected(
+    q_bhtd: Tensor,
+    k_bksd: Tensor,
+    v_bksd: Tensor,
+    selected_bktj: Tensor,
+    block_bs: Tensor,
+    visible_bts: Tensor,
+    scale: float,
+) -> Tensor:
+    """Attention of each query over the visible keys of its selected blocks, by a mask over all S keys: (B, H, T, D).
+
+    Args:
+        block_bs: int64 (B, S), the selection block that each key lies in.
+        visible_bts: bool (B, T, S), keys of the query's document that are not after it.
+    """
+    B, H, T, D = q_bhtd.shape
+    K, S = k_bksd.shape[1:3]
+    live = selected_bktj.gather(-1, block_bs[:, None, None].expand(B, K, T, S)) & visible_bts[:, None]
+    if q_bhtd.is_cuda:  # The fused kernels that take a mask want as many key heads as query heads.
+        k, v, live = (tensor.repeat_interleave(H // K, dim=1) for tensor in (k_bksd, v_bksd, live))
+        return F.scaled_dot_product_attention(q_bhtd, k, v, attn_mask=live, scale=scale)
+    dtype = torch.promote_types(q_bhtd.dtype, torch.float32)
+    q, k, v = q_bhtd.to(dtype), k_bksd.to(dtype), v_bksd.to(dtype)
+    logits = ((q * scale).reshape(B, K, H // K * T, D) @ k.mT).view(B, K, H // K, T, S)
+    weights = logits.masked_fill(~live[:, :, None], -torch.inf).softmax(dim=-1).reshape(B, K, H // K * T, S)
+    return (weights @ v).view(B, H, T, -1).to(v_bksd.dtype)
