@@ -10,6 +10,8 @@ import inspect
 import pkgutil
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from dma_lab.attention.base import AttentionBackend, AttentionFlops, registered_backends
 from dma_lab.messages import UserError
 
@@ -33,21 +35,27 @@ def build_attention(
         **options: what the backend's own config file lists.
 
     Raises:
-        UserError: when there is no such backend or option, or the backend cannot do this shape.
+        UserError: when there is no such backend or option, an option is of another type than the backend declares, or
+            the backend cannot do this shape.
     """
     known = attention_options(name)
-    for option in options:
+    for option, value in options.items():
         if option not in known:
             raise UserError(f"attention.{option} is no option of attention={name}; it has: {', '.join(known)}.")
+        try:
+            TypeAdapter(known[option]).validate_python(value, strict=True)
+        except ValidationError as error:
+            said = error.errors()[0]["msg"]
+            raise UserError(f"attention.{option}={value}: {said[0].lower()}{said[1:]}.") from error
     return registered_backends()[name](
         d_model=d_model, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, max_seq_len=max_seq_len, **options
     )
 
 
-def attention_options(name: str) -> list[str]:
-    """Names of the options that the backend ``name`` takes. Raises UserError when there is no such backend."""
+def attention_options(name: str) -> dict[str, Any]:
+    """Options that the backend ``name`` takes, and their types. Raises UserError when there is no such backend."""
     backends = registered_backends()
     if name not in backends:
         raise UserError(f"attention={name} is not known; choose one of: {', '.join(sorted(backends))}.")
-    parameters = inspect.signature(backends[name].__init__).parameters
-    return [parameter for parameter in parameters if parameter not in ("self", *_SHAPE_ARGUMENTS)]
+    parameters = inspect.signature(backends[name].__init__).parameters.values()
+    return {option.name: option.annotation for option in parameters if option.name not in ("self", *_SHAPE_ARGUMENTS)}

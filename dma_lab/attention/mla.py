@@ -92,7 +92,8 @@ class MultiHeadLatentAttention(AttentionBackend, name="mla"):
     def latents(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
         """c_kv (B, N, kv_rank) and the rotated k_rope (B, N, rope_dim): what is remembered of x (B, N, M)."""
         c_bnr, k_rope_bnd = self.kv_down(x).split((self.kv_rank, self.rope_dim), dim=-1)
-        return self.kv_norm(c_bnr), self.rotary(k_rope_bnd, start)
+        # Autocast may run the norm in float32; what is cached has one dtype.
+        return self.kv_norm(c_bnr).to(c_bnr.dtype), self.rotary(k_rope_bnd, start)
 
     def forward(self, x: Tensor, document_ids: Tensor | None = None) -> Tensor:
         self.check_input(x, document_ids)

@@ -16,6 +16,8 @@ class Rotary(nn.Module):
         super().__init__()
         if head_dim % 2:
             raise UserError(f"head_dim={head_dim} is odd, and rotary embedding turns pairs; choose an even one.")
+        if not base > 0:
+            raise UserError(f"attention.rope_base={base}: frequencies are its powers; choose a positive number.")
         frequency_d = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
         angle_nd = torch.arange(max_seq_len, dtype=torch.float64)[:, None] * frequency_d
         # Tables are made in float64, so that far positions are exact, and never saved: they are arithmetic.

@@ -1,5 +1,6 @@
 """The contract of attention/base.py, held by every registered backend. A new backend adds its line to VARIANTS."""
 
+import re
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from dma_lab.attention import AttentionBackend, build_attention, registered_backends
+from dma_lab.attention import AttentionBackend, attention_options, build_attention, registered_backends
 from dma_lab.messages import UserError
 
 # Option sets of each backend, for a context of 64 tokens.
@@ -161,9 +162,14 @@ def test_bad_input_is_refused_with_its_numbers(name: str) -> None:
         build(name, (4, 3), {})
     with pytest.raises(UserError, match="no_such_option"):
         build(name, (4, 2), {"no_such_option": 1})
+    wrong_values = {option: [1] for option in attention_options(name)}
+    for option, value in [*wrong_values.items(), ("rope_base", "high"), ("rope_base", 0.0)]:
+        with pytest.raises(UserError, match=re.escape(f"attention.{option}={value}:")):
+            build(name, (4, 2), {option: value})
     if "window" in VARIANTS[name][-1]:
-        with pytest.raises(UserError, match="window=0"):
-            build(name, (4, 2), {"window": 0})
+        for window in (0, 1.5):
+            with pytest.raises(UserError, match=f"window={window}:"):
+                build(name, (4, 2), {"window": window})
 
 
 def test_a_full_window_is_mha() -> None:
