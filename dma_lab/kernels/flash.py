@@ -2,7 +2,6 @@
 windowed or not, over packed documents. They exist for CUDA alone; ``interval_attention`` computes the same anywhere.
 """
 
-import functools
 import importlib.util
 
 import torch
@@ -10,13 +9,14 @@ from torch import Tensor
 
 from dma_lab.kernels.lifetimes import document_bounds
 
+_INSTALLED = importlib.util.find_spec("flash_attn") is not None
 _HEAD_DIMS = (64, 128)  # which every build of the package has
 
 
 def flash_attention_suits(q: Tensor, v: Tensor) -> bool:
     """Whether flash-attn is installed and takes q (B, H, N, D) and v (B, K, N, D_v)."""
     half = q.dtype in (torch.bfloat16, torch.float16)
-    return q.device.type == "cuda" and half and v.shape[-1] == q.shape[-1] in _HEAD_DIMS and _installed()
+    return q.device.type == "cuda" and half and v.shape[-1] == q.shape[-1] in _HEAD_DIMS and _INSTALLED
 
 
 def flash_attention(
@@ -35,11 +35,6 @@ def flash_attention(
     """
     q_bnhd, k_bnkd, v_bnkd = (tensor.transpose(1, 2).contiguous() for tensor in (q, k, v))
     return _flash_attention(q_bnhd, k_bnkd, v_bnkd, window or 0, document_ids)[0].transpose(1, 2)
-
-
-@functools.cache
-def _installed() -> bool:
-    return importlib.util.find_spec("flash_attn") is not None
 
 
 def _sequences(q: Tensor, document_ids: Tensor | None) -> tuple[Tensor, int]:

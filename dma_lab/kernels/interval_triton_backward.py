@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dma_lab.kernels.interval_triton_forward import load_rows, logits_of_tile
-from dma_lab.kernels.key_lists import KeyLists, bucket_size
+from dma_lab.kernels.key_lists import TILE, KeyLists, bucket_size
 from dma_lab.kernels.tiling import Tile, heads_together, padded
 
 
@@ -64,6 +64,7 @@ def interval_backward_dq(
         GROUP=group,
         QUERIES=queries,
         KEYS=tile.keys,
+        TILE=TILE,
         BLOCK=block,
         HAS_BIAS=bias is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
@@ -171,6 +172,7 @@ def _dq_kernel(
     bias_ptr,
     list_ptr,
     span_ptr,
+    whole_ptr,
     total_ptr,
     out_ptr,
     do_ptr,
@@ -207,6 +209,7 @@ def _dq_kernel(
     GROUP: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
+    TILE: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -227,6 +230,7 @@ def _dq_kernel(
     block = kv_row * tl.cdiv(N, BLOCK) + t0 // BLOCK
     list_ptr += block * capacity
     span_ptr += block * capacity
+    whole_ptr += block * tl.cdiv(capacity, TILE)
     total_keys = tl.maximum(tl.load(total_ptr + block), 0)
     scale_log2 = scale * 1.4426950408889634
 
@@ -247,18 +251,20 @@ def _dq_kernel(
     slot = tl.arange(0, KEYS)
     query = t % BLOCK
     j = tl.load(list_ptr + slot, mask=slot < total_keys, other=0)
+    whole = tl.load(whole_ptr)
     for start in range(0, total_keys, KEYS):
         k_sd = load_rows(k_ptr, j, k_n, None, D, D_PAD, False)
         v_se = load_rows(v_ptr, j, v_n, None, D_V, D_V_PAD, False)
         next_slot = start + KEYS + slot
         next_j = tl.load(list_ptr + next_slot, mask=next_slot < total_keys, other=0)
-        span = tl.load(span_ptr + start + slot, mask=start + slot < total_keys, other=0)
-        logits = logits_of_tile(q_md, k_sd, j, span, query, bias_ptr, scale_log2, BLOCK, HAS_BIAS, PRECISION)
+        next_whole = tl.load(whole_ptr + (start + KEYS) // TILE, mask=start + KEYS < total_keys, other=1)
+        here, in_list = span_ptr + start + slot, start + slot < total_keys
+        logits = logits_of_tile(q_md, k_sd, j, whole, here, in_list, query, bias_ptr, scale_log2, HAS_BIAS, PRECISION)
         weights = tl.exp2(logits - lse[:, None])
         d_weights = tl.dot(do_me, tl.trans(v_se), input_precision=PRECISION)
         d_logits = weights * (d_weights - delta[:, None])
         dq = tl.dot(d_logits.to(k_sd.dtype), k_sd, dq, input_precision=PRECISION)
-        j = next_j
+        j, whole = next_j, next_whole
     dq_rows = dq_ptr + b * dq_b + head[:, None] * dq_h + t_long * dq_n + column[None, :]
     tl.store(dq_rows, (dq * scale).to(dq_ptr.dtype.element_ty), mask=mask_d)
 

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dma_lab.kernels.key_lists import KeyLists
+from dma_lab.kernels.key_lists import TILE, KeyLists
 from dma_lab.kernels.tiling import Tile, heads_together, padded
 
 
@@ -58,6 +58,7 @@ def interval_forward(
         GROUP=group,
         QUERIES=queries,
         KEYS=tile.keys,
+        TILE=TILE,
         BLOCK=block,
         HAS_BIAS=bias is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
@@ -85,23 +86,24 @@ def logits_of_tile(
     q_md,
     k_sd,
     j,
-    span,
+    whole,
+    span_ptr,
+    in_list,
     query,
     bias_ptr,
     scale_log2,
-    BLOCK: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Base-2 logits (rows, keys): scale * q . k + bias, and -inf where the key does not live for the query.
 
-    ``query`` counts from the first of the list's block, as ``span`` does (``KeyLists``).
+    ``query`` counts from the first of the list's block, as spans do (``KeyLists``); ``whole`` tiles need no mask.
     """
     logits = tl.dot(q_md, tl.trans(k_sd), input_precision=PRECISION) * scale_log2
     if HAS_BIAS:
         logits += (tl.load(bias_ptr + j).to(tl.float32) * 1.4426950408889634)[None, :]
-    # Most tiles hold only keys that live for the whole block.
-    if tl.min((span == BLOCK << 16).to(tl.int32), 0) == 0:
+    if whole == 0:
+        span = tl.load(span_ptr, mask=in_list, other=0)
         live = ((span & 0xFFFF)[None, :] <= query[:, None]) & (query[:, None] < (span >> 16)[None, :])
         logits = tl.where(live, logits, float("-inf"))
     return logits
@@ -115,6 +117,7 @@ def _forward_kernel(
     bias_ptr,
     list_ptr,
     span_ptr,
+    whole_ptr,
     total_ptr,
     out_ptr,
     lse_ptr,
@@ -142,6 +145,7 @@ def _forward_kernel(
     GROUP: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
+    TILE: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -163,6 +167,7 @@ def _forward_kernel(
     block = kv_row * tl.cdiv(N, BLOCK) + t0 // BLOCK
     list_ptr += block * capacity
     span_ptr += block * capacity
+    whole_ptr += block * tl.cdiv(capacity, TILE)
     listed = tl.load(total_ptr + block)
     total_keys = tl.maximum(listed, 0)
     scale_log2 = scale * 1.4426950408889634
@@ -176,20 +181,22 @@ def _forward_kernel(
     slot = tl.arange(0, KEYS)
     query = t % BLOCK
     j = tl.load(list_ptr + slot, mask=slot < total_keys, other=0)
+    whole = tl.load(whole_ptr)
     for start in range(0, total_keys, KEYS):
         k_sd = load_rows(k_ptr, j, k_n, None, D, D_PAD, False)
         v_se = load_rows(v_ptr, j, v_n, None, D_V, D_V_PAD, False)
         next_slot = start + KEYS + slot
         next_j = tl.load(list_ptr + next_slot, mask=next_slot < total_keys, other=0)
-        span = tl.load(span_ptr + start + slot, mask=start + slot < total_keys, other=0)
-        logits = logits_of_tile(q_md, k_sd, j, span, query, bias_ptr, scale_log2, BLOCK, HAS_BIAS, PRECISION)
+        next_whole = tl.load(whole_ptr + (start + KEYS) // TILE, mask=start + KEYS < total_keys, other=1)
+        here, in_list = span_ptr + start + slot, start + slot < total_keys
+        logits = logits_of_tile(q_md, k_sd, j, whole, here, in_list, query, bias_ptr, scale_log2, HAS_BIAS, PRECISION)
         new_peak = tl.maximum(peak, tl.max(logits, 1))
         reference = tl.where(new_peak == float("-inf"), 0.0, new_peak)
         weights = tl.exp2(logits - reference[:, None])
         shrink = tl.exp2(peak - reference)
         total = total * shrink + tl.sum(weights, 1)
         acc = tl.dot(weights.to(v_se.dtype), v_se, acc * shrink[:, None], input_precision=PRECISION)
-        peak, j = new_peak, next_j
+        peak, j, whole = new_peak, next_j, next_whole
 
     sees = total > 0
     acc = acc / tl.where(sees, total, 1.0)[:, None]

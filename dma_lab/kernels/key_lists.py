@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+TILE = 64  # keys of a list that share one flag
 _SPAN = 1024  # queries that share a first, coarse list
 _CHUNK = 2048  # keys that a program compacts at a time
 
@@ -28,6 +29,9 @@ class KeyLists(NamedTuple):
     """int32 (B*K, blocks, capacity): which of the block's queries see the key, the first in the low 16 bits and the
     one after the last in the high 16, counted from the block's first; that one is ``block`` for a key that outlives it.
     """
+    whole_rbt: Tensor
+    """int32 (B*K, blocks, capacity / TILE): whether all of the TILE keys live for all of the block, so that the kernels
+    need no mask: for most tiles they do."""
     total_rb: Tensor
     """int32 (B*K, blocks): how many; -1 where more keys live than the capacity allows."""
 
@@ -57,9 +61,12 @@ def build_key_lists(expiry: Tensor, block: int, max_live: int) -> KeyLists:
     # Expiries are kept beside the indices: gathering them again, 4 bytes a sector, cost more than all the rest.
     coarse = new(rows, spans, coarse_capacity), new(rows, spans, coarse_capacity), new(rows, spans)
     _coarse_lists_kernel[(spans, rows)](expiry, *coarse, N, coarse_capacity, _SPAN, _CHUNK, num_warps=8)
-    lists = KeyLists(new(rows, blocks, capacity), new(rows, blocks, capacity), new(rows, blocks))
+    tiles = triton.cdiv(capacity, TILE)
+    lists = KeyLists(
+        new(rows, blocks, capacity), new(rows, blocks, capacity), new(rows, blocks, tiles), new(rows, blocks)
+    )
     _block_lists_kernel[(blocks, rows)](
-        *coarse, *lists, N, coarse_capacity, capacity, block, _SPAN, _CHUNK, num_warps=8
+        *coarse, *lists, N, coarse_capacity, capacity, block, TILE, _SPAN, _CHUNK, num_warps=8
     )
     return lists
 
@@ -119,11 +126,13 @@ def _block_lists_kernel(
     coarse_total_ptr,
     list_ptr,
     span_ptr,
+    whole_ptr,
     total_ptr,
     N,
     coarse_capacity,
     capacity,
     BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
     SPAN: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
@@ -137,6 +146,7 @@ def _block_lists_kernel(
     coarse_expiry_ptr += slot_of_span * coarse_capacity
     list_ptr += slot_of_block * capacity
     span_ptr += slot_of_block * capacity
+    whole_ptr += slot_of_block * tl.cdiv(capacity, TILE)
     coarse_total = tl.load(coarse_total_ptr + slot_of_span)
     in_reach = tl.minimum(coarse_total, coarse_capacity)
     total = 0
@@ -151,6 +161,14 @@ def _block_lists_kernel(
         first, end = tl.maximum(j - t0, 0), tl.where(expiry >= t1, BLOCK, expiry - t0)
         tl.store(span_ptr + slot, first | (end << 16), mask=store)
         total += tl.sum(live, 0)
+    tl.debug_barrier()  # the spans are read again
+    TILES: tl.constexpr = CHUNK // TILE
+    for start in range(0, tl.minimum(total, capacity), CHUNK):
+        i = start + tl.arange(0, CHUNK)
+        span = tl.load(span_ptr + i, mask=i < tl.minimum(total, capacity), other=0)
+        whole = tl.min(tl.reshape((span == BLOCK << 16).to(tl.int32), (TILES, TILE)), 1)
+        tile = start // TILE + tl.arange(0, TILES)
+        tl.store(whole_ptr + tile, whole, mask=tile < tl.cdiv(capacity, TILE))
     fits = (total <= capacity) & (coarse_total <= coarse_capacity)
     tl.store(total_ptr + slot_of_block, tl.where(fits, total, -1))
 
