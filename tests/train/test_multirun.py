@@ -11,6 +11,7 @@ def test_a_sweep_ends_with_one_table_and_names_what_failed(door, overrides, tmp_
     assert result.returncode == 1, result.stderr
     failed = [line for line in result.stderr.splitlines() if line.startswith("failed: ")]
     assert len(failed) == 2
+    assert (tmp_path / "multirun.yaml").exists()  # and nothing of the kind where the command was given
     assert all("tokens=100 is less than one step" in line for line in failed)
     summaries = [json.loads(path.read_text()) for path in tmp_path.glob("*/summary.json")]
     assert sorted(summary["attention"] for summary in summaries) == ["dma", "mha"]

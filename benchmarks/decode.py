@@ -1,0 +1,75 @@
+"""One new token: DMA's bounded cache, whose cost does not know how long the text is, beside attention over it all."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.record import write_record
+from benchmarks.timing import milliseconds, progress, require_gpu
+from dma_lab.kernels import admit_key, interval_attention_decode
+
+
+def bench_decode(config: DictConfig) -> Path:
+    """Measure every batch and history of ``config``; prints a table, writes a record."""
+    require_gpu()
+    points = [(batch, history) for batch in config.batches for history in config.histories]
+    measured = []
+    with progress() as bar:
+        for batch, history in bar.track(points, description="decoding"):
+            measured.append({"batch": batch, "history": history, **_measure(batch, history, config)})
+    table = Table(title="one token, bf16, milliseconds", title_justify="left")
+    for column in ("batch", "history", "admit", "attend", "both", "dense", "times faster", "cache, MiB", "dense, MiB"):
+        table.add_column(column, justify="right")
+    for point in measured:
+        dense = point["dense"]
+        times = "-" if dense is None else f"{dense / point['both']:.1f}"
+        figures = [f"{point[part]:.4f}" for part in ("admit", "attend", "both")]
+        figures += ["does not fit" if dense is None else f"{dense:.4f}", times]
+        mebibytes = (f"{point[part] / 2**20:,.0f}" for part in ("cache_bytes", "dense_cache_bytes"))
+        table.add_row(str(point["batch"]), str(point["history"]), *figures, *mebibytes)
+    Console(width=120).print(table)
+    record = {"settings": OmegaConf.to_container(config), "units": "milliseconds, medians", "points": measured}
+    path = write_record(config.results_dir, "decode", record)
+    print(f"recorded in {path}")
+    return path
+
+
+def _measure(B: int, history: int, config: DictConfig) -> dict[str, Any]:
+    H, K, D, S = config.heads, config.kv_heads, config.head_dim, config.window
+    torch.manual_seed(0)
+
+    def noise(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        return torch.randn(*shape, device="cuda", dtype=dtype)
+
+    caches = noise(B, K, S, D), noise(B, K, S, D), noise(B, K, S, dtype=torch.float32)
+    # A full cache: the window's keys arrived anywhere in the history.
+    arrived = torch.rand(B, K, history, device="cuda").topk(S).indices.to(torch.int32)
+    new = noise(B, K, D), noise(B, K, D), noise(B, K, dtype=torch.float32)
+    q = noise(B, H, 1, D)
+
+    def admit() -> None:
+        admit_key(*caches, arrived, *new, history, S)
+
+    def attend() -> torch.Tensor:
+        return interval_attention_decode(q, caches[0], caches[1], arrived, bias=caches[2])
+
+    def both() -> torch.Tensor:
+        admit()
+        return attend()
+
+    with torch.no_grad():
+        ours = {"admit": milliseconds(admit), "attend": milliseconds(attend), "both": milliseconds(both)}
+        held = sum(tensor.untyped_storage().nbytes() for tensor in (*caches, arrived))
+        dense_bytes = 2 * B * K * history * D * 2
+        dense = None
+        if dense_bytes < 0.8 * torch.cuda.mem_get_info()[0]:
+            k, v = noise(B, K, history, D), noise(B, K, history, D)
+            dense = milliseconds(lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True))
+            del k, v
+    torch.cuda.empty_cache()
+    return {**ours, "dense": dense, "cache_bytes": held, "dense_cache_bytes": dense_bytes}

@@ -1,0 +1,55 @@
+"""Records of measurements: what was run, on what, from which commit, and every number, in one JSON file."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dma_lab.train.runs import git_commit
+
+_PACKAGES = ("torch", "triton", "lightning", "flash-attn")
+
+
+def machine() -> dict[str, Any]:
+    """The hardware and the versions that a figure depends on."""
+    on_gpu = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if on_gpu else f"CPU ({platform.machine()})",
+        "cuda": torch.version.cuda if on_gpu else None,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def write_record(results_dir: str | Path, suite: str, measured: dict[str, Any]) -> Path:
+    """Write ``<suite>-<device>-<time>.json`` whole or not at all; returns its path."""
+    now = datetime.now(UTC)
+    record = {
+        "suite": suite,
+        "command": " ".join(["python", Path(sys.argv[0]).name, suite, *sys.argv[1:]]),
+        "utc": now.isoformat(timespec="seconds"),
+        "commit": git_commit(),
+        **machine(),
+        **measured,
+    }
+    device = re.sub(r"[^a-z0-9]+", "-", record["device"].lower()).strip("-")
+    path = Path(results_dir) / f"{suite}-{device}-{now:%Y%m%dT%H%M%SZ}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+    return path
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
