@@ -9,19 +9,23 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.figure import draw_decode
+from benchmarks.goals import judge_decode, verdict_table
 from benchmarks.record import write_record
 from benchmarks.timing import milliseconds, progress, require_gpu
 from dma_lab.kernels import admit_key, interval_attention_decode
 
 
 def bench_decode(config: DictConfig) -> Path:
-    """Measure every batch and history of ``config``; prints a table, writes a record."""
+    """Measure every batch and history of ``config``; prints tables, writes a record and a figure."""
     require_gpu()
     points = [(batch, history) for batch in config.batches for history in config.histories]
     measured = []
     with progress() as bar:
         for batch, history in bar.track(points, description="decoding"):
             measured.append({"batch": batch, "history": history, **_measure(batch, history, config)})
+    record = {"settings": OmegaConf.to_container(config), "units": "milliseconds, medians", "points": measured}
+    path = write_record(config.results_dir, "decode", record)
     table = Table(title="one token, bf16, milliseconds", title_justify="left")
     for column in ("batch", "history", "admit", "attend", "both", "dense", "times faster", "cache, MiB", "dense, MiB"):
         table.add_column(column, justify="right")
@@ -32,9 +36,10 @@ def bench_decode(config: DictConfig) -> Path:
         figures += ["does not fit" if dense is None else f"{dense:.4f}", times]
         mebibytes = (f"{point[part] / 2**20:,.0f}" for part in ("cache_bytes", "dense_cache_bytes"))
         table.add_row(str(point["batch"]), str(point["history"]), *figures, *mebibytes)
-    Console(width=120).print(table)
-    record = {"settings": OmegaConf.to_container(config), "units": "milliseconds, medians", "points": measured}
-    path = write_record(config.results_dir, "decode", record)
+    console = Console(width=120)
+    console.print(table)
+    console.print(verdict_table(judge_decode(measured)))
+    draw_decode(measured, path.with_suffix(".svg"))
     print(f"recorded in {path}")
     return path
 

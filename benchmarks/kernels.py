@@ -17,6 +17,8 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.figure import draw_kernels
+from benchmarks.goals import judge_kernels, verdict_table
 from benchmarks.record import write_record
 from benchmarks.timing import eager_milliseconds, milliseconds, progress, require_gpu
 from dma_lab.kernels import interval_attention, prefix_topk_expiry
@@ -29,21 +31,24 @@ KINDS = ("random", "constant", "drifting", "sinks")
 
 
 def bench_kernels(config: DictConfig) -> Path:
-    """Measure ``config.shapes`` with ``config.kv_heads``, then kinds of scores; prints tables, writes a record."""
+    """Measure ``config.shapes`` with ``config.kv_heads``, then kinds of scores; writes a record and a figure."""
     require_gpu()
     N, window = config.scores_at
     points = [(n, w, K, "random") for K in config.kv_heads for n, w in config.shapes]
     points += [(N, window, config.heads, kind) for kind in KINDS]
     measured = []
     with progress() as bar:
+        flex = _flex(N, window, config.heads, config.head_dim) if config.flex else None
         for point in bar.track(points, description="interval attention"):
             measured.append(_measure(*point, config.heads, config.head_dim))
-        flex = _flex_forward(N, window, config.heads, config.head_dim) if config.flex else None
-    Console(width=150).print(_table(measured))
-    if flex is not None:
-        print(f"FlexAttention, the same mask, {N} tokens, forward: {flex:.2f} ms")
     record = {"settings": OmegaConf.to_container(config), "units": "milliseconds, medians", "points": measured}
-    path = write_record(config.results_dir, "kernels", record | {"flex_forward": flex})
+    path = write_record(config.results_dir, "kernels", record | {"flex": flex})
+    console = Console(width=150)
+    console.print(_table(measured))
+    if flex is not None:
+        print(f"FlexAttention, the same mask, {N} tokens, forward: {flex['forward']:.2f} ms")
+    console.print(verdict_table(judge_kernels(measured, flex)))
+    draw_kernels(measured, path.with_suffix(".svg"))
     print(f"recorded in {path}")
     return path
 
@@ -132,7 +137,7 @@ def _dense(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor, d_out: Tensor) 
         return {"forward": forward_time, "total": milliseconds(total)}
 
 
-def _flex_forward(N: int, window: int, H: int, D: int) -> float:
+def _flex(N: int, window: int, H: int, D: int) -> dict[str, Any]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     q, k, v = (torch.randn(1, H, N, D, device="cuda", dtype=torch.bfloat16) for _ in range(3))
@@ -148,7 +153,8 @@ def _flex_forward(N: int, window: int, H: int, D: int) -> float:
     mask = create_block_mask(live, 1, H, N, N, device="cuda", _compile=True)
     compiled: Callable[..., Tensor] = torch.compile(flex_attention)
     with torch.no_grad():
-        return eager_milliseconds(lambda: compiled(q, k, v, score_mod=biased, block_mask=mask))
+        forward = eager_milliseconds(lambda: compiled(q, k, v, score_mod=biased, block_mask=mask))
+    return {"N": N, "window": window, "K": H, "forward": forward}
 
 
 def _table(measured: list[dict[str, Any]]) -> Table:
