@@ -8,12 +8,16 @@ import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.figure import draw_decode
 from benchmarks.goals import judge_decode, verdict_table
 from benchmarks.record import write_record
 from benchmarks.timing import milliseconds, progress, require_gpu
 from dma_lab.kernels import admit_key, interval_attention_decode
+from dma_lab.messages import announce_once
+
+_DENSE = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
 
 
 def bench_decode(config: DictConfig) -> Path:
@@ -71,10 +75,25 @@ def _measure(B: int, history: int, config: DictConfig) -> dict[str, Any]:
         ours = {"admit": milliseconds(admit), "attend": milliseconds(attend), "both": milliseconds(both)}
         held = sum(tensor.untyped_storage().nbytes() for tensor in (*caches, arrived))
         dense_bytes = 2 * B * K * history * D * 2
-        dense = None
+        dense, by_backend = None, {}
         if dense_bytes < 0.8 * torch.cuda.mem_get_info()[0]:
             k, v = noise(B, K, history, D), noise(B, K, history, D)
-            dense = milliseconds(lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True))
+            by_backend = {name: _dense(backend, q, k, v) for name, backend in _DENSE.items()}
+            dense = min((time for time in by_backend.values() if time is not None), default=None)
             del k, v
     torch.cuda.empty_cache()
-    return {**ours, "dense": dense, "cache_bytes": held, "dense_cache_bytes": dense_bytes}
+    sizes = {"cache_bytes": held, "dense_cache_bytes": dense_bytes}
+    return {**ours, "dense": dense, "dense_by_backend": by_backend, **sizes}
+
+
+def _dense(backend: SDPBackend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> float | None:
+    """Milliseconds; None where the backend does not take one query with grouped heads."""
+    with sdpa_kernel(backend):
+        try:
+            F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as refusal:
+            announce_once(f"{backend.name} is left out of the dense figures: {str(refusal).splitlines()[0]}")
+            return None
+        return milliseconds(lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True))

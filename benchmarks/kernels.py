@@ -21,7 +21,7 @@ from benchmarks.figure import draw_kernels
 from benchmarks.goals import judge_kernels, verdict_table
 from benchmarks.record import write_record
 from benchmarks.timing import eager_milliseconds, milliseconds, progress, require_gpu
-from dma_lab.kernels import interval_attention, prefix_topk_expiry
+from dma_lab.kernels import flash_attention, flash_attention_suits, interval_attention, prefix_topk_expiry
 from dma_lab.kernels.key_lists import backward_key_order, build_key_lists
 from dma_lab.kernels.tiling import LIST_ROWS, heads_together
 
@@ -47,6 +47,10 @@ def bench_kernels(config: DictConfig) -> Path:
     console.print(_table(measured))
     if flex is not None:
         print(f"FlexAttention, the same mask, {N} tokens, forward: {flex['forward']:.2f} ms")
+    for point in measured:
+        if (windowed := point["flash_attn_window"]) is not None:
+            times = f"forward {windowed['forward']:.3f} ms, forward and backward {windowed['total']:.3f} ms"
+            print(f"flash-attn, the window of {point['window']} that constant scores are, {point['N']} tokens: {times}")
     console.print(verdict_table(judge_kernels(measured, flex)))
     draw_kernels(measured, path.with_suffix(".svg"))
     print(f"recorded in {path}")
@@ -102,6 +106,9 @@ def _measure(N: int, window: int, K: int, kind: str, H: int, D: int) -> dict[str
     ours |= {"total": milliseconds(total), "total_eager": eager_milliseconds(total)}
     backends = {name: backend for name, backend in _DENSE.items() if name == "cudnn" or N <= _FLASH_UP_TO}
     dense = {name: _dense(backend, q, k, v, d_out) for name, backend in backends.items()}
+    windowed = None
+    if kind == "constant" and flash_attention_suits(q, v):
+        windowed = _times(lambda q, k, v: flash_attention(q, k, v, window=window), q, k, v, d_out)
     best = {part: min(times[part] for times in dense.values()) for part in ("forward", "total")}
     share = live_share(expiry)
     return {
@@ -112,6 +119,7 @@ def _measure(N: int, window: int, K: int, kind: str, H: int, D: int) -> dict[str
         "scores": kind,
         "ours": ours,
         "dense": dense,
+        "flash_attn_window": windowed,
         "forward_times_faster": best["forward"] / ours["forward"],
         "total_times_faster": best["total"] / ours["total"],
         "live_share": share,
@@ -123,18 +131,15 @@ def _measure(N: int, window: int, K: int, kind: str, H: int, D: int) -> dict[str
 def _dense(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor, d_out: Tensor) -> dict[str, float]:
     group = q.shape[1] // k.shape[1]
     k, v = (tensor.repeat_interleave(group, dim=1) for tensor in (k, v))
-    q, k, v = (tensor.detach().requires_grad_() for tensor in (q, k, v))
-
-    def forward() -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-    def total() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(forward(), (q, k, v), d_out)
-
     with sdpa_kernel(backend):
-        with torch.no_grad():
-            forward_time = milliseconds(forward)
-        return {"forward": forward_time, "total": milliseconds(total)}
+        return _times(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), q, k, v, d_out)
+
+
+def _times(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, d_out: Tensor) -> dict[str, float]:
+    inputs = [tensor.detach().requires_grad_() for tensor in (q, k, v)]
+    with torch.no_grad():
+        forward = milliseconds(lambda: attend(*inputs))
+    return {"forward": forward, "total": milliseconds(lambda: torch.autograd.grad(attend(*inputs), inputs, d_out))}
 
 
 def _flex(N: int, window: int, H: int, D: int) -> dict[str, Any]:
