@@ -1,14 +1,20 @@
 """The LightningDataModule: hands every rank its share of the step's batch, from any step on."""
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import lightning
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from dma_lab.data.batches import sequences_from
-from dma_lab.data.store import TokenData
 from dma_lab.messages import UserError
+
+
+class DrawSequences(Protocol):
+    """The endless row of training sequences, of which every optimizer step takes the next ones."""
+
+    def __call__(self, *, first: int, count: int) -> dict[str, Tensor | None]:
+        """Sequences ``first`` … ``first + count - 1``: a pure function of the two (``batches.sequences_from``)."""
 
 
 class MicroBatches(IterableDataset):
@@ -20,13 +26,10 @@ class MicroBatches(IterableDataset):
 
     def __init__(
         self,
-        data: TokenData,
+        draw: DrawSequences,
         *,
-        seed: int,
-        context: int,
         sequences_per_step: int,
         accumulate: int,
-        mask_documents: bool,
         first_step: int,
         rank: int,
         ranks: int,
@@ -36,12 +39,9 @@ class MicroBatches(IterableDataset):
                 f"{sequences_per_step} sequences a step cannot be shared by {ranks} devices x {accumulate} "
                 "micro-batches: choose trainer.tokens_per_step or trainer.micro_batch_sequences so that they divide."
             )
-        self.data = data
-        self.seed = seed
-        self.context = context
+        self.draw = draw
         self.sequences_per_step = sequences_per_step
         self.accumulate = accumulate
-        self.mask_documents = mask_documents
         self.first_step = first_step
         self.rank = rank
         self.ranks = ranks
@@ -58,37 +58,25 @@ class MicroBatches(IterableDataset):
         """The ``index``-th micro-batch after ``first_step`` began."""
         step, micro = divmod(index, self.accumulate)
         rows = self.sequences_per_step // (self.accumulate * self.ranks)
-        return sequences_from(
-            self.data,
-            seed=self.seed,
-            first=(self.first_step + step) * self.sequences_per_step + (micro * self.ranks + self.rank) * rows,
-            count=rows,
-            context=self.context,
-            mask_documents=self.mask_documents,
-        )
+        first = (self.first_step + step) * self.sequences_per_step + (micro * self.ranks + self.rank) * rows
+        return self.draw(first=first, count=rows)
 
 
 class TokenDataModule(lightning.LightningDataModule):
-    """Training batches of ``data``: the union over ranks and micro-batches of optimizer step s is ``batch_at(s)``."""
+    """Batches of what ``draw`` gives: the union over ranks and micro-batches of optimizer step s is its s-th share."""
 
     def __init__(
         self,
-        data: TokenData,
+        draw: DrawSequences,
         *,
-        seed: int,
-        context: int,
         sequences_per_step: int,
         accumulate: int,
-        mask_documents: bool,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        self.data = data
-        self.seed = seed
-        self.context = context
+        self.draw = draw
         self.sequences_per_step = sequences_per_step
         self.accumulate = accumulate
-        self.mask_documents = mask_documents
         self.num_workers = num_workers
 
     def train_dataloader(self) -> DataLoader:
@@ -99,12 +87,9 @@ class TokenDataModule(lightning.LightningDataModule):
         """
         assert self.trainer is not None
         batches = MicroBatches(
-            self.data,
-            seed=self.seed,
-            context=self.context,
+            self.draw,
             sequences_per_step=self.sequences_per_step,
             accumulate=self.accumulate,
-            mask_documents=self.mask_documents,
             first_step=self.trainer.global_step,
             rank=self.trainer.global_rank,
             ranks=self.trainer.world_size,

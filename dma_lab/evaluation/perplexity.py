@@ -40,6 +40,10 @@ class ValidationScore:
         """Does not depend on the tokenizer."""
         return float(self.document_nats.sum() / math.log(2) / self.document_bytes.sum())
 
+    def metrics(self) -> dict[str, float]:
+        """The three figures by the names under which a run reports them."""
+        return {"val_loss": self.loss, "val_perplexity": self.perplexity, "val_bits_per_byte": self.bits_per_byte}
+
     def save(self, path: Path) -> None:
         """Write the five arrays to ``path`` (.npz)."""
         np.savez(path, **vars(self))

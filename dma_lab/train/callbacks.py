@@ -9,10 +9,10 @@ from typing import Any
 
 import lightning as L
 
-from dma_lab.evaluation.perplexity import ValidationScore
 from dma_lab.train.module import LanguageModel
 from dma_lab.train.progress import TrainingProgress
 from dma_lab.train.runs import RunDirectory
+from dma_lab.train.task import Score
 
 
 class RunRecorder(L.Callback):
@@ -26,7 +26,7 @@ class RunRecorder(L.Callback):
         self,
         run: RunDirectory,
         *,
-        validate: Callable[[], ValidationScore],
+        validate: Callable[[], Score],
         steps: int,
         tokens_per_step: int,
         log_every: int,
@@ -37,7 +37,7 @@ class RunRecorder(L.Callback):
         self.run, self.validate, self.also_log = run, validate, also_log
         self.steps, self.tokens_per_step = steps, tokens_per_step
         self.log_every, self.validate_every, self.checkpoint_every = log_every, validate_every, checkpoint_every
-        self.score: ValidationScore | None = None
+        self.score: Score | None = None
         self.stop_signal: int | None = None
         self.training_seconds = 0.0
         """Time spent in steps over all sessions of the run, validation and checkpoints excluded."""
@@ -100,11 +100,7 @@ class RunRecorder(L.Callback):
         line = {"step": step, "tokens": step * self.tokens_per_step, **metrics}
         if validate:
             self.score = self.validate()
-            line |= {
-                "val_loss": self.score.loss,
-                "val_perplexity": self.score.perplexity,
-                "val_bits_per_byte": self.score.bits_per_byte,
-            }
+            line |= self.score.metrics()
         if not trainer.is_global_zero:
             return
         seconds = self.training_seconds - self._logged_seconds

@@ -14,11 +14,7 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from dma_lab.data.batches import refuse_repeat, validation_batches
-from dma_lab.data.build import prepare_data
-from dma_lab.data.module import TokenDataModule
-from dma_lab.data.store import TokenData
-from dma_lab.evaluation.perplexity import ValidationScore, score_validation
+from dma_lab.data.module import DrawSequences, TokenDataModule
 from dma_lab.train.callbacks import RunRecorder
 from dma_lab.train.hardware import Hardware, resolve_hardware
 from dma_lab.train.module import LanguageModel
@@ -26,6 +22,7 @@ from dma_lab.train.optim import build_adamw, learning_rate_multiplier
 from dma_lab.train.plan import RunPlan, build_model, plan_run, short_plan
 from dma_lab.train.runs import RunDirectory, git_commit, identity
 from dma_lab.train.settings import TrainSettings
+from dma_lab.train.task import Score, Task, prepare_task
 
 
 def fit_run(settings: TrainSettings) -> dict[str, Any]:
@@ -38,11 +35,11 @@ def fit_run(settings: TrainSettings) -> dict[str, Any]:
     """
     hardware = resolve_hardware(settings.trainer)
     budget = plan_run(settings, settings.model.vocab_size, hardware).tokens
-    data = prepare_data(settings.data, budget)
-    plan = plan_run(settings, padded_vocabulary(data.vocab_size), hardware)
-    refuse_repeat(data, plan.tokens, settings.data.allow_repeat)
+    task = prepare_task(settings, budget)
+    plan = plan_run(settings, padded_vocabulary(task.vocab_size), hardware)
+    draw = task.draw(plan)
 
-    run = find_run(settings, data, hardware)
+    run = find_run(settings, task, hardware)
     summary = run.summary()
     if run.writer:
         print(short_plan(settings, plan), file=sys.stderr)
@@ -51,10 +48,10 @@ def fit_run(settings: TrainSettings) -> dict[str, Any]:
         return summary
     run.claim()
     run.write_config(dataclasses.asdict(settings))
-    summary = _known_before(run, settings, plan, data, hardware)
+    summary = _known_before(run, settings, plan, task, hardware)
     run.write_summary(summary | {"status": "running"})
     try:
-        summary |= _train(settings, plan, data, run, hardware)
+        summary |= _train(settings, plan, task, draw, run, hardware)
     except Exception as error:
         run.write_summary(summary | {"status": "failed", "reason": f"{type(error).__name__}: {error}"})
         raise
@@ -71,7 +68,7 @@ def padded_vocabulary(vocab_size: int) -> int:
     return -(-vocab_size // 64) * 64
 
 
-def find_run(settings: TrainSettings, data: TokenData, hardware: Hardware) -> RunDirectory:
+def find_run(settings: TrainSettings, task: Task, hardware: Hardware) -> RunDirectory:
     """The directory of this run, named so that a reader finds it and hashed over all that defines its result."""
     trainer = settings.trainer
     defining = {
@@ -79,7 +76,7 @@ def find_run(settings: TrainSettings, data: TokenData, hardware: Hardware) -> Ru
         "attention": settings.attention,
         "match": settings.match,
         "budget": [settings.tokens, settings.tokens_per_parameter],
-        "data": [data.fingerprint, settings.data.mask_documents],
+        "data": [task.fingerprint, settings.data.mask_documents],
         "optimizer": dataclasses.asdict(settings.optimizer),
         "schedule": dataclasses.asdict(settings.schedule),
         "trainer": [trainer.context, trainer.tokens_per_step, trainer.validation_tokens, hardware.precision],
@@ -96,7 +93,7 @@ def _hush_lightning() -> None:
 
 
 def _train(
-    settings: TrainSettings, plan: RunPlan, data: TokenData, run: RunDirectory, hardware: Hardware
+    settings: TrainSettings, plan: RunPlan, task: Task, draw: DrawSequences, run: RunDirectory, hardware: Hardware
 ) -> dict[str, Any]:
     optimizer, trainer_settings = settings.optimizer, settings.trainer
     multiplier = learning_rate_multiplier(steps=plan.steps, **dataclasses.asdict(settings.schedule))
@@ -118,23 +115,12 @@ def _train(
         for block in module.model.blocks:
             block.compile(fullgraph=True)
 
-    def validate() -> ValidationScore:
-        batches = validation_batches(
-            data,
-            context=plan.shape.max_seq_len,
-            sequences=plan.sequences_per_step // trainer_settings.devices // plan.accumulate,
-            max_tokens=trainer_settings.validation_tokens,
-        )
+    def validate() -> Score:
+        sequences = plan.sequences_per_step // trainer_settings.devices // plan.accumulate
         device = trainer.strategy.root_device
         module.to(device)
         with torch.autocast(hardware.device.type, torch.bfloat16, enabled=hardware.precision == "bf16"):
-            return score_validation(
-                module.model,
-                batches,
-                n_documents=len(data.validation_document_starts),
-                mask_documents=settings.data.mask_documents,
-                device=device,
-            )
+            return task.score(module.model, plan, sequences, device)
 
     _hush_lightning()
     wandb = _wandb_logger(settings, run) if settings.logger.name == "wandb" else None
@@ -162,12 +148,9 @@ def _train(
         use_distributed_sampler=False,
     )
     batches = TokenDataModule(
-        data,
-        seed=settings.seed,
-        context=plan.shape.max_seq_len,
+        draw,
         sequences_per_step=plan.sequences_per_step,
         accumulate=plan.accumulate,
-        mask_documents=settings.data.mask_documents,
         num_workers=trainer_settings.loader_workers,
     )
     checkpoint = run.checkpoint if run.checkpoint.exists() else None
@@ -187,16 +170,11 @@ def _train(
     score = recorder.score or validate()
     if run.writer:
         score.save(run.validation)
-    return outcome | {
-        "val_loss": score.loss,
-        "val_perplexity": score.perplexity,
-        "val_bits_per_byte": score.bits_per_byte,
-        "status": "finished",
-    }
+    return outcome | score.metrics() | {"status": "finished"}
 
 
 def _known_before(
-    run: RunDirectory, settings: TrainSettings, plan: RunPlan, data: TokenData, hardware: Hardware
+    run: RunDirectory, settings: TrainSettings, plan: RunPlan, task: Task, hardware: Hardware
 ) -> dict[str, Any]:
     return {
         "run": str(run.path),
@@ -213,8 +191,8 @@ def _known_before(
         "tokens": plan.tokens,
         "flops": plan.flops.dense_equivalent,
         "flops_executed": plan.flops.executed,
-        "unigram_entropy": data.unigram_entropy,
-        "data_fingerprint": data.fingerprint,
+        **task.facts,
+        "data_fingerprint": task.fingerprint,
         "hardware": f"{settings.trainer.devices} x {hardware.name}",
         "precision": hardware.precision,
         "torch": torch.__version__,

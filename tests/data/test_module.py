@@ -1,11 +1,12 @@
 import itertools
 import pickle
+from functools import partial
 
 import lightning
 import pytest
 import torch
 
-from dma_lab.data.batches import batch_at
+from dma_lab.data.batches import batch_at, sequences_from
 from dma_lab.data.module import MicroBatches, TokenDataModule
 from dma_lab.messages import UserError
 
@@ -30,6 +31,10 @@ class _Recorder(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+def _draw(data, masked=True):
+    return partial(sequences_from, data, seed=SEED, context=CONTEXT, mask_documents=masked)
+
+
 def _fit(data, folder, steps, workers, accumulate, masked, checkpoint=None):
     model = _Recorder(masked)
     trainer = lightning.Trainer(
@@ -44,12 +49,9 @@ def _fit(data, folder, steps, workers, accumulate, masked, checkpoint=None):
         default_root_dir=folder,
     )
     module = TokenDataModule(
-        data,
-        seed=SEED,
-        context=CONTEXT,
+        _draw(data, masked),
         sequences_per_step=SEQUENCES,
         accumulate=accumulate,
-        mask_documents=masked,
         num_workers=workers,
     )
     trainer.fit(model, module, ckpt_path=checkpoint, weights_only=False)
@@ -77,12 +79,9 @@ def test_ranks_and_micro_batches_together_are_the_steps_batch(data, ranks, accum
     shares = [
         itertools.islice(
             MicroBatches(
-                data,
-                seed=SEED,
-                context=CONTEXT,
+                _draw(data),
                 sequences_per_step=SEQUENCES,
                 accumulate=accumulate,
-                mask_documents=True,
                 first_step=4,
                 rank=rank,
                 ranks=ranks,
@@ -99,12 +98,9 @@ def test_ranks_and_micro_batches_together_are_the_steps_batch(data, ranks, accum
 def test_a_step_that_does_not_divide_is_refused(data):
     with pytest.raises(UserError, match="12 sequences a step cannot be shared by 5 devices"):
         MicroBatches(
-            data,
-            seed=0,
-            context=8,
+            _draw(data),
             sequences_per_step=12,
             accumulate=1,
-            mask_documents=True,
             first_step=0,
             rank=0,
             ranks=5,
