@@ -83,8 +83,9 @@ def _save_for_backward(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, d_out: Tensor, _d_lse: Tensor):
-    bias = ctx.saved_tensors[4]
-    gradients = interval_attention_triton_backward(d_out, *ctx.saved_tensors, ctx.scale, ctx.max_live)
+    saved = ctx.saved_tensors  # asked once: under checkpointing every asking computes the layer again
+    bias = saved[4]
+    gradients = interval_attention_triton_backward(d_out, *saved, ctx.scale, ctx.max_live)
     d_bias = None if bias is None else gradients[3].to(bias.dtype)
     return *gradients[:3], None, d_bias, None, None
 
