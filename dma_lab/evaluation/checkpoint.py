@@ -1,0 +1,198 @@
+"""A finished or interrupted run, opened for evaluation: its model, and the tokens and tokenizer that it learnt from."""
+
+import json
+import pickle
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+from yaml import YAMLError
+
+from dma_lab.attention import attention_options
+from dma_lab.data.store import META_FILE, TokenData, TornCacheError
+from dma_lab.messages import UserError
+from dma_lab.model import ModelShape, Transformer
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What a run's directory holds. ``open_run`` makes it."""
+
+    path: Path
+    checkpoint: Path
+    config: dict[str, Any]
+    """config.yaml, resolved."""
+    summary: dict[str, Any]
+    step: int
+    """Optimizer steps that the weights have seen."""
+    weights: dict[str, Tensor]
+    """By parameter name, on the CPU."""
+
+    @property
+    def context(self) -> int:
+        """Tokens a training sequence."""
+        return self.config["trainer"]["context"]
+
+    @property
+    def rope_base(self) -> float:
+        return self.config["attention"]["rope_base"]
+
+    def model(self, max_seq_len: int | None = None, rope_base: float | None = None) -> Transformer:
+        """The trained model in float32 on the CPU, in eval mode.
+
+        Args:
+            max_seq_len: tokens it can take; the training context unless given. Windows and block sizes stay those of
+                the training context.
+            rope_base: base of the rotary frequencies; as trained unless given.
+
+        Raises:
+            UserError: the weights are not those of config.yaml's model.
+        """
+        shape = self._shape
+        name = self.config["attention"]["name"]
+        options = {option: value for option, value in self.config["attention"].items() if option != "name"}
+        with torch.device("meta"):
+            trained = Transformer(shape, name, options)
+        self._check_weights(trained)
+        # Options left open take their values from max_seq_len: what training gave them is written down here.
+        attention = trained.blocks[0].attention
+        options |= {
+            option: getattr(attention, option)
+            for option in attention_options(name)
+            if options.get(option) is None and hasattr(attention, option)
+        }
+        if rope_base is not None:
+            options["rope_base"] = rope_base
+        model = Transformer(replace(shape, max_seq_len=max_seq_len or shape.max_seq_len), name, options)
+        model.load_state_dict(self.weights)
+        return model.eval()
+
+    @cached_property
+    def data(self) -> TokenData:
+        """The token files that the run was trained on: its tokenizer, and the text that validates.
+
+        Raises:
+            UserError: they are not where the run had them.
+        """
+        cache_dir = Path(self.config["data"]["cache_dir"]).expanduser()
+        wanted = self.summary["data_fingerprint"]
+        torn = []
+        for meta_file in sorted(cache_dir.glob(f"*/{META_FILE}")):
+            try:
+                data = TokenData(meta_file.parent)
+                if data.fingerprint != wanted:
+                    continue
+                data.load_tokenizer()
+            except Exception as error:  # tokenizers raises plain Exception for every fault of a file
+                kind = "" if isinstance(error, TornCacheError) else "its tokenizer: "
+                torn.append(f"{meta_file.parent} is damaged: {kind}{error}")
+                continue
+            if data.vocab_size > self._shape.vocab_size:
+                raise self._foreign(
+                    f"its embedding has {self._shape.vocab_size} rows and the tokenizer {data.vocab_size} tokens"
+                )
+            return data
+        raise UserError(
+            f"The tokenizer and tokens of {self.path} (fingerprint {wanted}) are not under data.cache_dir={cache_dir}"
+            f"{' (' + '; '.join(torn) + ')' if torn else ''}: the command that trained the run makes them again; or "
+            "start from the directory that it was trained in."
+        )
+
+    @cached_property
+    def _shape(self) -> ModelShape:
+        rung = self.config["model"]
+        names = ("n_layers", "d_model", "n_heads", "n_kv_heads", "head_dim", "tie_embeddings")
+        embedding = self.weights.get("embedding.weight")
+        if embedding is None:
+            raise self._foreign("it has no embedding.weight")
+        return ModelShape(
+            **{name: rung[name] for name in names},
+            d_ff=self.summary["d_ff"],  # found by matching to the MHA rung
+            vocab_size=embedding.shape[0],
+            max_seq_len=self.context,
+        )
+
+    def _check_weights(self, model: Transformer) -> None:
+        ours = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+        theirs = {name: tuple(weight.shape) for name, weight in self.weights.items()}
+        for name in [*ours, *theirs]:
+            if ours.get(name) != theirs.get(name):
+                raise self._foreign(
+                    f"its {name} is {theirs.get(name, 'absent')} and the config's {ours.get(name, 'absent')}"
+                )
+
+    def _foreign(self, why: str) -> UserError:
+        return UserError(
+            f"{self.checkpoint} is the checkpoint of another config than {self.path / 'config.yaml'}: {why}. Give the "
+            "directory that the checkpoint was trained in."
+        )
+
+
+def open_run(path: Path) -> TrainedRun:
+    """Open a run's directory, or one of the checkpoints in its ``checkpoints/``. Reads tensors and plain values only.
+
+    Raises:
+        UserError: the directory is no run, has no checkpoint yet, or a file of it cannot be read.
+    """
+    given = path
+    path = path.expanduser()
+    if path.suffix == ".ckpt":
+        checkpoint, path = path, path.parent.parent
+    else:
+        checkpoint = path / "checkpoints" / "last.ckpt"
+    if not path.is_dir():
+        raise UserError(f"checkpoint={given}: there is no such directory; give a run's, as train.py printed it.")
+    for file in (path / "config.yaml", path / "summary.json"):
+        if not file.is_file():
+            raise UserError(
+                f"checkpoint={given} is no run's directory: it has no {file.name}; give one that train.py made."
+            )
+    if not checkpoint.is_file():
+        raise UserError(f"checkpoint={given}: the run has no {checkpoint.relative_to(path)}; train it first.")
+    config, summary = _read_config(path / "config.yaml"), _read_summary(path / "summary.json")
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        step, state = content["global_step"], content["state_dict"]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{checkpoint} is no checkpoint that can be read safely ({_first_line(error)}); train the run again, "
+            "or give another one."
+        ) from error
+    weights = {name.removeprefix("model."): weight for name, weight in state.items()}
+    return TrainedRun(path, checkpoint, config, summary, step, weights)
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.load(file))
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{file} cannot be read ({_first_line(error)}): restore what train.py wrote.") from error
+    missing = [node for node in ("model", "attention", "data", "trainer") if not _holds(config, node)]
+    if missing:
+        raise UserError(f"{file} is no run's config: it lacks {', '.join(missing)}; restore what train.py wrote.")
+    return config
+
+
+def _holds(config: Any, node: str) -> bool:
+    return isinstance(config, dict) and isinstance(config.get(node), dict)
+
+
+def _read_summary(file: Path) -> dict[str, Any]:
+    try:
+        summary = json.loads(file.read_text(encoding="utf-8"))
+        missing = [name for name in ("d_ff", "data_fingerprint") if name not in summary]
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{file} cannot be read ({_first_line(error)}): restore what train.py wrote.") from error
+    if missing:
+        raise UserError(f"{file} is no run's summary: it lacks {', '.join(missing)}; restore what train.py wrote.")
+    return summary
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,149 @@
+"""A run's directory to its model and tokenizer, and the sentence for every directory that is not one."""
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from dma_lab.attention import registered_backends
+from dma_lab.data.batches import validation_batches
+from dma_lab.evaluation.checkpoint import TrainedRun, open_run
+from dma_lab.evaluation.perplexity import score_validation
+from dma_lab.messages import UserError
+from dma_lab.model import ModelShape, Transformer
+
+
+def test_the_loaded_model_scores_what_training_scored(trained_run):
+    run = open_run(trained_run)
+    summary = json.loads((trained_run / "summary.json").read_text())
+    score = score_validation(
+        run.model(),
+        validation_batches(run.data, context=64, sequences=8, max_tokens=2048),
+        n_documents=len(run.data.validation_document_starts),
+        mask_documents=True,
+        device=torch.device("cpu"),
+    )
+    assert score.loss == pytest.approx(summary["val_loss"], rel=1e-6)
+    assert (run.step, run.context) == (40, 64)
+    with np.load(trained_run / "validation.npz") as stored:
+        np.testing.assert_allclose(score.document_nats, stored["document_nats"], rtol=1e-6)
+
+
+def test_the_tokenizer_is_the_one_that_made_the_tokens(trained_run):
+    data = open_run(trained_run).data
+    tokenizer = data.load_tokenizer()
+    ids = data.validation_tokens[1 : data.validation_document_starts[1]].tolist()
+    assert tokenizer.encode(tokenizer.decode(ids), add_special_tokens=False).ids == ids
+
+
+@pytest.mark.parametrize("attention", sorted(registered_backends()))
+def test_a_longer_context_changes_nothing_within_the_shorter_one(attention):
+    shape = ModelShape(
+        n_layers=2, d_model=32, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=48, vocab_size=64, max_seq_len=64
+    )
+    model = Transformer(shape, attention).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # A of DMA starts at zero, where windows hide mistakes
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    config = {
+        "model": vars(shape),
+        "attention": {"name": attention, "rope_base": 10_000.0}
+        | ({} if attention in ("mha", "mla") else {"window": None}),
+        "trainer": {"context": 64},
+    }
+    run = TrainedRun(Path("run"), Path("run/last.ckpt"), config, {"d_ff": 48}, 1, model.state_dict())
+    tokens = torch.randint(64, (2, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        longer = run.model(max_seq_len=1024)
+        torch.testing.assert_close(longer(tokens), model(tokens), rtol=0, atol=0)
+        assert longer(tokens.repeat(1, 4)).shape == (2, 256, 64)
+        other_base = run.model(rope_base=500_000.0)(tokens)
+    assert not torch.allclose(other_base, model(tokens))
+
+
+class Harmful:
+    def __reduce__(self):
+        return os.system, ("true",)
+
+
+def spoil(run: Path, how: str) -> Path:
+    """Make ``run`` what the test's case says; returns the path to give."""
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    config = OmegaConf.load(run / "config.yaml")
+    match how:
+        case "absent":
+            return run / "nowhere"
+        case "no run":
+            shutil.rmtree(run)
+            run.mkdir()
+        case "untrained":
+            checkpoint.unlink()
+        case "another width" | "another depth" | "another backend":
+            node, value = {
+                "another width": ("model.d_model", 64),
+                "another depth": ("model.n_layers", 3),
+                "another backend": ("attention", {"name": "mha", "qk_norm": True, "rope_base": 10_000.0}),
+            }[how]
+            OmegaConf.update(config, node, value, merge=False)
+            OmegaConf.save(config, run / "config.yaml")
+        case "torn":
+            checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+        case "pickle":
+            checkpoint.write_bytes(pickle.dumps(Harmful()))
+        case "torch pickle":
+            torch.save({"state_dict": {}, "global_step": 1, "more": Harmful()}, checkpoint)
+        case "empty":
+            checkpoint.write_bytes(b"")
+        case "config":
+            (run / "config.yaml").write_bytes(b"\xff\xfe: [")
+        case "config of something else":
+            (run / "config.yaml").write_text("model: gpt2\n")
+        case "summary":
+            (run / "summary.json").write_text("{")
+        case "no tokens":
+            config.data.cache_dir = str(run / "cache")
+            OmegaConf.save(config, run / "config.yaml")
+        case "no tokenizer":
+            shutil.copytree(config.data.cache_dir, run / "cache")
+            next((run / "cache").glob("*/tokenizer.json")).unlink()
+            config.data.cache_dir = str(run / "cache")
+            OmegaConf.save(config, run / "config.yaml")
+    return run
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("absent", "no such directory"),
+        ("no run", "is no run's directory: it has no config.yaml"),
+        ("untrained", "the run has no checkpoints/last.ckpt; train it first"),
+        ("another width", r"another config .* its embedding.weight is \(320, 32\) and the config's \(320, 64\)"),
+        ("another depth", "another config .* its layers.2.* is absent"),
+        ("another backend", r"another config .*attention.A is \(1,\) and the config's absent"),
+        ("torn", "no checkpoint that can be read safely"),
+        ("pickle", "no checkpoint that can be read safely"),
+        ("torch pickle", "no checkpoint that can be read safely"),
+        ("empty", "no checkpoint that can be read safely"),
+        ("config", "config.yaml cannot be read"),
+        ("config of something else", "lacks model, attention, data, trainer"),
+        ("summary", "summary.json cannot be read"),
+        ("no tokens", r"The tokenizer and tokens of .* are not under data.cache_dir="),
+        ("no tokenizer", r"The tokenizer and tokens of .* is damaged.*tokenizer.json"),
+    ],
+)
+def test_what_is_no_run_is_refused_in_a_sentence(run_copy, how, sentence):
+    def use(path: Path) -> None:
+        run = open_run(path)
+        run.model()
+        run.data.load_tokenizer()
+
+    use(run_copy)
+    with pytest.raises(UserError, match=sentence) as refusal:
+        use(spoil(run_copy, how))
+    assert "\n" not in str(refusal.value)
