@@ -1,0 +1,122 @@
+"""How long DMA's keys live in a trained model, and what kind of memory each head became.
+
+A key's *lifetime* is expiry_j - j: the number of queries that attend to it. A key is *observed* when its document
+goes on for at least 1.5 W queries from it (W the window): only then can one see whether it outlives the window, so only
+observed keys are counted. A key *survives* when it lives 1.5 W queries or longer. A head is, in this order,
+
+- a *window* when at least 90 % of its observed keys live between 0.9 W and 1.1 W queries, as all would under SWA;
+- a *long memory* when at least 10 % of its observed keys beyond the first 4 of their document survive;
+- a *sink* when at least 90 % of its observed keys among the first 4 of their document survive (and, not being a long
+  memory, it keeps hardly any other);
+- *mixed* otherwise: keys leave early, but not at one age.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dma_lab.attention.dma import DynamicMaskAttention
+from dma_lab.kernels import document_bounds, prefix_topk_expiry
+from dma_lab.model import Transformer
+
+KINDS = ("window", "long memory", "sink", "mixed")
+OBSERVED = 1.5
+"""How far a key's document must reach beyond it, in windows."""
+_BINS = 30
+_FIRST = 4
+
+
+@dataclass(frozen=True)
+class Lifetimes:
+    """Lifetimes of every key of a batch, B sequences of N tokens, in every layer (L) and key/value head (K)."""
+
+    expiry: NDArray[np.int32]
+    """(L, B, K, N), as ``prefix_topk_expiry`` gives it."""
+    start: NDArray[np.int64]
+    """(B, N): where each position's document starts in its sequence."""
+    end: NDArray[np.int64]
+    """(B, N): where it ends, exclusive."""
+    window: int
+
+    @property
+    def lived(self) -> NDArray[np.int64]:
+        """(L, B, K, N): queries that attend to each key."""
+        return self.expiry.astype(np.int64) - np.arange(self.expiry.shape[-1])
+
+    @property
+    def observed(self) -> NDArray[np.bool_]:
+        """(B, N)."""
+        return self.end - np.arange(self.end.shape[1]) >= OBSERVED * self.window
+
+    def histogram(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Edges (bins + 2,) in windows, and the share of observed keys in each bin, (L, K, bins + 1), by lifetime.
+
+        Bins are 1.5 W / 30 wide; the last one holds the keys that survive.
+        """
+        lived = self.lived.transpose(0, 2, 1, 3)[:, :, self.observed]
+        bin_of = np.minimum(lived * _BINS // (OBSERVED * self.window), _BINS).astype(int)
+        counts = np.stack([(bin_of == index).sum(-1) for index in range(_BINS + 1)], axis=-1)
+        edges = np.linspace(0, OBSERVED + OBSERVED / _BINS, _BINS + 2)
+        return edges, counts / max(1, int(self.observed.sum()))
+
+    def kinds(self) -> list[list[str]]:
+        """What each head of each layer became; ``undecided`` where no key is observed."""
+        position = np.arange(self.end.shape[1])
+        first = (position - self.start < _FIRST)[self.observed]
+        lived = self.lived.transpose(0, 2, 1, 3)[:, :, self.observed]
+        return [[self._kind(lived_n, first) for lived_n in layer] for layer in lived]
+
+    def _kind(self, lived: NDArray[np.int64], first: NDArray[np.bool_]) -> str:
+        if not lived.size:
+            return "undecided"
+        survives = lived >= OBSERVED * self.window
+        if (abs(lived - self.window) <= 0.1 * self.window).mean() >= 0.9:
+            return "window"
+        if (~first).any() and survives[~first].mean() >= 0.1:
+            return "long memory"
+        if first.any() and survives[first].mean() >= 0.9:
+            return "sink"
+        return "mixed"
+
+    def save(self, path: Path) -> None:
+        """Write to ``path`` (.npz)."""
+        np.savez_compressed(path, **vars(self))
+
+    @classmethod
+    def load(cls, path: Path) -> "Lifetimes":
+        with np.load(path) as file:
+            return cls(file["expiry"], file["start"], file["end"], int(file["window"]))
+
+
+@torch.no_grad()
+def measure_lifetimes(model: Transformer, tokens: Tensor, document_ids: Tensor | None) -> Lifetimes:
+    """Run ``model``, all of whose layers are DMA, on ``tokens`` int64 (B, N) and note its keys' expiries.
+
+    Args:
+        document_ids: (B, N) as in training, or None when documents see each other there.
+    """
+    expiries = []
+
+    def note(attention: nn.Module, arguments: tuple[Tensor, Tensor | None]) -> None:
+        assert isinstance(attention, DynamicMaskAttention)
+        x, documents = arguments
+        scores = attention.scores(attention.heads(x)[2])
+        expiries.append(
+            prefix_topk_expiry(scores, attention.window, recent=attention.recent, document_ids=documents).cpu().numpy()
+        )
+
+    attentions = [block.attention for block in model.blocks]
+    hooks = [attention.register_forward_pre_hook(note) for attention in attentions]
+    try:
+        model.eval()
+        model(tokens, document_ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert isinstance(attentions[0], DynamicMaskAttention)
+    start, end = document_bounds(document_ids, tokens.shape[0], tokens.shape[1], tokens.device)
+    return Lifetimes(np.stack(expiries), start.cpu().numpy(), end.cpu().numpy(), attentions[0].window)
