@@ -7,7 +7,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train plan test test-gpu test-slow lint types check clean
+.PHONY: help setup train plan test test-gpu test-slow test-browser lint types check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,13 +27,16 @@ plan: setup  ## what that training will be and cost, before it is spent
 	$(RUN) plan.py experiment=chinchilla_dma $(ARGS)
 
 test: setup  ## the whole CPU test suite
-	$(RUN) -m pytest -n auto -m 'not gpu and not slow' $(ARGS)
+	$(RUN) -m pytest -n auto -m 'not gpu and not slow and not browser' $(ARGS)
 
 test-gpu: setup  ## the tests that need a CUDA GPU
 	$(RUN) -m pytest -m gpu $(ARGS)
 
 test-slow: setup  ## the tests that take longer than the CPU suite allows
 	$(RUN) -m pytest -m slow $(ARGS)
+
+test-browser: setup  ## the report's page in a headless Chromium, which must be installed with its driver
+	$(RUN) -m pytest -m browser $(ARGS)
 
 lint: setup  ## ruff: lint and format, changing nothing
 	$(VENV)/bin/ruff check .
