@@ -5,13 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import OmegaConf
 from rich.table import Table
 
 from dma_lab.scaling.paired import PairedDifference, paired_difference
 
 BASELINE = "mha"
-# Runs that agree in these trained and validated on the same tokens in the same order.
+# Runs that agree in these, and in these parts of their config.yaml, trained and validated on the same tokens in the
+# same order.
 _COMPARABLE = ("study", "model", "seed", "match", "context", "tokens", "data_fingerprint", "precision")
+_COMPARABLE_SETTINGS = (
+    "optimizer",
+    "schedule",
+    "data.mask_documents",
+    "trainer.tokens_per_step",
+    "trainer.validation_tokens",
+)
 
 
 def comparison_table(summaries: Sequence[dict[str, Any]]) -> Table:
@@ -40,13 +49,36 @@ def comparison_table(summaries: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def difference_to_baseline(summary: dict[str, Any], summaries: Sequence[dict[str, Any]]) -> PairedDifference | None:
-    """Paired difference of a run to the MHA run that agrees with it in all but the attention; None without one."""
+def baseline_of(summary: dict[str, Any], summaries: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The finished MHA run among ``summaries`` that agrees with a run in all but the attention; None without one."""
     for other in summaries:
-        if other["attention"] == BASELINE and all(other[name] == summary[name] for name in _COMPARABLE):
-            ours, theirs = (np.load(Path(run["run"]) / "validation.npz") for run in (summary, other))
-            return paired_difference(ours["document_nats"], theirs["document_nats"], ours["document_tokens"])
+        if (
+            other["attention"] == BASELINE
+            and all(other[name] == summary[name] for name in _COMPARABLE)
+            and _compared_settings(other) == _compared_settings(summary)
+        ):
+            return other
     return None
+
+
+def difference_to_baseline(summary: dict[str, Any], summaries: Sequence[dict[str, Any]]) -> PairedDifference | None:
+    """Paired difference of a run to its ``baseline_of``; None without one.
+
+    Raises:
+        ValueError: the two scored different tokens.
+    """
+    baseline = baseline_of(summary, summaries)
+    if baseline is None:
+        return None
+    ours, theirs = (np.load(Path(run["run"]) / "validation.npz") for run in (summary, baseline))
+    if not np.array_equal(ours["document_tokens"], theirs["document_tokens"]):
+        raise ValueError("it and the MHA run scored different tokens")
+    return paired_difference(ours["document_nats"], theirs["document_nats"], ours["document_tokens"])
+
+
+def _compared_settings(summary: dict[str, Any]) -> list[Any]:
+    config = OmegaConf.load(Path(summary["run"]) / "config.yaml")
+    return [OmegaConf.select(config, name) for name in _COMPARABLE_SETTINGS]
 
 
 def _difference_cell(summary: dict[str, Any], summaries: Sequence[dict[str, Any]]) -> str:

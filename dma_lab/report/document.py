@@ -1,0 +1,93 @@
+"""What a report is made of, before it is a page, a Markdown file or pictures: sections of plain blocks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that the reader must not overlook."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are text; columns named in ``left`` are aligned left, the others are numbers."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve, cloud of points or band. Series of one ``group`` share colour and legend entry."""
+
+    group: str
+    kind: Literal["points", "line", "band"]
+    x: Sequence[float]
+    y: Sequence[float]
+    """Of a band: its lower edge."""
+    high: Sequence[float] = ()
+    """Of a band: its upper edge."""
+    hover: Sequence[str] = ()
+    """A line of text for every point."""
+    faint: bool = False
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Curves over a pair of axes."""
+
+    slug: str
+    """Names its files."""
+    title: str
+    caption: str
+    x_label: str
+    y_label: str
+    series: Sequence[Series]
+    x_log: bool = False
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """Shares (0 to 1) by row and column; ``rows`` are listed from the top."""
+
+    slug: str
+    title: str
+    caption: str
+    x_label: str
+    y_label: str
+    x: Sequence[float]
+    """Left edges of the columns, and the right edge of the last."""
+    rows: Sequence[str]
+    shares: Sequence[Sequence[float]]
+
+
+Block = str | Notice | Table | Figure | Heatmap
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    blocks: list[Block] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Document:
+    title: str
+    lead: str
+    sections: list[Section]
+
+    @property
+    def figures(self) -> list[Figure | Heatmap]:
+        """All of them, in order."""
+        return [block for section in self.sections for block in section.blocks if isinstance(block, Figure | Heatmap)]
+
+    @property
+    def groups(self) -> set[str]:
+        """What the figures' curves belong to."""
+        return {series.group for figure in self.figures if isinstance(figure, Figure) for series in figure.series}

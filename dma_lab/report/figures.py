@@ -1,0 +1,169 @@
+"""The report's figures, as data: what is drawn, not how."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from dma_lab.evaluation.lifetimes import OBSERVED, Lifetimes
+from dma_lab.report.collect import Run
+from dma_lab.report.document import Figure, Heatmap, Series
+from dma_lab.report.laws import Laws, band
+from dma_lab.scaling.fit import ParametricFit
+
+_SAME_BUDGET = 0.1
+"""Largest relative difference of compute within an isoFLOP curve."""
+_POSITION_BINS = 24
+
+
+def loss_against_compute(runs: Sequence[Run], laws: Laws, which: Literal["flops_executed", "flops"]) -> Figure:
+    """Points of all finished runs; for backends with a law, its curve and band at each size over the tokens seen."""
+    series = []
+    for backend in dict.fromkeys(run.backend for run in runs):
+        own = [run for run in runs if run.backend == backend]
+        law = laws.get(backend)
+        if isinstance(law, ParametricFit):
+            for params in sorted({run.params for run in own}):
+                series += _law_at(law, [run for run in own if run.params == params], which)
+        x, y = [run.summary[which] for run in own], [run.summary["val_loss"] for run in own]
+        series.append(Series(backend, "points", x, y, hover=[run.label for run in own]))
+    name = "executed" if which == "flops_executed" else "dense-equivalent"
+    fitted = any(isinstance(law, ParametricFit) for law in laws.values())
+    return Figure(
+        f"loss-{name}",
+        f"Loss against {name} compute",
+        "Each point is a finished run."
+        + (" A line is the backend's fitted law at one size, shaded: its 95 % bootstrap band." if fitted else ""),
+        f"training compute, {name} (FLOP)",
+        "validation loss (nats a token)",
+        series,
+        x_log=True,
+    )
+
+
+def _law_at(law: ParametricFit, runs: Sequence[Run], which: str) -> list[Series]:
+    summaries = [run.summary for run in runs]
+    tokens = np.array([summary["tokens"] for summary in summaries], float)
+    if len(set(tokens)) < 2:
+        return []
+    backend, params = runs[0].backend, runs[0].params
+    # For one size of model compute is proportional to tokens.
+    flops_per_token = np.mean([summary[which] / summary["tokens"] for summary in summaries])
+    over = np.geomspace(tokens.min(), tokens.max(), 40)
+    low, high = band(law, params, over)
+    x = list(over * flops_per_token)
+    return [
+        Series(backend, "band", x, list(low), list(high)),
+        Series(backend, "line", x, list(law.predict(params, over))),
+    ]
+
+
+def isoflop(runs: Sequence[Run]) -> Figure | None:
+    """Loss against size at equal dense-equivalent compute; None unless some budget has three sizes of one backend."""
+    series = []
+    for backend in dict.fromkeys(run.backend for run in runs):
+        own = sorted((run for run in runs if run.backend == backend), key=lambda run: run.summary["flops"])
+        budgets: list[list[Run]] = []
+        for run in own:
+            if budgets and run.summary["flops"] <= budgets[-1][0].summary["flops"] * (1 + _SAME_BUDGET):
+                budgets[-1].append(run)
+            else:
+                budgets.append([run])
+        for budget in budgets:
+            budget.sort(key=lambda run: run.params)
+            x = [run.params for run in budget]
+            if len(set(x)) < 3:
+                continue
+            y = [run.summary["val_loss"] for run in budget]
+            # Approach 2 of Hoffmann et al. 2022: a parabola in log N through the runs of a budget.
+            over = np.geomspace(x[0], x[-1], 40)
+            parabola = np.polyval(np.polyfit(np.log(x), y, 2), np.log(over))
+            series.append(Series(backend, "line", list(over), list(parabola)))
+            series.append(Series(backend, "points", x, y, hover=[run.label for run in budget]))
+    if not series:
+        return None
+    return Figure(
+        "isoflop",
+        "Loss against size at equal compute",
+        "Runs whose dense-equivalent compute agrees within 10 % share a curve, a parabola in log N.",
+        "non-embedding parameters",
+        "validation loss (nats a token)",
+        series,
+        x_log=True,
+    )
+
+
+def training_curves(runs: Sequence[Run]) -> Figure:
+    """Training loss of every run, and validation losses on the way."""
+    series = []
+    for run in runs:
+        lines = [line for line in run.metrics if np.isfinite(line["loss"])]
+        scored = [line for line in lines if np.isfinite(line.get("val_loss", np.nan))]
+        x, y = [line["tokens"] for line in lines], [line["loss"] for line in lines]
+        series.append(Series(run.backend, "line", x, y, hover=[run.label] * len(x), faint=True))
+        x, y = [line["tokens"] for line in scored], [line["val_loss"] for line in scored]
+        series.append(Series(run.backend, "points", x, y, hover=[f"{run.label}: validation"] * len(x)))
+    return Figure(
+        "training",
+        "Training curves",
+        "Lines: loss of the training batch. Points: validation loss on the way.",
+        "training tokens",
+        "loss (nats a token)",
+        series,
+        x_log=True,
+    )
+
+
+def loss_by_position(runs: Sequence[Run]) -> Figure | None:
+    """Loss by the target's position in the context, of the longest run of every backend at the point most share."""
+    scored = [run for run in runs if run.scores is not None]
+    if not scored:
+        return None
+    backends = {run.point: {other.backend for other in scored if other.point == run.point} for run in scored}
+    chosen = max(scored, key=lambda run: (len(backends[run.point]), run.summary["flops"]))
+    series, seen = [], set()
+    for run in scored:
+        # A rung, budget and seed may be there twice, with other options: the first stands for its backend.
+        if run.point != chosen.point or run.backend in seen or run.scores is None:
+            continue
+        seen.add(run.backend)
+        nats, tokens = run.scores["position_nats"], run.scores["position_tokens"]
+        edges = np.unique(np.geomspace(1, len(nats) + 1, _POSITION_BINS + 1).round().astype(int)) - 1
+        counts = np.add.reduceat(tokens, edges[:-1])
+        means = np.add.reduceat(nats, edges[:-1]) / np.maximum(counts, 1)
+        middle = np.sqrt((edges[:-1] + 1.0) * edges[1:])
+        hover = [f"positions {a + 1} to {b}, {n:,} tokens" for a, b, n in zip(edges, edges[1:], counts, strict=False)]
+        kept = counts > 0
+        x, y = list(middle[kept]), list(means[kept])
+        hover = [text for text, keep in zip(hover, kept, strict=True) if keep]
+        series += [Series(run.backend, "line", x, y), Series(run.backend, "points", x, y, hover=hover)]
+    rung, budget, seed = chosen.point
+    return Figure(
+        "position",
+        "Loss by position in the context",
+        f"Rung {rung}, {budget:,} tokens, seed {seed}: mean over the validation tokens at each position, positions "
+        "gathered into bins that widen with distance.",
+        "position of the target in its window",
+        "validation loss (nats a token)",
+        series,
+        x_log=True,
+    )
+
+
+def lifetime_histograms(slug: str, run: Run, lifetimes: Lifetimes) -> Heatmap:
+    """A row for each layer and key/value head: the share of its keys by lifetime."""
+    edges, shares = lifetimes.histogram()
+    kinds = lifetimes.kinds()
+    layers, heads = shares.shape[:2]
+    return Heatmap(
+        slug,
+        f"Lifetimes: {run.label}",
+        f"Window W = {lifetimes.window} of a context of {lifetimes.expiry.shape[-1]}; "
+        f"{int(lifetimes.observed.sum()):,} observed keys a head. Under a sliding window every row has one dark cell "
+        f"at 1; the last column holds the keys that live {OBSERVED:g} W or longer.",
+        "lifetime of a key, expiry − j, in windows",
+        "layer.head",
+        list(edges),
+        [f"{layer}.{head} {kinds[layer][head]}" for layer in range(layers) for head in range(heads)],
+        [list(shares[layer, head]) for layer in range(layers) for head in range(heads)],
+    )

@@ -1,0 +1,93 @@
+"""Figures as plotly.js takes them: traces and a layout, plain JSON."""
+
+from math import log10
+from typing import Any
+
+from dma_lab.report.document import Figure, Heatmap, Series
+from dma_lab.report.palette import HEAT
+
+_AXIS = {"gridcolor": "#ebebe8", "zeroline": False, "linecolor": "#b8b8b4", "ticks": "outside", "automargin": True}
+
+
+def plotly_figure(figure: Figure | Heatmap, colours: dict[str, str]) -> dict[str, Any]:
+    """``data`` and ``layout`` for ``Plotly.newPlot``. One legend entry a group switches all that is its own."""
+    layout: dict[str, Any] = {
+        "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#222"},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "xaxis": {**_AXIS, "title": {"text": figure.x_label}},
+        "yaxis": {**_AXIS, "title": {"text": figure.y_label}},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "hovermode": "closest",
+        "hoverlabel": {"align": "left"},
+    }
+    if isinstance(figure, Heatmap):
+        layout["yaxis"] |= {"autorange": "reversed", "type": "category"}
+        layout["height"] = max(320, 120 + 22 * len(figure.rows))
+        return {"data": [_heatmap(figure)], "layout": layout}
+    layout["height"] = 440
+    if figure.x_log:
+        layout["xaxis"] |= {"type": "log", "exponentformat": "power", "dtick": "D2" if _decades(figure) < 1.2 else 1}
+    shown: set[str] = set()
+    data: list[dict[str, Any]] = []
+    for series in figure.series:
+        trace = _trace(series, colours[series.group])
+        # The entry stands for the points, which every backend has: a line or a band alone has none.
+        trace["showlegend"] = series.kind == "points" and series.group not in shown
+        if trace["showlegend"]:
+            shown.add(series.group)
+        data.append(trace)
+    return {"data": data, "layout": layout}
+
+
+def _decades(figure: Figure) -> float:
+    positive = [value for series in figure.series for value in series.x if value > 0]
+    return log10(max(positive) / min(positive)) if positive else 0.0
+
+
+def _trace(series: Series, colour: str) -> dict[str, Any]:
+    trace: dict[str, Any] = {
+        "type": "scatter",
+        "name": series.group,
+        "legendgroup": series.group,
+        "x": list(series.x),
+        "y": list(series.y),
+        "hovertemplate": "%{text}<br>%{x:.4s}, %{y:.4f}<extra></extra>",
+        "text": list(series.hover),
+    }
+    if series.kind == "band":
+        # One closed outline: there along the lower edge, back along the upper.
+        trace |= {
+            "x": [*series.x, *reversed(series.x)],
+            "y": [*series.y, *reversed(series.high)],
+            "fill": "toself",
+            "fillcolor": colour + "22",
+            "line": {"width": 0},
+            "mode": "lines",
+            "hoverinfo": "skip",
+        }
+        del trace["hovertemplate"]
+    elif series.kind == "line":
+        trace |= {"mode": "lines", "line": {"color": colour, "width": 1.2 if series.faint else 2}}
+        trace["opacity"] = 0.7 if series.faint else 1.0
+        if not series.hover:
+            trace |= {"hoverinfo": "skip"}
+            del trace["hovertemplate"]
+    else:
+        trace |= {"mode": "markers", "marker": {"color": colour, "size": 8, "line": {"color": "#fff", "width": 1}}}
+    return trace
+
+
+def _heatmap(figure: Heatmap) -> dict[str, Any]:
+    return {
+        "type": "heatmap",
+        "x": list(figure.x),
+        "y": list(figure.rows),
+        "z": [list(row) for row in figure.shares],
+        "zmin": 0,
+        "zmax": 1,
+        "colorscale": [[index / (len(HEAT) - 1), colour] for index, colour in enumerate(HEAT)],
+        "hovertemplate": "%{y}: %{z:.1%} of keys live %{x:.2f} W<extra></extra>",
+        "colorbar": {"title": {"text": "share"}, "thickness": 10, "tickformat": ".0%"},
+    }

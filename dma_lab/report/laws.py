@@ -1,0 +1,56 @@
+"""A scaling law for every backend that has the runs for one, and curves to draw of it."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dma_lab.messages import UserError
+from dma_lab.report.collect import Run
+from dma_lab.scaling.fit import ParametricFit, fit_parametric
+
+BOOTSTRAP = 100
+Laws = dict[str, ParametricFit | str]
+
+
+def best_runs(runs: Iterable[Run]) -> list[Run]:
+    """Of runs of one backend at one point (a sweep of learning rates, say) the one of least loss: laws are of those."""
+    best: dict[tuple[str, tuple[str, int, int]], Run] = {}
+    for run in runs:
+        key = run.backend, run.point
+        if key not in best or run.summary["val_loss"] < best[key].summary["val_loss"]:
+            best[key] = run
+    return list(best.values())
+
+
+def fit_laws(runs: Sequence[Run]) -> Laws:
+    """By backend: the law fitted to its runs (non-embedding parameters, tokens, validation loss), or why there is none.
+
+    Deterministic. Of runs that differ only in their seed every one is a point.
+    """
+    laws: Laws = {}
+    for backend in dict.fromkeys(run.backend for run in runs):
+        own = [run for run in runs if run.backend == backend]
+        params, tokens = [run.params for run in own], [run.summary["tokens"] for run in own]
+        distinct = len(set(zip(params, tokens, strict=True)))
+        if distinct < 5:
+            laws[backend] = f"{distinct} distinct points of size and budget; five parameters need at least 5"
+            continue
+        try:
+            laws[backend] = fit_parametric(
+                params, tokens, [run.summary["val_loss"] for run in own], bootstrap=BOOTSTRAP
+            )
+        except UserError as error:
+            laws[backend] = str(error)
+    return laws
+
+
+def band(fit: ParametricFit, params: float, tokens: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
+    """95 % bootstrap band of the law for one size of model over ``tokens``."""
+    assert fit.samples is not None
+    E, A, B, alpha, beta = fit.samples.T[..., None]
+    # In logarithms: a resample of few runs may have an A beyond all floats that its alpha makes small again.
+    with np.errstate(divide="ignore"):
+        by_size, by_tokens = np.log(A) - alpha * np.log(params), np.log(B) - beta * np.log(tokens)
+    low, high = np.quantile(E + np.exp(by_size) + np.exp(by_tokens), (0.025, 0.975), axis=0)
+    return low, high

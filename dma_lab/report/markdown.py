@@ -1,0 +1,36 @@
+"""The report as Markdown, its figures linked beside it."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from dma_lab.report.document import Block, Document, Notice, Table
+
+
+def write_markdown(document: Document, path: Path) -> None:
+    """Write ``path``; the figures are those that ``draw`` writes to its folder's ``figures/``."""
+    lines = [f"# {document.title}", document.lead]
+    for section in document.sections:
+        lines.append(f"## {section.title}")
+        lines += map(_block, section.blocks)
+    path.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+
+
+def figures_linked(path: Path) -> list[str]:
+    """Slugs of the figures that the Markdown at ``path`` links; none when there is no such file."""
+    return re.findall(r"\(figures/([\w.-]+)\.svg\)", path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def _block(block: Block) -> str:
+    if isinstance(block, str):
+        return block
+    if isinstance(block, Notice):
+        return f"> **Note.** {block.text}"
+    if isinstance(block, Table):
+        rule = [":---" if column in block.left else "---:" for column in block.columns]
+        return "\n".join((block.caption, "", *map(_row, (block.columns, rule, *block.rows))))
+    return f"### {block.title}\n\n![{block.title}](figures/{block.slug}.svg)\n\n{block.caption}"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

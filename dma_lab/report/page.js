@@ -1,0 +1,25 @@
+// plotly.js travels compressed; it is unpacked here, and every figure is drawn.
+const unpack = async (element) => {
+  const bytes = Uint8Array.from(atob(element.textContent.trim()), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).text();
+};
+const drawAll = async () => {
+  const library = document.createElement("script");
+  library.textContent = await unpack(document.getElementById("plotly"));
+  document.head.append(library);
+  const figures = JSON.parse(document.getElementById("figures").textContent);
+  const narrow = window.matchMedia("(max-width: 40rem)").matches;
+  for (const [slug, figure] of Object.entries(figures)) {
+    if (narrow) figure.layout.font.size = 11;
+    const options = { responsive: true, displaylogo: false, displayModeBar: narrow ? false : "hover" };
+    await Plotly.newPlot(`plot-${slug}`, figure.data, figure.layout, options);
+  }
+  document.body.dataset.drawn = "yes";
+};
+drawAll().catch((error) => {
+  for (const plot of document.querySelectorAll(".plot")) {
+    plot.textContent = "This browser cannot draw the figure; it lies beside this page as SVG and PNG.";
+  }
+  console.error(error);
+});

@@ -1,0 +1,78 @@
+"""The report as one HTML file that needs nothing else: styles, figures and plotly.js (compressed) are inside."""
+
+import base64
+import gzip
+import json
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from plotly.offline import get_plotlyjs
+
+from dma_lab.report.document import Block, Document, Notice, Table
+from dma_lab.report.interactive import plotly_figure
+from dma_lab.report.palette import colours_of
+
+
+def write_page(document: Document, path: Path) -> None:
+    """Write the page to ``path``."""
+    sections = [
+        f'<section id="s{number}">\n<h2>{escape(section.title)}</h2>\n' + "\n".join(map(_block, section.blocks))
+        for number, section in enumerate(document.sections)
+    ]
+    links = [f'<a href="#s{number}">{escape(section.title)}</a>' for number, section in enumerate(document.sections)]
+    colours = colours_of(document.groups)
+    figures = {figure.slug: plotly_figure(figure, colours) for figure in document.figures}
+    # mtime=0: the same runs give the same page.
+    library = base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
+    own = files("dma_lab.report")
+    parts = [
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<link rel="icon" href="data:,">',  # else browsers ask the server for one
+        f"<title>{escape(document.title)}</title>",
+        f"<style>\n{own.joinpath('page.css').read_text()}</style>\n</head>\n<body>\n<main>",
+        f'<h1>{escape(document.title)}</h1>\n<p class="lead">{escape(document.lead)}</p>',
+        f"<nav>{''.join(links)}</nav>",
+        *(f"{section}\n</section>" for section in sections),
+        "</main>",
+        f'<script type="application/json" id="figures">{_json(figures)}</script>',
+        f'<script type="application/octet-stream" id="plotly">{library}</script>',
+        f"<script>\n{own.joinpath('page.js').read_text()}</script>\n</body>\n</html>\n",
+    ]
+    path.write_text("\n".join(parts), encoding="utf-8")
+
+
+def _block(block: Block) -> str:
+    if isinstance(block, str):
+        return f"<p>{escape(block)}</p>"
+    if isinstance(block, Notice):
+        return f'<p class="notice">{escape(block.text)}</p>'
+    if isinstance(block, Table):
+        return _table(block)
+    return (
+        f'<figure>\n<h3>{escape(block.title)}</h3>\n<p class="caption">{escape(block.caption)}</p>\n'
+        f'<div class="plot" id="plot-{escape(block.slug)}"></div>\n</figure>'
+    )
+
+
+def _table(table: Table) -> str:
+    def row(cells: Any, tag: str) -> str:
+        named = zip(table.columns, cells, strict=True)
+        marked = (
+            f"<{tag}{' class=left' if column in table.left else ''}>{escape(cell)}</{tag}>" for column, cell in named
+        )
+        return f"<tr>{''.join(marked)}</tr>"
+
+    body = "\n".join(row(cells, "td") for cells in table.rows)
+    wide = " wide-name" if table.columns[0] == "run" else ""
+    return (
+        f'<p class="caption">{escape(table.caption)}</p>\n<div class="scroll{wide}"><table>\n'
+        f"<thead>{row(table.columns, 'th')}</thead>\n<tbody>\n{body}\n</tbody></table></div>"
+    )
+
+
+def _json(figures: dict[str, Any]) -> str:
+    """JSON that may stand inside a script element, and fails on what is no number."""
+    return json.dumps(figures, allow_nan=False, default=float).replace("<", "\\u003c")

@@ -1,0 +1,15 @@
+"""One colour a backend, in every figure: those of Okabe and Ito (2008), told apart by colour-blind eyes too."""
+
+from collections.abc import Iterable
+
+_COLOURS = {"mha": "#3d3d3d", "swa": "#0072b2", "mla": "#009e73", "nsa": "#cc79a7", "dma": "#d55e00"}
+_FURTHER = ("#56b4e9", "#8a6d00", "#7a3fb5", "#e69f00", "#7f8c1f", "#a3264d", "#4b6b8a", "#00b8a9")
+
+HEAT = ("#ffffff", "#fde3c8", "#f5a35c", "#d55e00", "#6b2b00")
+"""Shares from none to all."""
+
+
+def colours_of(backends: Iterable[str]) -> dict[str, str]:
+    """The five backends have colours of their own; others (a backend's variants) take one in the order they come."""
+    others = sorted(set(backends) - _COLOURS.keys())
+    return _COLOURS | {name: _FURTHER[index % len(_FURTHER)] for index, name in enumerate(others)}

@@ -1,0 +1,187 @@
+"""From runs to the report's sections: what is shown of them, what is refused, and what is missing."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from dma_lab.evaluation.lifetimes import KINDS, Lifetimes
+from dma_lab.report import figures, tables
+from dma_lab.report.collect import Run, Unreadable, cohorts
+from dma_lab.report.comparison import BASELINE
+from dma_lab.report.document import Block, Document, Figure, Heatmap, Notice, Section, Table
+from dma_lab.report.laws import best_runs, fit_laws
+from dma_lab.report.lifetimes import UnmeasurableError, run_lifetimes
+from dma_lab.scaling.fit import ParametricFit
+
+_SHOWN_LIFETIMES = 3
+_TERMS = (
+    "The lifetime of key j is expiry − j, the number of queries that attend to it. A key is observed when its document "
+    "goes on for at least 1.5 W queries from it (W: the window); a key survives when it lives that long. A head is a "
+    "window when at least 90 % of its observed keys live 0.9 to 1.1 W; else a long memory when at least 10 % of its "
+    "observed keys beyond the first 4 of their document survive; else a sink when at least 90 % of those first 4 do; "
+    "else mixed."
+)
+
+
+def build_document(
+    runs: Sequence[Run], problems: Sequence[Unreadable], progress: Callable[[str], None]
+) -> tuple[Document, list[tuple[Run, tables.Difference]]]:
+    """The whole report; with it the finished runs and their paired differences, cohort by cohort.
+
+    ``progress`` is told what comes next.
+    """
+    groups = cohorts(runs)
+    compared: list[tuple[Run, tables.Difference]] = []
+    sections = [_overview(runs, problems, groups)]
+    for number, (name, members) in enumerate(groups.items(), 1):
+        progress(name)
+        own, pairs = _cohort(name, members)
+        compared += pairs
+        sections += [_numbered(section, number) for section in own] if len(groups) > 1 else own
+    blocks: list[Block] = [tables.identities(runs)]
+    if problems:
+        blocks.append(tables.unreadable(problems))
+    sections.append(Section("Runs", blocks))
+    backends = len({run.attention for run in runs})
+    lead = (
+        f"{len(compared)} finished of {len(runs) + len(problems)} runs, {backends} "
+        f"backend{'s' if backends != 1 else ''}."
+    )
+    return Document("Attention backends at equal cost", lead, sections), compared
+
+
+def _cohort(name: str, members: Sequence[Run]) -> tuple[list[Section], list[tuple[Run, tables.Difference]]]:
+    finished = [run for run in members if run.finished]
+    training = Section("Training", [figures.training_curves(members)])
+    if not finished:
+        return [Section("Comparison", [f"Runs of {name}.", Notice("No run of this group is finished.")]), training], []
+    compared = tables.pair_runs(finished)
+    sections = [_comparison(name, compared), _scaling(finished), training]
+    if position := figures.loss_by_position(finished):
+        sections.append(Section("Position in the context", [position]))
+    return [*sections, _lifetimes(finished)], compared
+
+
+def _overview(runs: Sequence[Run], problems: Sequence[Unreadable], groups: dict[str, list[Run]]) -> Section:
+    blocks: list[Block] = []
+    fingerprints = Counter(run.summary["data_fingerprint"][:8] for run in runs)
+    if len(fingerprints) > 1:
+        listed = ", ".join(f"{name} ({count} runs)" for name, count in fingerprints.items())
+        blocks.append(
+            Notice(f"The runs saw different data, of fingerprints {listed}. Runs of different data are never compared.")
+        )
+    if len(groups) > 1:
+        listed = "; ".join(f"group {number}: {name}" for number, name in enumerate(groups, 1))
+        blocks.append(Notice(f"The runs form {len(groups)} groups that are not compared with each other. {listed}."))
+    commits = Counter(run.summary["git_commit"] for run in runs if run.finished)
+    if len(commits) > 1:
+        listed = ", ".join(
+            f"{name[:10]}{'-dirty' if name.endswith('-dirty') else ''} ({n})" for name, n in commits.items()
+        )
+        blocks.append(
+            Notice(f"The finished runs come from {len(commits)} commits: {listed}. A difference may be the code's.")
+        )
+    if any(name.endswith("-dirty") or name == "unknown" for name in commits):
+        blocks.append(Notice("Some runs come from code that no commit holds (changed files): no one can repeat them."))
+    unfinished = [run for run in runs if not run.finished]
+    if unfinished or problems:
+        lines = [f"{run.name}: {run.status}" for run in unfinished]
+        lines += [f"{problem.name}: unreadable, {problem.reason}" for problem in problems]
+        count = "1 run counts" if len(lines) == 1 else f"{len(lines)} runs count"
+        blocks.append(Notice(f"{count} for nothing below. " + "; ".join(lines) + "."))
+    for name, members in groups.items():
+        missing = tables.missing_points(members)
+        if missing:
+            blocks.append(Notice(f"Missing in {name}: " + "; ".join(missing) + "."))
+    return Section("What to know first", blocks or ["All runs are finished, of one data set and one commit."])
+
+
+def _comparison(name: str, compared: Sequence[tuple[Run, tables.Difference]]) -> Section:
+    blocks: list[Block] = [f"Runs of {name}."]
+    attentions = {run.attention for run, _ in compared}
+    refused = Counter(difference for _, difference in compared if isinstance(difference, str) and difference)
+    if len({run.backend for run, _ in compared}) == 1:
+        blocks.append(Notice(f"Only {attentions.pop()} has finished runs here: there is nothing to compare it with."))
+    elif BASELINE not in attentions:
+        blocks.append(Notice("No MHA run is finished here, so no difference to MHA can be given."))
+    elif refused:
+        listed = "; ".join(f"{count} run{'s' if count > 1 else ''}: {reason}" for reason, count in refused.items())
+        blocks.append(Notice(f"Not every run has a difference to MHA. {listed}."))
+    blocks.append(tables.comparison(compared))
+    if seeds := tables.over_seeds(compared):
+        blocks.append(seeds)
+    return Section("Comparison", blocks)
+
+
+def _scaling(finished: Sequence[Run]) -> Section:
+    blocks: list[Block] = []
+    best = best_runs(finished)
+    if len(best) < len(finished):
+        blocks.append(
+            Notice(
+                f"{len(finished) - len(best)} finished runs share backend, rung, budget and seed with another (of "
+                "another learning rate, say): of those the one of least loss stands for the point in this section."
+            )
+        )
+    contexts = {run.summary["context"] for run in best}
+    if len(contexts) > 1:
+        listed = ", ".join(f"{context:,}" for context in sorted(contexts))
+        blocks.append(
+            Notice(f"Contexts differ ({listed} tokens). Laws put down to size what a longer context contributes.")
+        )
+    laws = fit_laws(best)
+    refused = [f"{backend}: {reason}" for backend, reason in laws.items() if isinstance(reason, str)]
+    if refused:
+        blocks.append(Notice("No scaling law is fitted where the runs do not suffice. " + "; ".join(refused) + "."))
+    blocks += [figures.loss_against_compute(best, laws, which) for which in ("flops_executed", "flops")]
+    if any(isinstance(law, ParametricFit) for law in laws.values()):
+        blocks.append(tables.law_parameters(laws))
+    if curves := figures.isoflop(best):
+        blocks.append(curves)
+    return Section("Scaling", blocks)
+
+
+def _lifetimes(finished: Sequence[Run]) -> Section:
+    own = [run for run in finished if run.attention == "dma"]
+    if not own:
+        return Section("Key lifetimes", ["No DMA run is finished here, so there are no lifetimes to show."])
+    blocks: list[Block] = [_TERMS]
+    measured: list[tuple[Run, Lifetimes]] = []
+    for run in own:
+        try:
+            measured.append((run, run_lifetimes(run)))
+        except UnmeasurableError as error:
+            blocks.append(Notice(f"No lifetimes of {run.name}: {error}."))
+    if measured:
+        blocks.append(_kinds(measured))
+    measured.sort(key=lambda pair: -pair[0].summary["flops"])
+    for number, (run, lifetimes) in enumerate(measured[:_SHOWN_LIFETIMES], 1):
+        blocks.append(figures.lifetime_histograms(f"lifetimes-{number}", run, lifetimes))
+    if len(measured) > _SHOWN_LIFETIMES:
+        blocks.append(f"Histograms are shown of the {_SHOWN_LIFETIMES} runs of most compute.")
+    return Section("Key lifetimes", blocks)
+
+
+def _kinds(measured: Sequence[tuple[Run, Lifetimes]]) -> Table:
+    rows = []
+    for run, lifetimes in measured:
+        counts = Counter(kind for layer in lifetimes.kinds() for kind in layer)
+        heads = counts.total()
+        cells = [f"{counts[kind] / heads:.0%}" for kind in (*KINDS, "undecided")]
+        model, tokens, seed = run.point
+        rows.append((run.backend, model, f"{tokens:,}", f"{seed}", f"{lifetimes.window}", f"{heads}", *cells))
+    return Table(
+        "Share of a run's key/value heads, over all layers. Undecided: no key of the batch can be observed.",
+        ("attention", "rung", "tokens", "seed", "W", "heads", *KINDS, "undecided"),
+        rows,
+        frozenset(("attention", "rung")),
+    )
+
+
+def _numbered(section: Section, number: int) -> Section:
+    """The section of one group of several: titles say which, and figures of all lie side by side in one folder."""
+    blocks: list[Block] = [
+        dataclasses.replace(block, slug=f"group{number}-{block.slug}") if isinstance(block, Figure | Heatmap) else block
+        for block in section.blocks
+    ]
+    return Section(f"Group {number}: {section.title}", blocks)

@@ -1,0 +1,49 @@
+"""A directory of runs to a directory with the whole report."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from dma_lab.report.collect import cohorts, read_runs
+from dma_lab.report.draw import draw
+from dma_lab.report.markdown import figures_linked, write_markdown
+from dma_lab.report.page import write_page
+from dma_lab.report.palette import colours_of
+from dma_lab.report.sections import build_document
+from dma_lab.report.tables import write_points
+
+
+def write_report(root: Path, output: Path) -> Path:
+    """Write index.html, report.md, points.csv and figures/ of the runs under ``root`` to ``output``.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: there is no run under ``root``.
+    """
+    runs, problems = read_runs(root)
+    columns = (TextColumn("report"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True)) as progress:
+        groups = len(cohorts(runs))
+        task = progress.add_task("reading", total=groups)
+        begun = iter(range(groups))
+        document, compared = build_document(
+            runs, problems, lambda name: progress.update(task, description=name, completed=next(begun))
+        )
+        progress.update(task, description="drawing", completed=groups, total=groups + len(document.figures))
+        folder = output / "figures"
+        folder.mkdir(parents=True, exist_ok=True)
+        # A figure of the last report that these runs no longer give must not lie there as if they did.
+        for slug in figures_linked(output / "report.md"):
+            for kind in ("svg", "png"):
+                (folder / f"{slug}.{kind}").unlink(missing_ok=True)
+        colours = colours_of(document.groups)
+        for figure in document.figures:
+            draw(figure, folder, colours)
+            progress.advance(task)
+    write_points(output / "points.csv", compared)
+    write_markdown(document, output / "report.md")
+    write_page(document, output / "index.html")
+    return output / "index.html"
