@@ -106,6 +106,9 @@ def spoil(run: Path, how: str) -> Path:
             (run / "config.yaml").write_text("model: gpt2\n")
         case "summary":
             (run / "summary.json").write_text("{")
+        case "other tokens":
+            summary = json.loads((run / "summary.json").read_text())
+            (run / "summary.json").write_text(json.dumps(summary | {"data_fingerprint": "0" * 32}))
         case "no tokens":
             config.data.cache_dir = str(run / "cache")
             OmegaConf.save(config, run / "config.yaml")
@@ -133,6 +136,7 @@ def spoil(run: Path, how: str) -> Path:
         ("config", "config.yaml cannot be read"),
         ("config of something else", "lacks model, attention, data, trainer"),
         ("summary", "summary.json cannot be read"),
+        ("other tokens", r"fingerprint 0{32}\) are not under"),
         ("no tokens", r"The tokenizer and tokens of .* are not under data.cache_dir="),
         ("no tokenizer", r"The tokenizer and tokens of .* is damaged.*tokenizer.json"),
     ],
