@@ -5,12 +5,14 @@ goes on for at least 1.5 W queries from it (W the window): only then can one see
 observed keys are counted. A key *survives* when it lives 1.5 W queries or longer. A head is, in this order,
 
 - a *window* when at least 90 % of its observed keys live between 0.9 W and 1.1 W queries, as all would under SWA;
-- a *long memory* when at least 10 % of its observed keys beyond the first 4 of their document survive;
+- a *long memory* when at least 10 % of its observed keys beyond the first 4 of their document survive (scores in
+  random order do that too where documents end soon after: compare with ``surviving_by_chance``);
 - a *sink* when at least 90 % of its observed keys among the first 4 of their document survive (and, not being a long
   memory, it keeps hardly any other);
 - *mixed* otherwise: keys leave early, but not at one age.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +64,15 @@ class Lifetimes:
         counts = np.stack([(bin_of == index).sum(-1) for index in range(_BINS + 1)], axis=-1)
         edges = np.linspace(0, OBSERVED + OBSERVED / _BINS, _BINS + 2)
         return edges, counts / max(1, int(self.observed.sum()))
+
+    @property
+    def surviving_by_chance(self) -> float:
+        """Share of observed keys that would survive were the scores in random order; nan where no key is observed.
+
+        A key survives when it is among the W best of those its document has 1.5 W queries on.
+        """
+        seen = (np.arange(self.end.shape[1]) - self.start)[self.observed] + np.ceil(OBSERVED * self.window)
+        return float(np.minimum(1, self.window / seen).mean()) if len(seen) else math.nan
 
     def kinds(self) -> list[list[str]]:
         """What each head of each layer became; ``undecided`` where no key is observed."""

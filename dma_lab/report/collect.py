@@ -17,8 +17,10 @@ from dma_lab.messages import UserError
 
 IDENTITY = ("study", "model", "attention", "match", "data_fingerprint", "precision", "hardware", "torch", "git_commit")
 COSTS = ("seed", "context", "params_total", "params_non_embedding", "tokens", "steps", "flops", "flops_executed")
-OUTCOME = ("val_loss", "val_perplexity", "val_bits_per_byte", "tokens_per_second", "peak_memory_bytes")
+OUTCOME = ("val_loss", "val_perplexity", "tokens_per_second", "peak_memory_bytes")
 """Of finished runs alone."""
+BY_TASK = ("val_bits_per_byte", "val_accuracy")
+"""Of finished runs of text, and of recall."""
 _SCORES = {"document_nats", "document_tokens", "position_nats", "position_tokens"}
 
 
@@ -134,7 +136,7 @@ def _read(path: Path, name: str) -> Run | Unreadable:
         summary = json.loads((path / "summary.json").read_text())
         status = summary["status"]
         wrong = [key for key in IDENTITY if not isinstance(summary.get(key), str)]
-        numbers = COSTS + OUTCOME if status == "finished" else COSTS
+        numbers = [*COSTS, *(OUTCOME if status == "finished" else ()), *(key for key in BY_TASK if key in summary)]
         wrong += [key for key in numbers if not isinstance(summary.get(key), int | float)]
         if wrong:
             return Unreadable(name, f"summary.json gives no usable {', '.join(wrong)}")

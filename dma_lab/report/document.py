@@ -20,6 +20,8 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     left: frozenset[str] = frozenset()
+    opens: frozenset[int] = frozenset()
+    """Rows that begin a new block of rows."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,13 @@ class Figure:
     series: Sequence[Series]
     x_log: bool = False
 
+    @property
+    def y_range(self) -> tuple[float, float]:
+        """Room for all points and lines; a band may leave it, for bands can reach as far as ignorance does."""
+        values = [value for series in self.series if series.kind != "band" for value in series.y] or [0.0, 1.0]
+        margin = 0.05 * (max(values) - min(values)) or 0.5
+        return min(values) - margin, max(values) + margin
+
 
 @dataclass(frozen=True)
 class Heatmap:
@@ -63,6 +72,7 @@ class Heatmap:
     y_label: str
     x: Sequence[float]
     """Left edges of the columns, and the right edge of the last."""
+    x_ticks: dict[float, str]
     rows: Sequence[str]
     shares: Sequence[Sequence[float]]
 

@@ -39,6 +39,7 @@ def draw(figure: Figure | Heatmap, folder: Path, colours: dict[str, str]) -> Non
 
 def _curves(axes: Axes, figure: Figure, colours: dict[str, str]) -> None:
     axes.set_xscale("log" if figure.x_log else "linear")
+    axes.set_ylim(figure.y_range)
     for series in figure.series:
         colour = colours[series.group]
         if series.kind == "band":
@@ -59,4 +60,5 @@ def _heatmap(axes: Axes, figure: Heatmap) -> None:
     axes.set_yticks(range(len(figure.rows)), figure.rows)
     axes.invert_yaxis()
     axes.grid(False)
+    axes.set_xticks(list(figure.x_ticks), figure.x_ticks.values())
     plt.colorbar(mesh, ax=axes, label="share of keys")

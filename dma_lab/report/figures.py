@@ -115,18 +115,13 @@ def training_curves(runs: Sequence[Run]) -> Figure:
 
 
 def loss_by_position(runs: Sequence[Run]) -> Figure | None:
-    """Loss by the target's position in the context, of the longest run of every backend at the point most share."""
+    """Loss by the target's position in the context, of the runs that most backends share; None without any."""
     scored = [run for run in runs if run.scores is not None]
     if not scored:
         return None
-    backends = {run.point: {other.backend for other in scored if other.point == run.point} for run in scored}
-    chosen = max(scored, key=lambda run: (len(backends[run.point]), run.summary["flops"]))
-    series, seen = [], set()
-    for run in scored:
-        # A rung, budget and seed may be there twice, with other options: the first stands for its backend.
-        if run.point != chosen.point or run.backend in seen or run.scores is None:
-            continue
-        seen.add(run.backend)
+    series = []
+    for run in (shown := _at_one_point(scored)):
+        assert run.scores is not None
         nats, tokens = run.scores["position_nats"], run.scores["position_tokens"]
         edges = np.unique(np.geomspace(1, len(nats) + 1, _POSITION_BINS + 1).round().astype(int)) - 1
         counts = np.add.reduceat(tokens, edges[:-1])
@@ -137,17 +132,51 @@ def loss_by_position(runs: Sequence[Run]) -> Figure | None:
         x, y = list(middle[kept]), list(means[kept])
         hover = [text for text, keep in zip(hover, kept, strict=True) if keep]
         series += [Series(run.backend, "line", x, y), Series(run.backend, "points", x, y, hover=hover)]
-    rung, budget, seed = chosen.point
     return Figure(
         "position",
         "Loss by position in the context",
-        f"Rung {rung}, {budget:,} tokens, seed {seed}: mean over the validation tokens at each position, positions "
-        "gathered into bins that widen with distance.",
+        f"{_point_text(shown[0])}: mean over the validation tokens at each position, positions gathered into bins that "
+        "widen with distance.",
         "position of the target in its window",
         "validation loss (nats a token)",
         series,
         x_log=True,
     )
+
+
+def recall(runs: Sequence[Run]) -> Figure | None:
+    """Accuracy of recall by the gap from a key to its query, of the runs that most backends share; None without any."""
+    scored = [run for run in runs if "val_accuracy_by_gap" in run.summary]
+    if not scored:
+        return None
+    series = []
+    for run in (shown := _at_one_point(scored)):
+        octaves = run.summary["val_accuracy_by_gap"]
+        x, y = [int(octave.split("-")[1]) for octave in octaves], list(octaves.values())
+        hover = [f"{run.label}: gaps of {octave} tokens" for octave in octaves]
+        series += [Series(run.backend, "line", x, y), Series(run.backend, "points", x, y, hover=hover)]
+    return Figure(
+        "recall",
+        "Recall by gap",
+        f"{_point_text(shown[0])}: share of queries answered right, by the gap to the key's binding in octaves.",
+        "gap up to (tokens)",
+        "accuracy",
+        series,
+        x_log=True,
+    )
+
+
+def _at_one_point(runs: Sequence[Run]) -> list[Run]:
+    """A run of every backend at the rung, budget and seed that most backends share; of such the one of most compute."""
+    backends = {run.point: {other.backend for other in runs if other.point == run.point} for run in runs}
+    chosen = max(runs, key=lambda run: (len(backends[run.point]), run.summary["flops"])).point
+    # A backend may be there twice, with another learning rate, say.
+    return list({run.backend: run for run in reversed(runs) if run.point == chosen}.values())[::-1]
+
+
+def _point_text(run: Run) -> str:
+    model, tokens, seed = run.point
+    return f"Rung {model}, {tokens:,} tokens, seed {seed}"
 
 
 def lifetime_histograms(slug: str, run: Run, lifetimes: Lifetimes) -> Heatmap:
@@ -160,10 +189,12 @@ def lifetime_histograms(slug: str, run: Run, lifetimes: Lifetimes) -> Heatmap:
         f"Lifetimes: {run.label}",
         f"Window W = {lifetimes.window} of a context of {lifetimes.expiry.shape[-1]}; "
         f"{int(lifetimes.observed.sum()):,} observed keys a head. Under a sliding window every row has one dark cell "
-        f"at 1; the last column holds the keys that live {OBSERVED:g} W or longer.",
+        f"at 1; the last column holds the keys that live {OBSERVED:g} W or longer: were scores in random order, "
+        f"{lifetimes.surviving_by_chance:.0%} of them.",
         "lifetime of a key, expiry − j, in windows",
         "layer.head",
-        list(edges),
+        [*edges[:-1], 1.1 * OBSERVED],
+        {0: "0", 0.5: "0.5", 1: "1", 1.05 * OBSERVED: f"≥ {OBSERVED:g}"},
         [f"{layer}.{head} {kinds[layer][head]}" for layer in range(layers) for head in range(heads)],
         [list(shares[layer, head]) for layer in range(layers) for head in range(heads)],
     )

@@ -7,12 +7,13 @@ from dma_lab.report.document import Figure, Heatmap, Series
 from dma_lab.report.palette import HEAT
 
 _AXIS = {"gridcolor": "#ebebe8", "zeroline": False, "linecolor": "#b8b8b4", "ticks": "outside", "automargin": True}
+_MINOR = {"ticks": "outside", "ticklen": 3, "showgrid": False}
 
 
 def plotly_figure(figure: Figure | Heatmap, colours: dict[str, str]) -> dict[str, Any]:
     """``data`` and ``layout`` for ``Plotly.newPlot``. One legend entry a group switches all that is its own."""
     layout: dict[str, Any] = {
-        "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
+        "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#222"},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
@@ -24,11 +25,14 @@ def plotly_figure(figure: Figure | Heatmap, colours: dict[str, str]) -> dict[str
     }
     if isinstance(figure, Heatmap):
         layout["yaxis"] |= {"autorange": "reversed", "type": "category"}
-        layout["height"] = max(320, 120 + 22 * len(figure.rows))
+        layout["xaxis"] |= {"tickvals": list(figure.x_ticks), "ticktext": list(figure.x_ticks.values())}
+        layout["height"] = 110 + 22 * max(6, len(figure.rows))
         return {"data": [_heatmap(figure)], "layout": layout}
     layout["height"] = 440
+    layout["yaxis"]["range"] = figure.y_range
     if figure.x_log:
         layout["xaxis"] |= {"type": "log", "exponentformat": "power", "dtick": "D2" if _decades(figure) < 1.2 else 1}
+        layout["xaxis"]["minor"] = _MINOR
     shown: set[str] = set()
     data: list[dict[str, Any]] = []
     for series in figure.series:
@@ -88,6 +92,6 @@ def _heatmap(figure: Heatmap) -> dict[str, Any]:
         "zmin": 0,
         "zmax": 1,
         "colorscale": [[index / (len(HEAT) - 1), colour] for index, colour in enumerate(HEAT)],
-        "hovertemplate": "%{y}: %{z:.1%} of keys live %{x:.2f} W<extra></extra>",
+        "hovertemplate": "%{y}: %{z:.1%} of keys live about %{x:.2f} W<extra></extra>",
         "colorbar": {"title": {"text": "share"}, "thickness": 10, "tickformat": ".0%"},
     }

@@ -1,6 +1,6 @@
 """A scaling law for every backend that has the runs for one, and curves to draw of it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,8 @@ from dma_lab.report.collect import Run
 from dma_lab.scaling.fit import ParametricFit, fit_parametric
 
 BOOTSTRAP = 100
+_STEEPEST = 2.0
+"""No exponent of a loss is known to come near it; the grid that fits start from ends there."""
 Laws = dict[str, ParametricFit | str]
 
 
@@ -23,10 +25,10 @@ def best_runs(runs: Iterable[Run]) -> list[Run]:
     return list(best.values())
 
 
-def fit_laws(runs: Sequence[Run]) -> Laws:
+def fit_laws(runs: Sequence[Run], progress: Callable[[str], None]) -> Laws:
     """By backend: the law fitted to its runs (non-embedding parameters, tokens, validation loss), or why there is none.
 
-    Deterministic. Of runs that differ only in their seed every one is a point.
+    Deterministic. Of runs that differ only in their seed every one is a point. ``progress`` is told what comes next.
     """
     laws: Laws = {}
     for backend in dict.fromkeys(run.backend for run in runs):
@@ -36,13 +38,24 @@ def fit_laws(runs: Sequence[Run]) -> Laws:
         if distinct < 5:
             laws[backend] = f"{distinct} distinct points of size and budget; five parameters need at least 5"
             continue
+        progress(f"fitting {backend}")
         try:
-            laws[backend] = fit_parametric(
-                params, tokens, [run.summary["val_loss"] for run in own], bootstrap=BOOTSTRAP
-            )
+            fit = fit_parametric(params, tokens, [run.summary["val_loss"] for run in own], bootstrap=BOOTSTRAP)
         except UserError as error:
             laws[backend] = str(error)
+        else:
+            laws[backend] = _vagueness(fit) or fit
     return laws
+
+
+def _vagueness(fit: ParametricFit) -> str | None:
+    """What the runs leave open of the law, if that is too much: an exponent that could as well be 0, or anything."""
+    assert fit.intervals is not None
+    exponents = {"α (of size)": fit.intervals["alpha"], "β (of tokens)": fit.intervals["beta"]}
+    vague = [
+        f"{name} in [{low:.2g}, {high:.2g}]" for name, (low, high) in exponents.items() if low <= 0 or high > _STEEPEST
+    ]
+    return f"the runs do not fix the exponents, {' and '.join(vague)}" if vague else None
 
 
 def band(fit: ParametricFit, params: float, tokens: NDArray[np.float64]) -> tuple[NDArray, NDArray]:

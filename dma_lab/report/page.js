@@ -11,9 +11,11 @@ const drawAll = async () => {
   const figures = JSON.parse(document.getElementById("figures").textContent);
   const narrow = window.matchMedia("(max-width: 40rem)").matches;
   for (const [slug, figure] of Object.entries(figures)) {
-    if (narrow) figure.layout.font.size = 11;
-    const options = { responsive: true, displaylogo: false, displayModeBar: narrow ? false : "hover" };
-    await Plotly.newPlot(`plot-${slug}`, figure.data, figure.layout, options);
+    // A finger that drags over a figure scrolls the page; a mouse zooms.
+    if (narrow) Object.assign(figure.layout, { dragmode: false, font: { ...figure.layout.font, size: 11 } });
+    const plot = document.getElementById(`plot-${slug}`);
+    plot.style.height = `${figure.layout.height}px`;
+    await Plotly.newPlot(plot, figure.data, figure.layout, { responsive: true, displayModeBar: false });
   }
   document.body.dataset.drawn = "yes";
 };

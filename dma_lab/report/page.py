@@ -53,7 +53,7 @@ def _block(block: Block) -> str:
         return _table(block)
     return (
         f'<figure>\n<h3>{escape(block.title)}</h3>\n<p class="caption">{escape(block.caption)}</p>\n'
-        f'<div class="plot" id="plot-{escape(block.slug)}"></div>\n</figure>'
+        f'<div class="frame"><div id="plot-{escape(block.slug)}" class="plot"></div></div>\n</figure>'
     )
 
 
@@ -65,7 +65,10 @@ def _table(table: Table) -> str:
         )
         return f"<tr>{''.join(marked)}</tr>"
 
-    body = "\n".join(row(cells, "td") for cells in table.rows)
+    body = "\n".join(
+        row(cells, "td").replace("<tr>", "<tr class=opens>" if number in table.opens else "<tr>", 1)
+        for number, cells in enumerate(table.rows)
+    )
     wide = " wide-name" if table.columns[0] == "run" else ""
     return (
         f'<p class="caption">{escape(table.caption)}</p>\n<div class="scroll{wide}"><table>\n'

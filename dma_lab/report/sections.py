@@ -5,12 +5,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from dma_lab.evaluation.lifetimes import KINDS, Lifetimes
+from dma_lab.messages import UserError
 from dma_lab.report import figures, tables
 from dma_lab.report.collect import Run, Unreadable, cohorts
 from dma_lab.report.comparison import BASELINE
 from dma_lab.report.document import Block, Document, Figure, Heatmap, Notice, Section, Table
 from dma_lab.report.laws import best_runs, fit_laws
-from dma_lab.report.lifetimes import UnmeasurableError, run_lifetimes
+from dma_lab.report.lifetimes import run_lifetimes
 from dma_lab.scaling.fit import ParametricFit
 
 _SHOWN_LIFETIMES = 3
@@ -34,8 +35,7 @@ def build_document(
     compared: list[tuple[Run, tables.Difference]] = []
     sections = [_overview(runs, problems, groups)]
     for number, (name, members) in enumerate(groups.items(), 1):
-        progress(name)
-        own, pairs = _cohort(name, members)
+        own, pairs = _cohort(name, members, progress)
         compared += pairs
         sections += [_numbered(section, number) for section in own] if len(groups) > 1 else own
     blocks: list[Block] = [tables.identities(runs)]
@@ -50,16 +50,20 @@ def build_document(
     return Document("Attention backends at equal cost", lead, sections), compared
 
 
-def _cohort(name: str, members: Sequence[Run]) -> tuple[list[Section], list[tuple[Run, tables.Difference]]]:
+def _cohort(
+    name: str, members: Sequence[Run], progress: Callable[[str], None]
+) -> tuple[list[Section], list[tuple[Run, tables.Difference]]]:
     finished = [run for run in members if run.finished]
     training = Section("Training", [figures.training_curves(members)])
     if not finished:
         return [Section("Comparison", [f"Runs of {name}.", Notice("No run of this group is finished.")]), training], []
     compared = tables.pair_runs(finished)
-    sections = [_comparison(name, compared), _scaling(finished), training]
+    sections = [_comparison(name, compared), _scaling(finished, progress), training]
+    if recall := figures.recall(finished):
+        sections.append(Section("Recall", [recall]))
     if position := figures.loss_by_position(finished):
         sections.append(Section("Position in the context", [position]))
-    return [*sections, _lifetimes(finished)], compared
+    return [*sections, _lifetimes(finished, progress)], compared
 
 
 def _overview(runs: Sequence[Run], problems: Sequence[Unreadable], groups: dict[str, list[Run]]) -> Section:
@@ -113,7 +117,7 @@ def _comparison(name: str, compared: Sequence[tuple[Run, tables.Difference]]) ->
     return Section("Comparison", blocks)
 
 
-def _scaling(finished: Sequence[Run]) -> Section:
+def _scaling(finished: Sequence[Run], progress: Callable[[str], None]) -> Section:
     blocks: list[Block] = []
     best = best_runs(finished)
     if len(best) < len(finished):
@@ -129,7 +133,7 @@ def _scaling(finished: Sequence[Run]) -> Section:
         blocks.append(
             Notice(f"Contexts differ ({listed} tokens). Laws put down to size what a longer context contributes.")
         )
-    laws = fit_laws(best)
+    laws = fit_laws(best, progress)
     refused = [f"{backend}: {reason}" for backend, reason in laws.items() if isinstance(reason, str)]
     if refused:
         blocks.append(Notice("No scaling law is fitted where the runs do not suffice. " + "; ".join(refused) + "."))
@@ -141,17 +145,18 @@ def _scaling(finished: Sequence[Run]) -> Section:
     return Section("Scaling", blocks)
 
 
-def _lifetimes(finished: Sequence[Run]) -> Section:
+def _lifetimes(finished: Sequence[Run], progress: Callable[[str], None]) -> Section:
     own = [run for run in finished if run.attention == "dma"]
     if not own:
         return Section("Key lifetimes", ["No DMA run is finished here, so there are no lifetimes to show."])
     blocks: list[Block] = [_TERMS]
     measured: list[tuple[Run, Lifetimes]] = []
     for run in own:
+        progress(f"lifetimes of {run.name}")
         try:
             measured.append((run, run_lifetimes(run)))
-        except UnmeasurableError as error:
-            blocks.append(Notice(f"No lifetimes of {run.name}: {error}."))
+        except UserError as error:
+            blocks.append(Notice(f"No lifetimes of {run.name}: {error}"))
     if measured:
         blocks.append(_kinds(measured))
     measured.sort(key=lambda pair: -pair[0].summary["flops"])
@@ -168,11 +173,16 @@ def _kinds(measured: Sequence[tuple[Run, Lifetimes]]) -> Table:
         counts = Counter(kind for layer in lifetimes.kinds() for kind in layer)
         heads = counts.total()
         cells = [f"{counts[kind] / heads:.0%}" for kind in (*KINDS, "undecided")]
+        survive = lifetimes.histogram()[1][..., -1].mean()
+        cells += [
+            f"{share:.0%}" if counts["undecided"] < heads else "-" for share in (survive, lifetimes.surviving_by_chance)
+        ]
         model, tokens, seed = run.point
         rows.append((run.backend, model, f"{tokens:,}", f"{seed}", f"{lifetimes.window}", f"{heads}", *cells))
     return Table(
-        "Share of a run's key/value heads, over all layers. Undecided: no key of the batch can be observed.",
-        ("attention", "rung", "tokens", "seed", "W", "heads", *KINDS, "undecided"),
+        "Share of a run's key/value heads, over all layers. Undecided: no key of the batch can be observed. Survive: "
+        "share of all observed keys; by chance: what it would be were scores in random order.",
+        ("attention", "rung", "tokens", "seed", "W", "heads", *KINDS, "undecided", "survive", "by chance"),
         rows,
         frozenset(("attention", "rung")),
     )

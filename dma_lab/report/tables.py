@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import ttest_1samp
 
-from dma_lab.report.collect import COSTS, IDENTITY, OUTCOME, Run, Unreadable
+from dma_lab.report.collect import BY_TASK, COSTS, IDENTITY, OUTCOME, Run, Unreadable
 from dma_lab.report.comparison import BASELINE, baseline_of, difference_to_baseline
 from dma_lab.report.document import Table
 from dma_lab.report.laws import Laws
@@ -41,6 +41,7 @@ def _pair(run: Run, summaries: Sequence[dict], unscored: set[str]) -> Difference
 
 def comparison(compared: Sequence[tuple[Run, Difference]]) -> Table:
     """Backend by rung, budget and seed: cost, loss, difference to MHA, speed and memory."""
+    by_task = [name for name in BY_TASK if any(name in run.summary for run, _ in compared)]
     rows = []
     for run, difference in compared:
         summary = run.summary
@@ -48,41 +49,43 @@ def comparison(compared: Sequence[tuple[Run, Difference]]) -> Table:
             (
                 run.backend,
                 summary["model"],
-                f"{summary['seed']}",
-                f"{run.params:,}",
                 f"{summary['tokens']:,}",
+                f"{summary['seed']}",
+                f"{summary['val_loss']:.4f}",
+                _difference(difference),
+                f"{summary['val_perplexity']:.2f}",
+                *(f"{summary[name]:.4f}" if name in summary else "" for name in by_task),
+                f"{run.params:,}",
                 f"{summary['flops_executed']:.3g}",
                 f"{summary['flops']:.3g}",
-                f"{summary['val_loss']:.4f}",
-                f"{summary['val_perplexity']:.2f}",
-                f"{summary['val_bits_per_byte']:.4f}",
-                _difference(difference),
                 f"{summary['tokens_per_second']:,.0f}",
                 f"{summary['peak_memory_bytes'] / 2**20:,.0f}",
             )
         )
+    points = [run.point for run, _ in compared]
     return Table(
-        "Parameters are non-embedding; FLOP are of the whole training, executed (what the backend computes) and "
-        "dense-equivalent (as if every query saw all keys before it). The difference is the loss minus that of the MHA "
-        "run with the same rung, budget, seed, data and settings, on the same documents, with its 95 % paired "
-        "bootstrap interval; a star marks intervals that leave out 0. A dash: no such run, so no difference.",
+        "Loss in nats a token, and its difference to that of the MHA run with the same rung, budget, seed, data and "
+        "settings, on the same documents, with its 95 % paired bootstrap interval; a star marks intervals that leave "
+        "out 0. A dash: no such run, so no difference. Parameters are non-embedding. FLOP are of the whole training, "
+        "executed (what the backend computes) and dense-equivalent (as if every query saw all keys before it).",
         (
             "attention",
             "rung",
-            "seed",
-            "parameters",
             "tokens",
-            "FLOP executed",
-            "FLOP dense-eq.",
-            "loss (nats)",
-            "perplexity",
-            "bits/byte",
+            "seed",
+            "loss",
             "loss − MHA [95 %]",
+            "perplexity",
+            *({"val_bits_per_byte": "bits/byte", "val_accuracy": "accuracy"}[name] for name in by_task),
+            "parameters",
+            "FLOP exec.",
+            "FLOP dense",
             "tokens/s",
-            "memory (MiB)",
+            "MiB",
         ),
         rows,
         frozenset(("attention", "rung")),
+        frozenset(row for row, point in enumerate(points) if row and point != points[row - 1]),
     )
 
 
@@ -173,7 +176,7 @@ def missing_points(runs: Sequence[Run]) -> list[str]:
 
 def write_points(path: Path, compared: Sequence[tuple[Run, Difference]]) -> None:
     """One line a finished run, numbers unrounded."""
-    columns = ("run", "backend", *IDENTITY, *COSTS, *OUTCOME, *_DIFFERENCE)
+    columns = ("run", "backend", *IDENTITY, *COSTS, *OUTCOME, *BY_TASK, *_DIFFERENCE)
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns, extrasaction="ignore")
         writer.writeheader()

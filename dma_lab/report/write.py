@@ -26,13 +26,14 @@ def write_report(root: Path, output: Path) -> Path:
     runs, problems = read_runs(root)
     columns = (TextColumn("report"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True)) as progress:
-        groups = len(cohorts(runs))
-        task = progress.add_task("reading", total=groups)
-        begun = iter(range(groups))
+        # Fits and lifetimes take the time; that a fit is refused at once only shows when it is tried.
+        finished = [run for members in cohorts(runs).values() for run in members if run.finished]
+        steps = len({run.backend for run in finished}) + sum(run.attention == "dma" for run in finished)
+        task = progress.add_task("reading", total=steps)
         document, compared = build_document(
-            runs, problems, lambda name: progress.update(task, description=name, completed=next(begun))
+            runs, problems, lambda name: progress.update(task, description=name, advance=1)
         )
-        progress.update(task, description="drawing", completed=groups, total=groups + len(document.figures))
+        progress.update(task, description="drawing", completed=steps, total=steps + len(document.figures))
         folder = output / "figures"
         folder.mkdir(parents=True, exist_ok=True)
         # A figure of the last report that these runs no longer give must not lie there as if they did.
