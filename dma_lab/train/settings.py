@@ -1,16 +1,19 @@
 """The typed form of conf/train.yaml: checked once at the door, plain values from there on."""
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
+from dma_lab.data.mqar import RecallSettings
 from dma_lab.data.settings import DataSettings
 from dma_lab.messages import UserError
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
+_UNION_MEMBER = re.compile(r"int|float|str|bool|literal\['auto'\]|list\[.*\]|<.*>")
 
 Count = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -89,6 +92,12 @@ class LoggerSettings:
     entity: str | None
 
 
+def _kind_of_data(node: Any) -> str:
+    """Which settings a `data` node is held against, so that an error is about those alone."""
+    source = node.get("source") if isinstance(node, dict) else getattr(node, "source", None)
+    return "<recall>" if source == "mqar" else "<text>"
+
+
 @dataclass(frozen=True)
 class TrainSettings:
     """Everything ``train.py`` and ``plan.py`` take."""
@@ -102,7 +111,10 @@ class TrainSettings:
     output_dir: str
     model: RungSettings
     attention: dict[str, Any]
-    data: DataSettings
+    data: Annotated[
+        Annotated[DataSettings, Tag("<text>")] | Annotated[RecallSettings, Tag("<recall>")],
+        Discriminator(_kind_of_data),
+    ]
     optimizer: OptimizerSettings
     schedule: ScheduleSettings
     trainer: TrainerSettings
@@ -122,9 +134,7 @@ def read_settings(config: DictConfig) -> TrainSettings:
     except ValidationError as error:
         first = error.errors()[0]
         # A union's members follow the setting's own path; they say nothing to a user.
-        setting = ".".join(
-            str(part) for part in first["loc"] if str(part) not in ("int", "float", "str", "bool", "literal['auto']")
-        )
+        setting = ".".join(str(part) for part in first["loc"] if not _UNION_MEMBER.fullmatch(str(part)))
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             raise UserError(f"{setting} is no setting here; see conf/ for those there are.") from error
         raise UserError(f"{setting}={first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}.") from error
@@ -144,6 +154,11 @@ def _check_values(settings: TrainSettings) -> None:
     if model.n_heads % model.n_kv_heads:
         raise UserError(
             f"model.n_kv_heads={model.n_kv_heads} does not divide model.n_heads={model.n_heads}; choose one that does."
+        )
+    if isinstance(settings.data, RecallSettings) and settings.data.size.length != trainer.context:
+        raise UserError(
+            f"data.size.length={settings.data.size.length} is not trainer.context={trainer.context}; an example is a "
+            "whole sequence, so set trainer.context alone, or as the mqar experiments do."
         )
     if trainer.tokens_per_step % trainer.context:
         raise UserError(

@@ -15,11 +15,17 @@ def print_summary(summary: dict[str, Any]) -> None:
         show_header=False,
         title_justify="left",
     )
+    if "val_accuracy" in summary:
+        score = [("accuracy", f"{summary['val_accuracy']:.4f}")]
+        score += [(f"  at {pairs} pairs", f"{share:.4f}") for pairs, share in summary["val_accuracy_by_pairs"].items()]
+        score += [(f"  at a gap of {gap}", f"{share:.4f}") for gap, share in summary["val_accuracy_by_gap"].items()]
+    else:
+        score = [("bits per byte", f"{summary['val_bits_per_byte']:.4f}")]
     for name, value in (
         ("validation loss", f"{summary['val_loss']:.4f} nats a token"),
         ("unigram entropy", f"{summary['unigram_entropy']:.4f} nats a token (what knowing frequencies alone gives)"),
         ("perplexity", f"{summary['val_perplexity']:.2f}"),
-        ("bits per byte", f"{summary['val_bits_per_byte']:.4f}"),
+        *score,
         ("parameters", f"{summary['params_non_embedding']:,} non-embedding, {summary['params_total']:,} in all"),
         ("tokens", f"{summary['tokens']:,}"),
         ("FLOP", f"{summary['flops_executed']:.3g} executed, {summary['flops']:.3g} dense-equivalent"),

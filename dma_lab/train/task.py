@@ -1,5 +1,6 @@
 """What a run trains on and is scored by. The rest of the pipeline is the same for every task."""
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,7 +10,11 @@ import torch
 from dma_lab.data.batches import refuse_repeat, sequences_from, validation_batches
 from dma_lab.data.build import prepare_data
 from dma_lab.data.module import DrawSequences
+from dma_lab.data.mqar import RecallSettings, recall_sequences, recall_validation
+from dma_lab.data.settings import DataSettings
+from dma_lab.evaluation.mqar import score_recall
 from dma_lab.evaluation.perplexity import score_validation
+from dma_lab.messages import UserError
 from dma_lab.model import Transformer
 from dma_lab.train.plan import RunPlan
 from dma_lab.train.settings import TrainSettings
@@ -18,7 +23,7 @@ from dma_lab.train.settings import TrainSettings
 class Score(Protocol):
     """What a validation came to."""
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, Any]:
         """The ``val_…`` figures of metrics.jsonl and summary.json."""
 
     def save(self, path: Path) -> None:
@@ -48,22 +53,21 @@ class Task(Protocol):
 class TextTask:
     """Next-token prediction on a corpus."""
 
-    def __init__(self, settings: TrainSettings, tokens_needed: int) -> None:
-        self.settings = settings
-        self.data = prepare_data(settings.data, tokens_needed)
+    def __init__(self, data: DataSettings, settings: TrainSettings, tokens_needed: int) -> None:
+        self.data_settings, self.settings = data, settings
+        self.data = prepare_data(data, tokens_needed)
         self.vocab_size = self.data.vocab_size
         self.fingerprint = self.data.fingerprint
         self.facts = {"unigram_entropy": self.data.unigram_entropy}
 
     def draw(self, plan: RunPlan) -> DrawSequences:
-        settings = self.settings
-        refuse_repeat(self.data, plan.tokens, settings.data.allow_repeat)
+        refuse_repeat(self.data, plan.tokens, self.data_settings.allow_repeat)
         return partial(
             sequences_from,
             self.data,
-            seed=settings.seed,
+            seed=self.settings.seed,
             context=plan.shape.max_seq_len,
-            mask_documents=settings.data.mask_documents,
+            mask_documents=self.data_settings.mask_documents,
         )
 
     def score(self, model: Transformer, plan: RunPlan, sequences: int, device: torch.device) -> Score:
@@ -77,15 +81,53 @@ class TextTask:
             model,
             batches,
             n_documents=len(self.data.validation_document_starts),
-            mask_documents=self.settings.data.mask_documents,
+            mask_documents=self.data_settings.mask_documents,
             device=device,
         )
 
 
+class RecallTask:
+    """Multi-query associative recall. Its loss counts the queries alone, and so does all that is derived from it."""
+
+    def __init__(self, data: RecallSettings, settings: TrainSettings) -> None:
+        self.data, self.settings = data, settings
+        self.vocab_size = data.vocab_size
+        self.fingerprint = data.fingerprint
+        # A value is any of the upper half: what a model knows that recalls nothing.
+        self.facts = {"unigram_entropy": math.log(data.vocab_size // 2)}
+        validated = settings.trainer.validation_tokens // data.size.length
+        self.examples = validated - validated % len(data.validated_pairs)
+        if not self.examples:
+            raise UserError(
+                f"trainer.validation_tokens={settings.trainer.validation_tokens} holds {validated} examples of "
+                f"data.size.length={data.size.length}; give at least {len(data.validated_pairs) * data.size.length}."
+            )
+
+    def draw(self, plan: RunPlan) -> DrawSequences:
+        numbers, micro = (
+            len(self.data.pairs),
+            plan.sequences_per_step // plan.accumulate // self.settings.trainer.devices,
+        )
+        if micro % numbers:
+            # Then micro-batches would hold unequal numbers of queries, and their split would weigh on the gradient.
+            raise UserError(
+                f"data.size.pairs={self.data.pairs}: a micro-batch of {micro} sequences does not hold {numbers} "
+                "numbers of pairs equally often; choose trainer.micro_batch_sequences or trainer.tokens_per_step "
+                "so that it does."
+            )
+        return partial(recall_sequences, self.data, seed=self.settings.seed)
+
+    def score(self, model: Transformer, plan: RunPlan, sequences: int, device: torch.device) -> Score:
+        batches = recall_validation(self.data, examples=self.examples, sequences=sequences)
+        return score_recall(model, batches, device=device)
+
+
 def prepare_task(settings: TrainSettings, tokens_needed: int) -> Task:
-    """The task that ``settings.data`` names.
+    """The task that ``settings.data`` describes.
 
     Raises:
         UserError: for anything in the settings or the data that a user can mend.
     """
-    return TextTask(settings, tokens_needed)
+    if isinstance(settings.data, RecallSettings):
+        return RecallTask(settings.data, settings)
+    return TextTask(settings.data, settings, tokens_needed)
