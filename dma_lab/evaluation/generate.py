@@ -116,6 +116,7 @@ def choose(logits_bv: Tensor, sampling: Sampling, uniform_b: Tensor) -> Tensor:
     cumulated_bv = kept_bv.cumsum(-1)
     target_b1 = uniform_b.to(logits_bv.device)[:, None] * cumulated_bv[:, -1:]
     rank_b1 = torch.searchsorted(cumulated_bv, target_b1, right=True)
+    # A GPU cumulates in another order at every place: beyond the kept tokens a sum may still grow by its last bit.
     last_b1 = (kept_bv > 0).sum(-1, keepdim=True) - 1
     return token_bv.gather(-1, rank_b1.minimum(last_b1))[:, 0]
 

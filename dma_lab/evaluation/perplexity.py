@@ -23,7 +23,7 @@ class ValidationScore:
     document_tokens: NDArray[np.int64]
     document_bytes: NDArray[np.int64]
     position_nats: NDArray[np.float64]
-    """(context,): by the target's position in its window."""
+    """(context,): by the target's position in its window; of ``score_sliding``, by the tokens it is predicted from."""
     position_tokens: NDArray[np.int64]
 
     @property
