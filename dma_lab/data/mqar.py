@@ -69,9 +69,10 @@ class RecallSettings:
 
     def __post_init__(self) -> None:
         length, vocab_size = self.size.length, self.vocab_size
-        if length % 2:
+        if length % 2 or length < 4:
             raise UserError(
-                f"data.size.length={length} is odd; queries fall into slots of two tokens, so make it even."
+                f"data.size.length={length} is odd or less than 4; bindings and queries take two tokens each, so make it "
+                "even and at least 4."
             )
         if vocab_size % 2:
             raise UserError(

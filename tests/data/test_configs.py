@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from dma_lab.data.mqar import RecallSettings, RecallSize
 from dma_lab.data.settings import DataSettings
 
 _FOLDER = Path(__file__).parents[2] / "conf" / "data"
@@ -11,11 +12,15 @@ _FOLDER = Path(__file__).parents[2] / "conf" / "data"
 
 @pytest.mark.parametrize("path", sorted(_FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_data_config_lists_every_setting_and_stands(path):
-    node = OmegaConf.create({"model": {"vocab_size": 1024}, "data": OmegaConf.load(path)})
+    around = {"model": {"vocab_size": 1024}, "trainer": {"context": 64}}
+    node = OmegaConf.create({**around, "data": OmegaConf.load(path)})
     values = OmegaConf.to_container(node, resolve=True)["data"]
-    assert list(values) == [field.name for field in dataclasses.fields(DataSettings)]
+    kind = RecallSettings if values["source"] == "mqar" else DataSettings
+    assert list(values) == [field.name for field in dataclasses.fields(kind)]
     assert values["name"] == path.stem
     assert values["vocab_size"] == 1024
     if values["source"] == "local":
         values["path"] = "corpus/"
-    DataSettings(**values)
+    if values["source"] == "mqar":
+        values["size"] = RecallSize(**values["size"])
+    kind(**values)
