@@ -71,7 +71,7 @@ class RecallSettings:
         length, vocab_size = self.size.length, self.vocab_size
         if length % 2 or length < 4:
             raise UserError(
-                f"data.size.length={length} is odd or less than 4; bindings and queries take two tokens each, so make it "
+                f"data.size.length={length} is odd or less than 4; bindings and queries take two tokens each: make it "
                 "even and at least 4."
             )
         if vocab_size % 2:
@@ -149,9 +149,9 @@ def _examples(
     targets_bn = np.full((count, length), IGNORED_TARGET, dtype=np.int64)
     gaps_bn = np.zeros((count, length), dtype=np.int64)
     number = np.array(pairs)[(first + np.arange(count)) % len(pairs)]
-    for n in sorted(set(pairs)):
+    for n in np.unique(number):
         rows = np.flatnonzero(number == n)
-        tokens_bn[rows], targets_bn[rows], gaps_bn[rows] = _with_pairs(settings, n, raw[rows])
+        tokens_bn[rows], targets_bn[rows], gaps_bn[rows] = _with_pairs(settings, int(n), raw[rows])
     return tokens_bn, targets_bn, gaps_bn
 
 
