@@ -44,12 +44,12 @@ class RecallScore:
         """By octave of the gap: ``"5-8"`` is 5 to 8 tokens. Octaves without a query are left out."""
         correct, total = self.correct.sum(0), self.total.sum(0)
         shares = {}
-        last = 2
-        while last // 2 < len(total):
-            octave = slice(last // 2 + 1, last + 1)
+        low, high = 0, 2
+        while low < len(total) - 1:
+            octave = slice(low + 1, high + 1)
             if total[octave].sum():
-                shares[f"{last // 2 + 1}-{last}"] = float(correct[octave].sum() / total[octave].sum())
-            last *= 2
+                shares[f"{low + 1}-{high}"] = float(correct[octave].sum() / total[octave].sum())
+            low, high = high, 2 * high
         return shares
 
     def metrics(self) -> dict[str, Any]:

@@ -31,7 +31,8 @@ def comparison_table(summaries: Sequence[dict[str, Any]]) -> Table:
     table = Table(title="comparison", title_justify="left")
     for column in ("attention", "rung", "seed", "parameters", "FLOP executed", "FLOP dense-eq.", "loss", "perplexity"):
         table.add_column(column, justify="left" if column in ("attention", "rung") else "right")
-    table.add_column("bits/byte", justify="right")
+    recall = any("val_accuracy" in summary for summary in summaries)
+    table.add_column("accuracy" if recall else "bits/byte", justify="right")
     table.add_column("loss minus MHA's [95 %]", justify="right")
     for summary in summaries:
         table.add_row(
@@ -43,7 +44,7 @@ def comparison_table(summaries: Sequence[dict[str, Any]]) -> Table:
             f"{summary['flops']:.3g}",
             f"{summary['val_loss']:.4f}",
             f"{summary['val_perplexity']:.2f}",
-            f"{summary['val_bits_per_byte']:.4f}",
+            _number(summary.get("val_accuracy" if recall else "val_bits_per_byte")),
             _difference_cell(summary, summaries),
         )
     return table
@@ -79,6 +80,10 @@ def difference_to_baseline(summary: dict[str, Any], summaries: Sequence[dict[str
 def _compared_settings(summary: dict[str, Any]) -> list[Any]:
     config = OmegaConf.load(Path(summary["run"]) / "config.yaml")
     return [OmegaConf.select(config, name) for name in _COMPARABLE_SETTINGS]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _difference_cell(summary: dict[str, Any], summaries: Sequence[dict[str, Any]]) -> str:
