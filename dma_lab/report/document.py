@@ -7,9 +7,10 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Notice:
-    """Something that the reader must not overlook."""
+    """Something that the reader must not overlook, and what it is about, a line each."""
 
     text: str
+    items: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

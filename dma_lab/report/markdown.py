@@ -25,7 +25,7 @@ def _block(block: Block) -> str:
     if isinstance(block, str):
         return block
     if isinstance(block, Notice):
-        return f"> **Note.** {block.text}"
+        return "\n".join((f"> **Note.** {block.text}", *(f"> - {item}" for item in block.items)))
     if isinstance(block, Table):
         rule = [":---" if column in block.left else "---:" for column in block.columns]
         return "\n".join((block.caption, "", *map(_row, (block.columns, rule, *block.rows))))

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+from functools import cache
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -24,8 +25,6 @@ def write_page(document: Document, path: Path) -> None:
     links = [f'<a href="#s{number}">{escape(section.title)}</a>' for number, section in enumerate(document.sections)]
     colours = colours_of(document.groups)
     figures = {figure.slug: plotly_figure(figure, colours) for figure in document.figures}
-    # mtime=0: the same runs give the same page.
-    library = base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
     own = files("dma_lab.report")
     parts = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -38,17 +37,25 @@ def write_page(document: Document, path: Path) -> None:
         *(f"{section}\n</section>" for section in sections),
         "</main>",
         f'<script type="application/json" id="figures">{_json(figures)}</script>',
-        f'<script type="application/octet-stream" id="plotly">{library}</script>',
+        f'<script type="application/octet-stream" id="plotly">{_plotly_js()}</script>',
         f"<script>\n{own.joinpath('page.js').read_text()}</script>\n</body>\n</html>\n",
     ]
     path.write_text("\n".join(parts), encoding="utf-8")
+
+
+@cache
+def _plotly_js() -> str:
+    """plotly.js, compressed and as text."""
+    # mtime=0: the same runs give the same page.
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
 
 def _block(block: Block) -> str:
     if isinstance(block, str):
         return f"<p>{escape(block)}</p>"
     if isinstance(block, Notice):
-        return f'<p class="notice">{escape(block.text)}</p>'
+        items = "".join(f"<li>{escape(item)}</li>" for item in block.items)
+        return f'<div class="notice"><p>{escape(block.text)}</p>{f"<ul>{items}</ul>" if items else ""}</div>'
     if isinstance(block, Table):
         return _table(block)
     return (

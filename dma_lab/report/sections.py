@@ -42,11 +42,8 @@ def build_document(
     if problems:
         blocks.append(tables.unreadable(problems))
     sections.append(Section("Runs", blocks))
-    backends = len({run.attention for run in runs})
-    lead = (
-        f"{len(compared)} finished of {len(runs) + len(problems)} runs, {backends} "
-        f"backend{'s' if backends != 1 else ''}."
-    )
+    names = ", ".join(dict.fromkeys(run.attention for run in runs))
+    lead = f"{len(compared)} of {_runs(len(runs) + len(problems))} finished: {names or 'none can be read'}."
     return Document("Attention backends at equal cost", lead, sections), compared
 
 
@@ -70,20 +67,16 @@ def _overview(runs: Sequence[Run], problems: Sequence[Unreadable], groups: dict[
     blocks: list[Block] = []
     fingerprints = Counter(run.summary["data_fingerprint"][:8] for run in runs)
     if len(fingerprints) > 1:
-        listed = ", ".join(f"{name} ({count} runs)" for name, count in fingerprints.items())
-        blocks.append(
-            Notice(f"The runs saw different data, of fingerprints {listed}. Runs of different data are never compared.")
-        )
+        listed = [f"{name} ({_runs(count)})" for name, count in fingerprints.items()]
+        blocks.append(Notice("The runs saw data of different fingerprints. Such runs are never compared.", listed))
     if len(groups) > 1:
-        listed = "; ".join(f"group {number}: {name}" for number, name in enumerate(groups, 1))
-        blocks.append(Notice(f"The runs form {len(groups)} groups that are not compared with each other. {listed}."))
+        listed = [f"Group {number}: {name} ({_runs(len(groups[name]))})" for number, name in enumerate(groups, 1)]
+        blocks.append(Notice(f"The runs form {len(groups)} groups that are not compared with each other.", listed))
     commits = Counter(run.summary["git_commit"] for run in runs if run.finished)
     if len(commits) > 1:
-        listed = ", ".join(
-            f"{name[:10]}{'-dirty' if name.endswith('-dirty') else ''} ({n})" for name, n in commits.items()
-        )
+        listed = [f"{tables.short_commit(name)} ({_runs(count)})" for name, count in commits.items()]
         blocks.append(
-            Notice(f"The finished runs come from {len(commits)} commits: {listed}. A difference may be the code's.")
+            Notice(f"The finished runs come from {len(commits)} commits. A difference may be the code's.", listed)
         )
     if any(name.endswith("-dirty") or name == "unknown" for name in commits):
         blocks.append(Notice("Some runs come from code that no commit holds (changed files): no one can repeat them."))
@@ -91,13 +84,16 @@ def _overview(runs: Sequence[Run], problems: Sequence[Unreadable], groups: dict[
     if unfinished or problems:
         lines = [f"{run.name}: {run.status}" for run in unfinished]
         lines += [f"{problem.name}: unreadable, {problem.reason}" for problem in problems]
-        count = "1 run counts" if len(lines) == 1 else f"{len(lines)} runs count"
-        blocks.append(Notice(f"{count} for nothing below. " + "; ".join(lines) + "."))
+        blocks.append(Notice(f"Not finished or not readable, and so in no table or fit: {_runs(len(lines))}.", lines))
     for name, members in groups.items():
         missing = tables.missing_points(members)
         if missing:
-            blocks.append(Notice(f"Missing in {name}: " + "; ".join(missing) + "."))
+            blocks.append(Notice(f"Missing in {name}, where another backend has a run:", missing))
     return Section("What to know first", blocks or ["All runs are finished, of one data set and one commit."])
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"
 
 
 def _comparison(name: str, compared: Sequence[tuple[Run, tables.Difference]]) -> Section:
@@ -109,8 +105,8 @@ def _comparison(name: str, compared: Sequence[tuple[Run, tables.Difference]]) ->
     elif BASELINE not in attentions:
         blocks.append(Notice("No MHA run is finished here, so no difference to MHA can be given."))
     elif refused:
-        listed = "; ".join(f"{count} run{'s' if count > 1 else ''}: {reason}" for reason, count in refused.items())
-        blocks.append(Notice(f"Not every run has a difference to MHA. {listed}."))
+        listed = [f"{_runs(count)}: {reason}" for reason, count in refused.items()]
+        blocks.append(Notice("Not every run has a difference to MHA.", listed))
     blocks.append(tables.comparison(compared))
     if seeds := tables.over_seeds(compared):
         blocks.append(seeds)
@@ -136,7 +132,7 @@ def _scaling(finished: Sequence[Run], progress: Callable[[str], None]) -> Sectio
     laws = fit_laws(best, progress)
     refused = [f"{backend}: {reason}" for backend, reason in laws.items() if isinstance(reason, str)]
     if refused:
-        blocks.append(Notice("No scaling law is fitted where the runs do not suffice. " + "; ".join(refused) + "."))
+        blocks.append(Notice("Where the runs do not suffice, no scaling law is given.", refused))
     blocks += [figures.loss_against_compute(best, laws, which) for which in ("flops_executed", "flops")]
     if any(isinstance(law, ParametricFit) for law in laws.values()):
         blocks.append(tables.law_parameters(laws))

@@ -56,8 +56,8 @@ def comparison(compared: Sequence[tuple[Run, Difference]]) -> Table:
                 f"{summary['val_perplexity']:.2f}",
                 *(f"{summary[name]:.4f}" if name in summary else "" for name in by_task),
                 f"{run.params:,}",
-                f"{summary['flops_executed']:.3g}",
-                f"{summary['flops']:.3g}",
+                f"{summary['flops_executed']:.2e}",
+                f"{summary['flops']:.2e}",
                 f"{summary['tokens_per_second']:,.0f}",
                 f"{summary['peak_memory_bytes'] / 2**20:,.0f}",
             )
@@ -143,7 +143,7 @@ def identities(runs: Sequence[Run]) -> Table:
         (
             run.name,
             run.status,
-            run.summary["git_commit"][:10] + ("-dirty" if run.summary["git_commit"].endswith("-dirty") else ""),
+            short_commit(run.summary["git_commit"]),
             run.summary["data_fingerprint"][:8],
             run.summary["hardware"],
             run.summary["precision"],
@@ -153,6 +153,10 @@ def identities(runs: Sequence[Run]) -> Table:
     ]
     columns = ("run", "status", "commit", "data", "hardware", "precision", "PyTorch")
     return Table("Every run directory that could be read.", columns, rows, frozenset(columns))
+
+
+def short_commit(commit: str) -> str:
+    return commit[:10] + ("-dirty" if commit.endswith("-dirty") else "")
 
 
 def unreadable(problems: Sequence[Unreadable]) -> Table:

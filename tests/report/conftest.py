@@ -1,0 +1,111 @@
+"""Run directories as train.py writes them, made in a moment: their losses follow a law that a test can work out."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+RUNGS = {"nano": 150_000, "1m": 1_100_000, "3m": 3_200_000}
+OFFSETS = {"mha": 0.0, "swa": 0.03, "mla": 0.01, "nsa": -0.01, "dma": -0.02}
+DOCUMENTS, CONTEXT = 40, 64
+
+
+def law(attention: str, params: int, tokens: int) -> float:
+    """Nats a token."""
+    return 1.7 + OFFSETS[attention] + 40 * params**-0.3 + 60 * tokens**-0.32
+
+
+def write_run(
+    root: Path,
+    attention: str = "mha",
+    model: str = "nano",
+    tokens: int = 1_000_000,
+    seed: int = 0,
+    settings: dict[str, Any] | None = None,
+    **summary: Any,
+) -> Path:
+    """One run directory; ``settings`` go into nodes of config.yaml, further keywords into summary.json."""
+    settings = settings or {}
+    params = summary.get("params_non_embedding", RUNGS.get(model, 0))
+    loss = law(attention, params, tokens)
+    generator = np.random.default_rng([seed, tokens, params])
+    counts = generator.integers(20, 200, DOCUMENTS)
+    # What makes a document hard is the same for all backends; each adds a little of its own.
+    hardness = generator.normal(0, 0.5, DOCUMENTS)
+    own = np.random.default_rng([seed, tokens, params, *attention.encode()]).normal(0, 0.01, DOCUMENTS)
+    nats = counts * (loss + hardness - np.average(hardness, weights=counts) + own)
+    loss = float(nats.sum() / counts.sum())
+    flops = 6 * params * tokens
+    positions = np.full(CONTEXT, counts.sum() / CONTEXT)
+    values = {
+        "study": "study",
+        "model": model,
+        "attention": attention,
+        "match": "params",
+        "seed": seed,
+        "params_total": params + 65_536,
+        "params_non_embedding": params,
+        "d_ff": 192,
+        "context": CONTEXT,
+        "steps": 100,
+        "tokens": tokens,
+        "flops": flops,
+        "flops_executed": flops if attention == "mha" else int(0.9 * flops),
+        "data_fingerprint": "a" * 32,
+        "hardware": "1 x CPU",
+        "precision": "fp32",
+        "torch": "2.13.0",
+        "git_commit": "c" * 40,
+        "status": "finished",
+        "val_loss": loss,
+        "val_perplexity": float(np.exp(loss)),
+        "val_bits_per_byte": loss / 2,
+        "tokens_per_second": 1234.5,
+        "peak_memory_bytes": 2**30,
+    } | summary
+    config = {
+        "model": {"name": model, "rope_base": 10_000.0},
+        "attention": {"name": attention, "qk_norm": True},
+        "data": {"source": "local", "mask_documents": True},
+        "optimizer": {"name": "adamw", "learning_rate": 0.01},
+        "schedule": {"name": "wsd", "decay_fraction": 0.2},
+        "trainer": {"context": CONTEXT, "tokens_per_step": 640, "validation_tokens": 4096},
+    }
+    for node, changed in settings.items():
+        config[node] |= changed
+    name = f"study-{model}-{attention}-s{seed}-{tokens}"
+    path = root / name
+    number = 0
+    while path.exists():
+        number += 1
+        path = root / f"{name}-{number}"
+    path.mkdir(parents=True)
+    (path / "summary.json").write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    lines = [{"step": step, "tokens": step * tokens // 4, "loss": loss + 1 / step} for step in (1, 2, 3, 4)]
+    lines[-1]["val_loss"] = loss
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    np.savez(
+        path / "validation.npz",
+        document_nats=nats,
+        document_tokens=counts,
+        document_bytes=counts * 3,
+        position_nats=positions * (loss + 1 / np.arange(1, CONTEXT + 1)),
+        position_tokens=positions,
+    )
+    return path
+
+
+@pytest.fixture
+def add_run(tmp_path: Path) -> Callable[..., Path]:
+    """Adds a run under ``tmp_path / "runs"``, and returns its directory."""
+    return lambda *arguments, **keywords: write_run(tmp_path / "runs", *arguments, **keywords)
+
+
+@pytest.fixture
+def write() -> Callable[..., Path]:
+    return write_run

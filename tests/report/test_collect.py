@@ -1,0 +1,193 @@
+"""What is read of run directories, whole and damaged, and which of them may stand side by side."""
+
+import fcntl
+import json
+import os
+
+import numpy as np
+import pytest
+
+from dma_lab.messages import UserError
+from dma_lab.report.collect import Run, Unreadable, cohorts, read_runs
+
+
+def read_one(path) -> Run | Unreadable:
+    runs, problems = read_runs(path.parent)
+    (only,) = [*runs, *problems]
+    return only
+
+
+@pytest.mark.parametrize(
+    "differing",
+    [
+        {"data_fingerprint": "b" * 32},
+        {"study": "another"},
+        {"match": "flops"},
+        {"precision": "bf16"},
+        {"settings": {"trainer": {"validation_tokens": 8192}}},
+    ],
+    ids=lambda differing: next(iter(differing)),
+)
+def test_runs_that_differ_in_more_than_the_attention_are_never_in_one_cohort(add_run, tmp_path, differing):
+    add_run("mha")
+    add_run("dma", **differing)
+    add_run("swa")
+    runs, _ = read_runs(tmp_path / "runs")
+    members = [{run.attention for run in group} for group in cohorts(runs).values()]
+    assert sorted(members, key=len) == [{"dma"}, {"mha", "swa"}]
+
+
+def test_variants_of_a_backend_are_backends_of_their_own(add_run, tmp_path):
+    add_run("mha")
+    for window in (32, 64):
+        add_run("dma", settings={"attention": {"window": window}})
+    add_run("swa", context=128)
+    runs, _ = read_runs(tmp_path / "runs")
+    (members,) = cohorts(runs).values()
+    assert [run.backend for run in members] == [
+        "mha context=64",
+        "dma window=32 context=64",
+        "dma window=64 context=64",
+        "swa context=128",
+    ]
+
+
+def test_runs_are_ordered_by_size_budget_seed_and_mha_first(add_run, tmp_path):
+    for model in ("3m", "nano"):
+        for attention in ("dma", "mha"):
+            for tokens in (2_000_000, 500_000):
+                add_run(attention, model, tokens, seed=1)
+    runs, _ = read_runs(tmp_path / "runs")
+    assert [(*run.point[:2], run.attention) for run in runs] == [
+        (model, tokens, attention)
+        for model in ("nano", "3m")
+        for tokens in (500_000, 2_000_000)
+        for attention in ("mha", "dma")
+    ]
+
+
+def cut_summary(path):
+    (path / "summary.json").write_text((path / "summary.json").read_text()[:80])
+
+
+def remove_config(path):
+    (path / "config.yaml").unlink()
+
+
+def empty_config(path):
+    (path / "config.yaml").write_text("")
+
+
+def spoil_metrics(path):
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    lines[1] = lines[1][:10]
+    (path / "metrics.jsonl").write_text("\n".join(lines))
+
+
+def remove_summary(path):
+    (path / "run.lock").touch()
+    (path / "summary.json").unlink()
+
+
+def binary_summary(path):
+    (path / "summary.json").write_bytes(os.urandom(100))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (cut_summary, "JSONDecodeError"),
+        (remove_config, "config.yaml is missing"),
+        (empty_config, "config.yaml lacks trainer.validation_tokens or attention"),
+        (spoil_metrics, "line 2 of metrics.jsonl is damaged"),
+        (remove_summary, "summary.json is missing"),
+        (binary_summary, "Error"),
+    ],
+)
+def test_a_damaged_directory_is_named_with_its_damage(add_run, damage, said):
+    path = add_run()
+    damage(path)
+    problem = read_one(path)
+    assert isinstance(problem, Unreadable)
+    assert said in problem.reason
+    assert problem.name == path.name
+
+
+@pytest.mark.parametrize(
+    ("summary", "said"),
+    [
+        ({"val_loss": None}, "val_loss"),
+        ({"git_commit": 3}, "git_commit"),
+        ({"flops": "many"}, "flops"),
+        ({"val_bits_per_byte": "?"}, "val_bits_per_byte"),
+    ],
+)
+def test_a_summary_without_what_the_report_needs_is_named(add_run, summary, said):
+    problem = read_one(add_run(**summary))
+    assert isinstance(problem, Unreadable)
+    assert problem.reason == f"summary.json gives no usable {said}"
+
+
+@pytest.mark.parametrize("name", ["validation.npz", "metrics.jsonl"])
+def test_a_run_without_scores_or_with_a_line_cut_off_is_still_a_run(add_run, name):
+    path = add_run()
+    whole = (path / name).read_bytes()
+    (path / name).write_bytes(whole[:-20])
+    run = read_one(path)
+    assert isinstance(run, Run)
+    assert run.finished
+    assert (run.scores is None) == (name == "validation.npz")
+    assert len(run.metrics) == (3 if name == "metrics.jsonl" else 4)
+
+
+def test_scores_of_another_kind_are_no_scores(add_run):
+    path = add_run()
+    np.savez(path / "validation.npz", something=np.arange(3))
+    run = read_one(path)
+    assert isinstance(run, Run)
+    assert run.scores is None
+
+
+@pytest.mark.parametrize(
+    ("summary", "status"),
+    [
+        (
+            {"status": "failed", "reason": "RuntimeError: no memory", "val_loss": None},
+            "failed: RuntimeError: no memory",
+        ),
+        ({"status": "interrupted", "step": 40}, "interrupted at step 40 of 100; the same command continues it"),
+        ({"status": "running"}, "killed before its end; the same command continues it"),
+        ({"val_loss": float("nan")}, "diverged: val_loss is nan"),
+    ],
+)
+def test_what_became_of_an_unfinished_run_is_said(add_run, summary, status):
+    path = add_run(**summary)
+    (path / "run.lock").touch()
+    run = read_one(path)
+    assert isinstance(run, Run)
+    assert run.status == status
+    assert not run.finished
+
+
+def test_a_run_that_a_process_holds_is_running(add_run):
+    path = add_run(status="running")
+    with (path / "run.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run = read_one(path)
+    assert isinstance(run, Run)
+    assert run.status == "running"
+
+
+def test_runs_in_folders_of_their_own_are_told_apart(add_run, write, tmp_path):
+    for folder in ("first", "second"):
+        write(tmp_path / "runs" / folder)
+    runs, _ = read_runs(tmp_path / "runs")
+    assert {run.name.split("/")[0] for run in runs} == {"first", "second"}
+
+
+def test_a_directory_that_holds_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="there is no such directory"):
+        read_runs(tmp_path / "nowhere")
+    (tmp_path / "notes.json").write_text(json.dumps({}))
+    with pytest.raises(UserError, match="it holds no run"):
+        read_runs(tmp_path)

@@ -1,0 +1,174 @@
+"""The comparison's numbers against sums worked out here, and Markdown, page and CSV against each other."""
+
+import csv
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+
+from dma_lab.report.write import write_report
+
+
+def points(folder):
+    with (folder / "points.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def markdown_table(folder, first_column):
+    """Rows of the first table whose header begins with ``first_column``, as dictionaries."""
+    lines = (folder / "report.md").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first_column} |"))
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines[start:]]
+    rows = rows[: next((i for i, line in enumerate(lines[start:]) if not line.startswith("|")), len(rows))]
+    return [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
+
+
+@pytest.fixture
+def compared(add_run, tmp_path):
+    """Three backends at one rung, two seeds."""
+    paths = {
+        (attention, seed): add_run(attention, seed=seed, peak_memory_bytes=3 * 2**20, tokens_per_second=98_765.4)
+        for attention in ("mha", "dma", "nsa")
+        for seed in (0, 1)
+    }
+    write_report(tmp_path / "runs", tmp_path / "report")
+    return paths, tmp_path / "report"
+
+
+def test_the_csv_holds_what_the_runs_wrote(compared):
+    paths, folder = compared
+    rows = {(row["attention"], int(row["seed"])): row for row in points(folder)}
+    assert rows.keys() == paths.keys()
+    for key, path in paths.items():
+        summary = json.loads((path / "summary.json").read_text())
+        assert rows[key]["run"] == path.name
+        for name in set(summary) & set(rows[key]):
+            assert rows[key][name] == str(summary[name])
+
+
+def test_differences_to_mha_are_those_of_the_documents_with_their_bootstrap_interval(compared):
+    paths, folder = compared
+    generator = np.random.default_rng(7)
+    for row in points(folder):
+        if row["attention"] == "mha":
+            assert row["difference"] == row["no_difference_because"] == ""
+            continue
+        seed = int(row["seed"])
+        ours, theirs = (np.load(paths[name, seed] / "validation.npz") for name in (row["attention"], "mha"))
+        delta, tokens = ours["document_nats"] - theirs["document_nats"], ours["document_tokens"]
+        assert float(row["difference"]) == pytest.approx(delta.sum() / tokens.sum(), rel=1e-12)
+        drawn = []
+        for _ in range(4000):
+            chosen = generator.integers(len(delta), size=len(delta))
+            drawn.append(delta[chosen].sum() / tokens[chosen].sum())
+        width = float(row["difference_high"]) - float(row["difference_low"])
+        low, high = np.quantile(drawn, (0.025, 0.975))
+        assert float(row["difference_low"]) == pytest.approx(low, abs=0.1 * width)
+        assert float(row["difference_high"]) == pytest.approx(high, abs=0.1 * width)
+
+
+def test_the_markdown_and_the_page_say_what_the_csv_says(compared):
+    _, folder = compared
+    rows, page = points(folder), (folder / "index.html").read_text()
+    table = markdown_table(folder, "attention")
+    assert len(table) == len(rows) == 6
+    for shown, row in zip(table, rows, strict=True):
+        assert shown["attention"] == row["backend"]
+        assert shown["rung"] == row["model"]
+        assert shown["tokens"] == f"{int(row['tokens']):,}"
+        assert shown["loss"] == f"{float(row['val_loss']):.4f}"
+        assert shown["perplexity"] == f"{math.exp(float(row['val_loss'])):.2f}"
+        assert shown["bits/byte"] == f"{float(row['val_bits_per_byte']):.4f}"
+        assert shown["parameters"] == f"{int(row['params_non_embedding']):,}"
+        assert shown["FLOP exec."] == f"{float(row['flops_executed']):.2e}"
+        assert shown["FLOP dense"] == f"{float(row['flops']):.2e}"
+        assert (shown["tokens/s"], shown["MiB"]) == ("98,765", "3")
+        if row["difference"]:
+            low, high = float(row["difference_low"]), float(row["difference_high"])
+            star = " *" if low > 0 or high < 0 else ""
+            expected = f"{float(row['difference']):+.4f} [{low:+.4f}, {high:+.4f}]{star}"
+            assert shown["loss − MHA [95 %]"] == expected
+        else:
+            assert shown["loss − MHA [95 %]"] == ""
+        for cell in shown.values():
+            assert f">{cell}</td>" in page
+
+
+def test_differences_over_seeds_come_with_students_p_value(compared):
+    _, folder = compared
+    text = (folder / "report.md").read_text()
+    for attention in ("dma", "nsa"):
+        differences = [float(row["difference"]) for row in points(folder) if row["attention"] == attention]
+        mean, spread = np.mean(differences), np.std(differences, ddof=1)
+        # With two seeds Student's t has one degree of freedom: it is Cauchy's distribution.
+        p = 1 - 2 / math.pi * math.atan(abs(mean) / (spread / math.sqrt(2)))
+        assert f"| {attention} | nano | 1,000,000 | 2 | {mean:+.4f} | {spread:.4f} | {p:.2g} |" in text
+
+
+@pytest.mark.parametrize(
+    "differing",
+    [
+        {"seed": 1},
+        {"tokens": 2_000_000},
+        {"model": "1m"},
+        {"context": 128},
+        {"settings": {"optimizer": {"learning_rate": 0.02}}},
+        {"settings": {"schedule": {"decay_fraction": 0.5}}},
+        {"settings": {"data": {"mask_documents": False}}},
+    ],
+    ids=str,
+)
+def test_no_difference_is_taken_to_a_run_that_differs_in_more_than_the_attention(add_run, tmp_path, differing):
+    add_run("mha")
+    add_run("dma", **differing)
+    write_report(tmp_path / "runs", tmp_path / "report")
+    row = next(row for row in points(tmp_path / "report") if row["attention"] == "dma")
+    assert row["difference"] == ""
+    assert row["no_difference_because"] == "no mha run of the same rung, budget, seed, data and settings"
+
+
+def test_runs_that_scored_other_tokens_are_not_subtracted(add_run, tmp_path):
+    add_run("mha")
+    path = add_run("dma")
+    scores = dict(np.load(path / "validation.npz"))
+    scores["document_tokens"][[0, 1]] += [1, -1]
+    np.savez(path / "validation.npz", **scores)
+    (add_run("swa") / "validation.npz").unlink()
+    write_report(tmp_path / "runs", tmp_path / "report")
+    reasons = {row["attention"]: row["no_difference_because"] for row in points(tmp_path / "report")}
+    assert reasons == {
+        "mha": "",
+        "dma": "it and the MHA run scored different tokens",
+        "swa": "validation.npz of one of the two is missing or unreadable",
+    }
+
+
+def test_figures_are_files_and_those_of_an_older_report_go(add_run, tmp_path):
+    add_run("mha")
+    extra = add_run("mha", "1m", data_fingerprint="b" * 32)
+    output = tmp_path / "report"
+    write_report(tmp_path / "runs", output)
+    mine = output / "figures" / "mine.png"
+    mine.touch()
+    assert (output / "figures" / "group2-training.svg").exists()
+    for file in extra.iterdir():
+        file.unlink()
+    write_report(tmp_path / "runs", output)
+    linked = set(re.findall(r"\(figures/(.*?)\.svg\)", (output / "report.md").read_text()))
+    assert linked == {"loss-executed", "loss-dense-equivalent", "training", "position"}
+    files = {path.name for path in (output / "figures").iterdir()} - {mine.name}
+    assert files == {f"{slug}.{kind}" for slug in linked for kind in ("svg", "png")}
+    assert mine.exists(), "a file that no report wrote stays"
+
+
+def test_the_same_runs_give_the_same_report(add_run, tmp_path):
+    add_run("mha")
+    add_run("dma")
+    for name in ("first", "second"):
+        write_report(tmp_path / "runs", tmp_path / name)
+    files = [file.relative_to(tmp_path / "first") for file in (tmp_path / "first").rglob("*") if file.is_file()]
+    assert len(files) == 3 + 2 * 4
+    for file in files:
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
