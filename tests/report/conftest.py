@@ -106,6 +106,6 @@ def add_run(tmp_path: Path) -> Callable[..., Path]:
     return lambda *arguments, **keywords: write_run(tmp_path / "runs", *arguments, **keywords)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write() -> Callable[..., Path]:
     return write_run
