@@ -5,15 +5,18 @@ from typing import Any
 from omegaconf import DictConfig
 
 from dma_lab.door import open_door
+from dma_lab.train.branches import fit_branches
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.settings import read_settings
 from dma_lab.train.summary import print_summary
 
 
-def main(config: DictConfig) -> dict[str, Any]:
-    summary = fit_run(read_settings(config))
-    print_summary(summary)
-    return summary
+def main(config: DictConfig) -> list[dict[str, Any]]:
+    settings = read_settings(config)
+    summaries = fit_branches(settings) if settings.schedule.branches else [fit_run(settings)]
+    for summary in summaries:
+        print_summary(summary)
+    return summaries
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ class SweepReport(Callback):
         if isinstance(result, FailedPoint):
             self.failed.append((" ".join(job_return.overrides or ()), result.error))
         else:
-            self.finished.append(result)
+            self.finished.extend(result)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if self.finished:

@@ -32,11 +32,13 @@ class RunRecorder(L.Callback):
         log_every: int,
         validate_every: int,
         checkpoint_every: int,
+        keep_step: int | None,
         also_log: Callable[[dict[str, float], int], None],
     ) -> None:
         self.run, self.validate, self.also_log = run, validate, also_log
         self.steps, self.tokens_per_step = steps, tokens_per_step
         self.log_every, self.validate_every, self.checkpoint_every = log_every, validate_every, checkpoint_every
+        self.keep_step = keep_step
         self.score: Score | None = None
         self.stop_signal: int | None = None
         self.training_seconds = 0.0
@@ -82,14 +84,15 @@ class RunRecorder(L.Callback):
         stop = trainer.strategy.reduce_boolean_decision(self.stop_signal is not None, all=False)
         log = step % self.log_every == 0 or is_last
         validate = step % self.validate_every == 0 or is_last
-        checkpoint = step % self.checkpoint_every == 0 or is_last or stop
+        keep = step == self.keep_step
+        checkpoint = step % self.checkpoint_every == 0 or is_last or stop or keep
         if log or validate or checkpoint:
             metrics = pl_module.read_last_step()  # waits for the device, so the time below is the steps' own
             self.training_seconds += time.perf_counter() - self._resumed_at
             if log or validate:
                 self._record(trainer, step, vars(metrics), validate)
             if checkpoint:
-                self._save(trainer)
+                self._save(trainer, keep)
             self._resumed_at = time.perf_counter()
         if trainer.is_global_zero:
             self.progress.advance(step)
@@ -112,10 +115,12 @@ class RunRecorder(L.Callback):
         self.progress.metrics(metrics["loss"], tokens_per_second)
         self.also_log(line | speed, step)
 
-    def _save(self, trainer: L.Trainer) -> None:
+    def _save(self, trainer: L.Trainer, keep: bool) -> None:
         partial = self.run.checkpoint.with_suffix(".partial")
         trainer.save_checkpoint(partial, weights_only=False)
         if trainer.is_global_zero:
+            if keep:  # before the run can continue from behind this step
+                self.run.keep(partial)
             partial.replace(self.run.checkpoint)
 
 

@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,18 @@ from dma_lab.train.settings import TrainSettings
 from dma_lab.train.task import Score, Task, prepare_task
 
 
-def fit_run(settings: TrainSettings) -> dict[str, Any]:
+def fit_run(
+    settings: TrainSettings, *, keep_step: int | None = None, shorter: Sequence[tuple[Path, int]] = ()
+) -> dict[str, Any]:
     """Train the run that ``settings`` define, or continue it where it was cut; returns its summary.
 
     A finished run is not trained again. A run that is asked to stop (SIGINT, SIGTERM) ends this process after saving.
+
+    Args:
+        settings: of one run: ``schedule.branches`` is for ``branches.fit_branches``.
+        keep_step: a step after which the state is kept for longer branches.
+        shorter: runs that this one equals up to a step, each with that step, the furthest first: a run that has not
+            begun begins from the state that the first of them kept.
 
     Raises:
         UserError: for anything in the settings or the data that a user can mend.
@@ -47,11 +56,15 @@ def fit_run(settings: TrainSettings) -> dict[str, Any]:
         print(f"finished before: {run.path} (delete it to train again)", file=sys.stderr)
         return summary
     run.claim()
+    if not run.checkpoint.exists():
+        run.begin_from(shorter)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # the others find the checkpoint that the writer began from
     run.write_config(dataclasses.asdict(settings))
     summary = _known_before(run, settings, plan, task, hardware)
     run.write_summary(summary | {"status": "running"})
     try:
-        summary |= _train(settings, plan, task, draw, run, hardware)
+        summary |= _train(settings, plan, task, draw, run, hardware, keep_step)
     except Exception as error:
         run.write_summary(summary | {"status": "failed", "reason": f"{type(error).__name__}: {error}"})
         raise
@@ -78,7 +91,7 @@ def find_run(settings: TrainSettings, task: Task, hardware: Hardware) -> RunDire
         "budget": [settings.tokens, settings.tokens_per_parameter],
         "data": [task.fingerprint, settings.data.mask_documents],
         "optimizer": dataclasses.asdict(settings.optimizer),
-        "schedule": dataclasses.asdict(settings.schedule),
+        "schedule": {key: value for key, value in dataclasses.asdict(settings.schedule).items() if value is not None},
         "trainer": [trainer.context, trainer.tokens_per_step, trainer.validation_tokens, hardware.precision],
         "seed": settings.seed,
     }
@@ -93,10 +106,16 @@ def _hush_lightning() -> None:
 
 
 def _train(
-    settings: TrainSettings, plan: RunPlan, task: Task, draw: DrawSequences, run: RunDirectory, hardware: Hardware
+    settings: TrainSettings,
+    plan: RunPlan,
+    task: Task,
+    draw: DrawSequences,
+    run: RunDirectory,
+    hardware: Hardware,
+    keep_step: int | None,
 ) -> dict[str, Any]:
     optimizer, trainer_settings = settings.optimizer, settings.trainer
-    multiplier = learning_rate_multiplier(steps=plan.steps, **dataclasses.asdict(settings.schedule))
+    multiplier = learning_rate_multiplier(settings.schedule, plan.steps)
     module = LanguageModel(
         build_model(settings, plan.shape),
         make_optimizer=lambda model: build_adamw(
@@ -132,6 +151,7 @@ def _train(
         log_every=trainer_settings.log_every,
         validate_every=trainer_settings.validate_every,
         checkpoint_every=trainer_settings.checkpoint_every,
+        keep_step=keep_step,
         also_log=wandb.log_metrics if wandb else lambda line, step: None,
     )
     trainer = L.Trainer(
@@ -189,6 +209,7 @@ def _known_before(
         "context": plan.shape.max_seq_len,
         "steps": plan.steps,
         "tokens": plan.tokens,
+        "steps_shared": run.steps_shared(),
         "flops": plan.flops.dense_equivalent,
         "flops_executed": plan.flops.executed,
         **task.facts,

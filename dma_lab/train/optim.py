@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from dma_lab.train.settings import ScheduleSettings
+
 
 def build_adamw(
     model: nn.Module, *, learning_rate: float, weight_decay: float, betas: list[float], eps: float
@@ -23,16 +25,19 @@ def build_adamw(
     )
 
 
-def learning_rate_multiplier(
-    name: str, *, steps: int, warmup_fraction: float, decay_fraction: float, final_fraction: float
-) -> Callable[[int], float]:
+def schedule_phases(schedule: ScheduleSettings, steps: int) -> tuple[int, int]:
+    """Steps of warm-up, and of decay, in a run of ``steps``."""
+    warmup = math.ceil(schedule.warmup_fraction * steps) if schedule.warmup_steps is None else schedule.warmup_steps
+    return warmup, math.ceil(schedule.decay_fraction * steps)
+
+
+def learning_rate_multiplier(schedule: ScheduleSettings, steps: int) -> Callable[[int], float]:
     """Multiplier of the peak learning rate for the update that follows ``step`` finished ones, 0 <= step < steps.
 
     Linear warm-up over the first steps, then the peak, then a decay over the last steps to ``final_fraction``: linear
     for ``wsd`` (warmup-stable-decay, arXiv 2405.18392), half a cosine for ``cosine``.
     """
-    warmup = math.ceil(warmup_fraction * steps)
-    decay = math.ceil(decay_fraction * steps)
+    warmup, decay = schedule_phases(schedule, steps)
 
     def multiplier(step: int) -> float:
         if step < warmup:
@@ -40,7 +45,7 @@ def learning_rate_multiplier(
         if step < steps - decay:
             return 1.0
         left = (steps - step) / (decay + 1)
-        shape = left if name == "wsd" else 0.5 - 0.5 * math.cos(math.pi * left)
-        return final_fraction + (1 - final_fraction) * shape
+        shape = left if schedule.name == "wsd" else 0.5 - 0.5 * math.cos(math.pi * left)
+        return schedule.final_fraction + (1 - schedule.final_fraction) * shape
 
     return multiplier

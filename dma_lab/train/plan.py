@@ -7,6 +7,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from dma_lab.messages import UserError
 from dma_lab.model import ModelShape, Transformer
 from dma_lab.model.accounting import (
     ParameterCount,
@@ -19,7 +20,8 @@ from dma_lab.model.accounting import (
 from dma_lab.scaling.ladder import reference_parameters
 from dma_lab.scaling.matching import match_width
 from dma_lab.train.hardware import Hardware
-from dma_lab.train.settings import TrainSettings
+from dma_lab.train.optim import schedule_phases
+from dma_lab.train.settings import ScheduleSettings, TrainSettings
 
 _GPU_MICRO_BATCH_TOKENS = 16_384
 
@@ -55,7 +57,8 @@ def plan_run(settings: TrainSettings, vocab_size: int, hardware: Hardware) -> Ru
     """Work out the run. Builds the model on the meta device, so it costs no memory at any size.
 
     Raises:
-        UserError: when the backend cannot do the rung's shape or cannot be matched to it.
+        UserError: when the backend cannot do the rung's shape or cannot be matched to it, or the warm-up reaches into
+            the decay.
     """
     trainer, rung = settings.trainer, settings.model
     reference = reference_parameters(
@@ -67,6 +70,7 @@ def plan_run(settings: TrainSettings, vocab_size: int, hardware: Hardware) -> Ru
     # The budget counts the MHA rung's parameters, so that every backend trains on the same tokens.
     budget = settings.tokens or settings.tokens_per_parameter * reference
     steps = max(1, round(budget / trainer.tokens_per_step))
+    _refuse_long_warmup(settings.schedule, steps)
     sequences_per_step = trainer.tokens_per_step // trainer.context
     accumulate = _micro_batches(settings, sequences_per_step // trainer.devices, hardware)
     per_sequence = training_flops_per_sequence(model, trainer.context)
@@ -86,6 +90,15 @@ def plan_run(settings: TrainSettings, vocab_size: int, hardware: Hardware) -> Ru
             model, sequences_per_step // trainer.devices // accumulate, trainer.context, hardware.activation_dtype
         ),
     )
+
+
+def _refuse_long_warmup(schedule: ScheduleSettings, steps: int) -> None:
+    _, decay = schedule_phases(schedule, steps)
+    if schedule.warmup_steps is not None and schedule.warmup_steps > steps - decay:
+        raise UserError(
+            f"schedule.warmup_steps={schedule.warmup_steps} reaches into the decay, which begins after "
+            f"{steps - decay:,} of the run's {steps:,} steps; give fewer, or a larger budget."
+        )
 
 
 def matched_shape(settings: TrainSettings, vocab_size: int, reference: int) -> ModelShape:

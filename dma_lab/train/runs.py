@@ -1,14 +1,17 @@
 """Run directories: one a run, named by what defines its result, readable without this code.
 
 ``config.yaml`` (resolved), ``metrics.jsonl`` (what training computed, a line a logging step: a continued run repeats it
-to the bit), ``speed.jsonl`` (how fast, which no run repeats), ``validation.npz``, ``summary.json``, ``checkpoints/``.
+to the bit), ``speed.jsonl`` (how fast, which no run repeats), ``validation.npz``, ``summary.json``, ``checkpoints/``
+(``last.ckpt``; of a branch also ``stable.ckpt``, the state in which its decay begins and longer branches go on).
 """
 
 import fcntl
 import hashlib
 import json
 import os
+import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ class RunDirectory:
         self.path = path
         self.writer = writer
         self.checkpoint = path / "checkpoints" / "last.ckpt"
+        self.stable = path / "checkpoints" / "stable.ckpt"
         self.metrics = path / "metrics.jsonl"
         self.speed = path / "speed.jsonl"
         self.validation = path / "validation.npz"
@@ -59,6 +63,34 @@ class RunDirectory:
 
     def write_config(self, config: dict[str, Any]) -> None:
         self._write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+
+    def keep(self, checkpoint: Path) -> None:
+        """Make a copy of ``checkpoint`` the stable one."""
+        partial = self.stable.with_suffix(".partial")
+        shutil.copyfile(checkpoint, partial)
+        partial.replace(self.stable)
+
+    def begin_from(self, runs: Sequence[tuple[Path, int]]) -> None:
+        """Take the first steps from the first of ``runs`` that has a stable checkpoint, which is of the step beside it.
+
+        The own checkpoint comes last, and whole: cut before that, the run has not begun.
+        """
+        kept = [(RunDirectory(path), step) for path, step in runs if RunDirectory(path).stable.exists()]
+        if not kept or not self.writer:
+            return
+        other, step = kept[0]
+        for file in (other.metrics, other.speed):
+            self._write(file.name, file.read_text())
+        self.rewind(step)
+        self._write("branched_from.json", json.dumps({"run": other.path.name, "step": step}) + "\n")
+        partial = self.checkpoint.with_suffix(".partial")
+        shutil.copyfile(other.stable, partial)
+        partial.replace(self.checkpoint)
+
+    def steps_shared(self) -> int:
+        """Steps that another run took for this one; 0 for a run that took all its own."""
+        path = self.path / "branched_from.json"
+        return json.loads(path.read_text())["step"] if path.exists() and self.checkpoint.exists() else 0
 
     def rewind(self, step: int) -> None:
         """Drop the lines written after ``step``, and a last line that was cut off while being written."""

@@ -59,8 +59,12 @@ class ScheduleSettings:
     __pydantic_config__ = _STRICT
     name: Literal["wsd", "cosine"]
     warmup_fraction: Fraction
+    warmup_steps: Annotated[int, Field(ge=0)] | None
+    """Overrides ``warmup_fraction``: a warm-up that is the same for every budget."""
     decay_fraction: Fraction
     final_fraction: Fraction
+    branches: Annotated[list[Positive], Field(min_length=1)] | None
+    """Multiples of the budget at which a run of its own decays (dma_lab/train/branches.py)."""
 
 
 @dataclass(frozen=True)
@@ -173,8 +177,26 @@ def _check_values(settings: TrainSettings) -> None:
         )
     if settings.tokens is not None and settings.tokens < trainer.tokens_per_step:
         raise UserError(f"tokens={settings.tokens} is less than one step of {trainer.tokens_per_step}; give more.")
-    if schedule.warmup_fraction + schedule.decay_fraction > 1 + 1e-9:
+    if schedule.branches is not None:
+        _check_branches(schedule)
+    if schedule.warmup_steps is None and schedule.warmup_fraction + schedule.decay_fraction > 1 + 1e-9:
         raise UserError(
             f"schedule.warmup_fraction={schedule.warmup_fraction} and schedule.decay_fraction="
             f"{schedule.decay_fraction} sum to more than the whole run; make them sum to at most 1."
         )
+
+
+def _check_branches(schedule: ScheduleSettings) -> None:
+    branches = schedule.branches or []
+    if schedule.name != "wsd":
+        raise UserError(
+            f"schedule.branches={branches} need schedule=wsd: under schedule.name={schedule.name} every learning rate "
+            "depends on the budget, and budgets share nothing."
+        )
+    if not schedule.decay_fraction:
+        raise UserError(
+            f"schedule.branches={branches} need schedule.decay_fraction above 0: without a decay there is nothing to "
+            "branch into."
+        )
+    if len(set(branches)) < len(branches):
+        raise UserError(f"schedule.branches={branches} names a budget twice; name each once.")

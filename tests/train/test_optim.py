@@ -8,10 +8,12 @@ import torch
 
 from dma_lab.model import ModelShape, Transformer
 from dma_lab.train.optim import build_adamw, learning_rate_multiplier
+from dma_lab.train.settings import ScheduleSettings
 
 
 def multipliers(name, **fractions):
-    multiplier = learning_rate_multiplier(name, steps=100, **fractions)
+    schedule = ScheduleSettings(name=name, warmup_steps=None, branches=None, **fractions)
+    multiplier = learning_rate_multiplier(schedule, 100)
     return [multiplier(step) for step in range(100)]
 
 
@@ -25,8 +27,9 @@ def test_wsd_warms_up_stays_and_falls_in_a_line():
 
 
 def test_wsd_before_its_decay_does_not_depend_on_the_budget():
-    shape = {"warmup_fraction": 0.0, "decay_fraction": 0.2, "final_fraction": 0.0}
-    short, long = (learning_rate_multiplier("wsd", steps=steps, **shape) for steps in (100, 400))
+    schedule = ScheduleSettings("wsd", 0.05, 10, 0.2, 0.0, None)
+    short, long = (learning_rate_multiplier(schedule, steps) for steps in (100, 400))
+    assert short(9) == 1.0 > short(8)
     assert [short(step) for step in range(80)] == [long(step) for step in range(80)]
 
 
