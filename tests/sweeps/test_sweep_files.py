@@ -1,0 +1,96 @@
+"""Sweep files: each runs as an agent runs it, and enumerates what its Hydra twin enumerates."""
+
+import itertools
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args, load_sweep_config
+
+from dma_lab.train.settings import read_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+KINDS = sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))
+SIZES = {"chinchilla": 30, "learning_rate": 25, "overtraining": 25, "seeds": 25}
+TINY = [
+    "model.n_layers=2",
+    "model.d_model=32",
+    "model.n_heads=2",
+    "model.n_kv_heads=1",
+    "model.head_dim=16",
+    "model.d_ff=96",
+    "model.vocab_size=320",
+    "trainer.context=64",
+    "trainer.tokens_per_step=512",
+    "trainer.validation_tokens=2048",
+    "tokens=2048",
+]
+
+
+def wandb_points(kind: str) -> list[dict]:
+    parameters = load_sweep_config(str(ROOT / "sweeps" / f"{kind}.yaml"))["parameters"]
+    values = [node["values"] if "values" in node else [node["value"]] for node in parameters.values()]
+    return [dict(zip(parameters, point, strict=True)) for point in itertools.product(*values)]
+
+
+def twin_points(kind: str) -> list[dict]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", ["experiment=chinchilla_dma", f"sweep={kind}"], return_hydra_config=True)
+    params = [f"{name}={values}" for name, values in config.hydra.sweeper.params.items()]
+    overrides = OverridesParser.create().parse_overrides(["experiment=chinchilla_dma", *params])
+    (points,) = BasicSweeper.split_arguments(overrides, None)
+    pairs = [[override.split("=", 1) for override in point] for point in points]
+    return [{name: yaml.safe_load(value) for name, value in point} for point in pairs]
+
+
+def agent_command(kind: str, point: dict) -> list[str]:
+    """The argument list that wandb's agent fills the file's ``command`` with."""
+    config = load_sweep_config(str(ROOT / "sweeps" / f"{kind}.yaml"))
+    parts = create_sweep_command_args({"args": {name: {"value": value} for name, value in point.items()}})
+    parts |= {"env": ["/usr/bin/env"], "interpreter": ["python"], "program": [config["program"]]}
+    chunks = create_sweep_command(config["command"])
+    return [word for chunk in chunks for word in (parts[chunk[2:-1]] if chunk.startswith("${") else [chunk])]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sweep_file_and_its_twin_enumerate_the_same_points(kind):
+    points = wandb_points(kind)
+    key = lambda point: json.dumps(point, sort_keys=True)  # noqa: E731
+    assert sorted(points, key=key) == sorted(twin_points(kind), key=key)
+    assert len({key(point) for point in points}) == SIZES[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_point_is_a_run_that_the_door_accepts_and_differs_from_the_others(kind):
+    GlobalHydra.instance().clear()
+    seen = set()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for point in wandb_points(kind):
+            settings = read_settings(compose("train", agent_command(kind, point)[3:]))
+            assert settings.logger.name == "wandb"
+            assert settings.attention["name"] == point["attention"]
+            assert settings.model.name == point["model"]
+            seen.add(repr(settings))
+    assert len(seen) == SIZES[kind]
+
+
+def test_the_command_line_of_an_agent_trains_its_point(tmp_path):
+    corpus = tmp_path / "text.jsonl"
+    corpus.write_text(
+        "".join(json.dumps({"text": f"the {n} th of many short texts. " * 20}) + "\n" for n in range(300))
+    )
+    data = ["data=local", f"data.path={corpus}", f"data.cache_dir={tmp_path}/cache", "data.validation_fraction=0.1"]
+    point = {"experiment": "chinchilla_dma", "attention": "mla", "model": "nano"}
+    command = [*agent_command("chinchilla", point), *TINY, *data, f"output_dir={tmp_path}/runs"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    (summary,) = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/summary.json")]
+    assert (summary["status"], summary["attention"], summary["model"]) == ("finished", "mla", "nano")
+    assert summary["study"] == "chinchilla"
