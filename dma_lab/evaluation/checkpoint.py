@@ -77,8 +77,10 @@ class TrainedRun:
         """The token files that the run was trained on: its tokenizer, and the text that validates.
 
         Raises:
-            UserError: they are not where the run had them.
+            UserError: they are not where the run had them, or it was trained on no text.
         """
+        if "cache_dir" not in self.config["data"]:
+            raise UserError(f"{self.path} was trained on data={self.config['data'].get('name')}, which is no text.")
         cache_dir = Path(self.config["data"]["cache_dir"]).expanduser()
         wanted = self.summary["data_fingerprint"]
         torn = []

@@ -49,6 +49,7 @@ def generate(
     vocab_size: int,
     stop_token: int | None = None,
     seed: int = 0,
+    first: int = 0,
     use_cache: bool = True,
     on_step: Callable[[int, int], None] = lambda done, steps: None,
 ) -> list[list[int]]:
@@ -58,7 +59,8 @@ def generate(
         prompts: token ids, at least one each.
         vocab_size: ids below it can be chosen; the rows of the embedding beyond are filling.
         stop_token: ends a sequence that chooses it, and is not returned.
-        seed: with a prompt's place in ``prompts`` fixes every draw for it, whatever else is in the batch.
+        seed: with a prompt's place fixes every draw for it, whatever else is in the batch.
+        first: the place of ``prompts[0]``.
         use_cache: decode with each backend's cache; else run the whole sequence again for each token, which costs more
             arithmetic and, when long prompts get short answers, less time.
         on_step: told the steps done and the most there will be.
@@ -82,7 +84,10 @@ def generate(
     for row_n, prompt in zip(tokens_bn, prompts, strict=True):
         row_n[: len(prompt)] = torch.tensor(prompt)
     tokens_bn = tokens_bn.to(device)
-    draws = [np.random.Philox(key=np.array([seed % 2**64, row], dtype=np.uint64)) for row in range(len(prompts))]
+    draws = [
+        np.random.Philox(key=np.array([seed % 2**64, row], dtype=np.uint64))
+        for row in range(first, first + len(prompts))
+    ]
     new: list[list[int]] = [[] for _ in prompts]
     running = set(range(len(prompts)))
     cache = model.new_cache(len(prompts)) if use_cache else None

@@ -109,6 +109,7 @@ def test_a_prompts_draws_depend_on_its_place_and_the_seed_alone():
     options = {"max_new_tokens": 20, "sampling": Sampling(1.0, 0.95), "vocab_size": V}
     together = generate(model, prompts, seed=3, **options)
     assert generate(model, prompts[:1], seed=3, **options) == together[:1]
+    assert generate(model, prompts[1:], seed=3, first=1, **options) == together[1:]
     assert generate(model, prompts, seed=3, use_cache=False, **options) == together
     assert generate(model, prompts, seed=4, **options) != together
 

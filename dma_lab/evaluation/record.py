@@ -1,0 +1,72 @@
+"""``evaluation/SUITE.json`` in a run's directory: every finished cell of a suite, kept when the evaluation is killed.
+
+A *cell* is the smallest thing that is computed whole: one context length, one needle at one length and depth. It is
+named by everything that defines its scores, so a second evaluation computes what is missing and nothing twice, and
+another setting or a later checkpoint adds cells beside the old ones.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from dma_lab.evaluation.checkpoint import TrainedRun
+from dma_lab.messages import UserError
+
+
+class EvaluationRecord:
+    """The cells of one suite. Use as a context manager: a suite of a run is evaluated by one process at a time.
+
+    Raises:
+        UserError: another process holds it, or the file is damaged.
+    """
+
+    def __init__(self, run: TrainedRun, suite: str, precision: str) -> None:
+        self.folder = run.path / "evaluation"
+        self.file = self.folder / f"{suite}.json"
+        self.suite = suite
+        self._same = {"checkpoint": run.checkpoint.name, "step": run.step, "precision": precision}
+        self._cells: list[dict[str, Any]] = []
+
+    def __enter__(self) -> "EvaluationRecord":
+        self.folder.mkdir(exist_ok=True)
+        self._lock = (self.folder / f"{self.suite}.lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{self.file} is being written by another evaluation; wait for it or stop it.") from None
+        if self.file.exists():
+            try:
+                self._cells = json.loads(self.file.read_text(encoding="utf-8"))["cells"]
+                assert all({"cell", "scores"} <= cell.keys() for cell in self._cells)
+            except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+                raise UserError(f"{self.file} is damaged ({error}); delete it to evaluate anew.") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def scores(self, cell: dict[str, Any]) -> dict[str, Any] | None:
+        """What a finished cell came to; None of one that is to be computed."""
+        wanted = self._same | cell
+        return next((entry["scores"] for entry in self._cells if entry["cell"] == wanted), None)
+
+    def name(self, cell: dict[str, Any]) -> str:
+        """Eight hex digits for files that belong to the cell."""
+        return hashlib.blake2b(json.dumps(self._same | cell, sort_keys=True).encode(), digest_size=4).hexdigest()
+
+    def add(self, cell: dict[str, Any], scores: dict[str, Any]) -> None:
+        """Keep a finished cell. The file is replaced whole: no reader and no power cut finds half of it."""
+        self._cells.append({"cell": self._same | cell, "scores": scores})
+        partial = self.file.with_suffix(".partial")
+        with partial.open("w", encoding="utf-8") as stream:
+            stream.write(json.dumps({"suite": self.suite, "cells": self._cells}, indent=1) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(self.file)
+
+    def beside(self, name: str) -> Path:
+        """A file in the record's folder."""
+        return self.folder / name

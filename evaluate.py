@@ -1,0 +1,15 @@
+"""What a trained run can do: ``python evaluate.py suite=needle checkpoint=outputs/RUN``; conf/suite/ lists suites."""
+
+from omegaconf import DictConfig
+
+from dma_lab.door import open_door
+from dma_lab.evaluation.settings import read_settings
+from dma_lab.evaluation.suites import evaluate
+
+
+def main(config: DictConfig) -> None:
+    print(f"evaluation: {evaluate(read_settings(config))}")
+
+
+if __name__ == "__main__":
+    open_door(main, "evaluate")

@@ -1,0 +1,143 @@
+"""evaluate.py as a user runs it: scores in the run's directory, killed and continued, mistakes said in a sentence."""
+
+import fcntl
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from dma_lab.evaluation.settings import read_settings
+from dma_lab.evaluation.suites import evaluate
+from dma_lab.messages import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def run_suite(run_copy):
+    """The door's work in this process; returns the cells of the suite's file."""
+
+    def run(suite: str, *overrides: str) -> list[dict]:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            config = compose("evaluate", [f"suite={suite}", f"checkpoint={run_copy}", "device=cpu", *overrides])
+        return json.loads(evaluate(read_settings(config)).read_text())["cells"]
+
+    return run
+
+
+NEEDLE = ["suite.lengths=[400,700]", "suite.depths=[0.0,1.0]", "suite.samples=2"]
+
+
+def test_context_scores_lie_in_the_run_and_agree_with_training(run_suite, run_copy):
+    cells = run_suite("context", "suite.lengths=[32,64,160]", "suite.stride=32")
+    assert [entry["cell"]["context"] for entry in cells] == [32, 64, 160]
+    assert {(entry["cell"]["tokens"], entry["cell"]["step"]) for entry in cells} == {(2048, 40)}
+    summary = json.loads((run_copy / "summary.json").read_text())
+    for entry in cells:
+        scores = entry["scores"]
+        assert scores["loss"] == pytest.approx(summary["val_loss"], abs=0.2), "the same text, other contexts"
+        with np.load(run_copy / "evaluation" / scores["sums"]) as sums:
+            assert sums["document_nats"].sum() / 2048 == pytest.approx(scores["loss"])
+            assert len(sums["position_nats"]) == entry["cell"]["context"]
+    (whole,) = [
+        entry
+        for entry in run_suite("context", "suite.lengths=[64]", "suite.stride=64")
+        if entry["cell"]["stride"] == 64
+    ]
+    assert whole["scores"]["loss"] == pytest.approx(summary["val_loss"], rel=1e-6)
+    assert len(run_suite("context", "suite.lengths=[32]", "suite.stride=32")) == 4, "every cell ever finished is kept"
+    other_base = run_suite("context", "suite.lengths=[160]", "suite.stride=32", "suite.rope_base=40000")[-1]
+    assert other_base["cell"]["rope_base"] == 40_000
+    assert other_base["scores"]["loss"] != cells[2]["scores"]["loss"]
+
+
+def test_texts_do_not_depend_on_the_batches_they_are_made_in(run_suite, run_copy):
+    prompts = ["suite.prompts=[abc,'de fg','']", "suite.max_new_tokens=12", "suite.temperature=1.0"]
+    together = [entry["scores"] for entry in run_suite("generate", *prompts)]
+    (run_copy / "evaluation" / "generate.json").unlink()
+    assert [entry["scores"] for entry in run_suite("generate", *prompts, "batch_tokens=1")] == together
+    assert len({scores["text"] for scores in together}) == 3
+
+
+def test_needles_are_scored_by_length_and_depth_and_drawn(run_suite, run_copy):
+    cells = run_suite("needle", *NEEDLE, "suite.kinds=[single,multivalue]", "suite.needles=2")
+    where = [(e["cell"]["kind"], e["cell"]["length"], e["cell"]["depth"]) for e in cells]
+    assert where == [(k, n, d) for k in ("single", "multivalue") for n in (400, 700) for d in (0.0, 1.0)]
+    for entry in cells:
+        scores = entry["scores"]
+        assert scores["gain"] == pytest.approx(scores["log_probability"] - scores["log_probability_without"])
+    for kind in ("single", "multivalue"):
+        png = (run_copy / "evaluation" / f"needle-{kind}-numbers.png").read_bytes()
+        assert png.startswith(b"\x89PNG")
+        assert "beyond the 64 trained on" in (run_copy / "evaluation" / f"needle-{kind}-numbers.svg").read_text()
+
+
+def test_a_killed_evaluation_keeps_its_cells_and_goes_on(run_copy):
+    file = run_copy / "evaluation" / "needle.json"
+    command = [sys.executable, "evaluate.py", "suite=needle", f"checkpoint={run_copy}", "device=cpu", *NEEDLE]
+    command += ["suite.depths=[0.0,0.25,0.5,0.75,1.0]", "suite.lengths=[300,400]"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = json.loads(file.read_text())
+    assert 1 <= len(kept["cells"]) < 10, "the signal came in the middle"
+    kept["cells"][0]["scores"]["gain"] = 1234.5  # what is kept is not computed again
+    file.write_text(json.dumps(kept))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    cells = json.loads(file.read_text())["cells"]
+    assert len(cells) == 10
+    assert cells[: len(kept["cells"])] == kept["cells"]
+    assert str(file) in done.stdout.replace("\n", "")
+
+
+def test_the_door_refuses_in_one_sentence_with_status_2(run_copy, evaluate, tmp_path):
+    result = evaluate("suite=needle", f"checkpoint={run_copy}", "device=cpu", "suite.lengths=[64]")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: lengths holds 64, and the needles and question of kind single")
+    assert len(result.stderr.splitlines()) == 1
+    result = evaluate("suite=context", f"checkpoint={tmp_path / 'nowhere'}")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "no such directory" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("suite", "overrides", "sentence"),
+    [
+        ("context", ["suite.lengths=[0]"], r"^suite.lengths.0=0: input should be greater than 0\.$"),
+        ("context", ["suite.stride=65", "suite.lengths=[64]"], "suite.stride=65 is longer than the shortest context"),
+        ("context", ["+suite.size=3"], "suite.size is no setting here"),
+        ("needle", ["suite.kinds=[double]"], "suite.kinds.0=double: input should be 'single', 'multikey'"),
+        ("needle", ["suite.depths=[1.5]"], "suite.depths.0=1.5"),
+        ("needle", ["suite.haystack=nowhere.txt"], "haystack=nowhere.txt is no file"),
+        ("generate", ["suite.temperature=-1.0"], "suite.temperature=-1.0"),
+        ("generate", ["suite.prompts=[]"], "suite.prompts is empty"),
+        ("generate", ["suite.prompts=['a\udcffb']"], "text that is not UTF-8"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(run_suite, suite, overrides, sentence):
+    with pytest.raises(UserError, match=sentence):
+        run_suite(suite, *overrides)
+
+
+def test_a_record_is_written_by_one_process_and_a_damaged_one_is_named(run_suite, run_copy):
+    folder = run_copy / "evaluation"
+    folder.mkdir()
+    with (folder / "generate.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="is being written by another evaluation"):
+            run_suite("generate")
+    (folder / "generate.json").write_text('{"cells": [1]}')
+    with pytest.raises(UserError, match=r"generate.json is damaged .* delete it"):
+        run_suite("generate")
