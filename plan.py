@@ -27,6 +27,8 @@ def main(config: DictConfig) -> None:
     if flops_per_second is None:
         seconds = plan.steps * probe_step_seconds(settings, plan, hardware)
         source = "from a probe of 3 micro-batches here; validation and compilation not included"
+        if hardware.compile:
+            source += "; the probe's blocks are not compiled, those of training are"
     else:
         seconds = plan.flops.executed / (flops_per_second * settings.trainer.devices)
         source = f"at {flops_per_second:.3g} executed FLOP/s a device, as stated"

@@ -73,7 +73,8 @@ class RunDirectory:
     def begin_from(self, runs: Sequence[tuple[Path, int]]) -> None:
         """Take the first steps from the first of ``runs`` that has a stable checkpoint, which is of the step beside it.
 
-        The own checkpoint comes last, and whole: cut before that, the run has not begun.
+        Lines after that step go where training continues. The own checkpoint comes last, and whole: cut before that,
+        the run has not begun.
         """
         kept = [(RunDirectory(path), step) for path, step in runs if RunDirectory(path).stable.exists()]
         if not kept or not self.writer:
@@ -81,7 +82,6 @@ class RunDirectory:
         other, step = kept[0]
         for file in (other.metrics, other.speed):
             self._write(file.name, file.read_text())
-        self.rewind(step)
         self._write("branched_from.json", json.dumps({"run": other.path.name, "step": step}) + "\n")
         partial = self.checkpoint.with_suffix(".partial")
         shutil.copyfile(other.stable, partial)

@@ -93,7 +93,7 @@ class CutError(Exception):
     """Stands for a process that is killed."""
 
 
-@pytest.mark.parametrize("where", ["stable phase", "kept", "decay", "begun", "between"])
+@pytest.mark.parametrize("where", ["stable phase", "keeping", "decay", "begun", "between"])
 def test_cut_anywhere_and_continued_is_uncut(read, short, branched, monkeypatch, where):
     settings = read(short("cut", "schedule.branches=[0.5,1,2]"))
     append, keep, begin_from = RunDirectory.append, RunDirectory.keep, RunDirectory.begin_from
@@ -104,9 +104,9 @@ def test_cut_anywhere_and_continued_is_uncut(read, short, branched, monkeypatch,
         append(run, file, line)
 
     def kept(run, checkpoint):
+        if where == "keeping" and json.loads(run.metrics.read_text().splitlines()[-1])["step"] > 16:
+            raise CutError  # the run's own checkpoint must be of an earlier step, or the state is never kept
         keep(run, checkpoint)
-        if where == "kept" and json.loads(run.metrics.read_text().splitlines()[-1])["step"] > 16:
-            raise CutError  # the state is kept, the run's own checkpoint is of an earlier step
 
     def begun(run, runs):
         if where == "between" and len(runs) == 2:
