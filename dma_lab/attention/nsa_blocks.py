@@ -10,6 +10,7 @@ Letters beside the usual: T queries of a chunk, S keys, C compressed blocks of a
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def count_blocks(seq_len: int, block: int, stride: int) -> int:
@@ -130,9 +131,10 @@ def attend_selected(
     B, H, T, D = q_bhtd.shape
     K, S = k_bksd.shape[1:3]
     live = selected_bktj.gather(-1, block_bs[:, None, None].expand(B, K, T, S)) & visible_bts[:, None]
-    if q_bhtd.is_cuda:  # The fused kernels that take a mask want as many key heads as query heads.
+    if q_bhtd.is_cuda:  # The fused kernel that takes a mask wants as many key heads as query heads.
         k, v, live = (tensor.repeat_interleave(H // K, dim=1) for tensor in (k_bksd, v_bksd, live))
-        return F.scaled_dot_product_attention(q_bhtd, k, v, attn_mask=live, scale=scale)
+        with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):  # cuDNN's gradients under a mask are not to be relied on
+            return F.scaled_dot_product_attention(q_bhtd, k, v, attn_mask=live, scale=scale)
     dtype = torch.promote_types(q_bhtd.dtype, torch.float32)
     q, k, v = q_bhtd.to(dtype), k_bksd.to(dtype), v_bksd.to(dtype)
     logits = ((q * scale).reshape(B, K, H // K * T, D) @ k.mT).view(B, K, H // K, T, S)

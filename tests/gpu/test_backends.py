@@ -65,6 +65,29 @@ def test_a_layer_in_bf16_agrees_with_the_cpu_in_float32(name, packed):
     assert relative_error(found.cpu(), expected) < (0.1 if name in ("dma", "nsa") else 0.02)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_nsa_over_several_chunks_of_queries_has_the_gradients_it_has_on_the_cpu(compiled):
+    torch.manual_seed(0)
+    N = 4500
+    shape = {"d_model": 256, "n_heads": 4, "n_kv_heads": 2, "head_dim": 64, "max_seq_len": N}
+    # All blocks are selected: rounding, which may change what is selected, then changes nothing.
+    layer = build_attention("nsa", **shape, selected_blocks=-(-N // 64))
+    x, ids = torch.randn(1, N, 256), (torch.arange(N) // 3000)[None]
+    d_out = torch.randn(1, N, 256)
+
+    def gradients(run, device):
+        inputs = [x.to(device).requires_grad_(), *layer.parameters()]
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            out = run(inputs[0], ids.to(device))
+        return [grad.cpu().double() for grad in torch.autograd.grad(out, inputs, d_out.to(out))]
+
+    expected = gradients(layer, "cpu")
+    layer.cuda()
+    found = gradients(torch.compile(layer, fullgraph=True) if compiled else layer, "cuda")
+    for each, reference in zip(found, expected, strict=True):
+        assert relative_error(each, reference) < 0.03
+
+
 @pytest.mark.parametrize("name", sorted(registered_backends()))
 def test_a_compiled_model_is_one_graph_and_agrees_with_the_eager_one(name):
     shape = ModelShape(
