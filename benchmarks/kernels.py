@@ -39,8 +39,8 @@ def bench_kernels(config: DictConfig) -> Path:
     measured = []
     with progress() as bar:
         flex = _flex(N, window, config.heads, config.head_dim) if config.flex else None
-        for point in bar.track(points, description="interval attention"):
-            measured.append(_measure(*point, config.heads, config.head_dim))
+        for case in bar.track(points, description="interval attention"):
+            measured.append(_measure(*case, config.heads, config.head_dim))
     record = {"settings": OmegaConf.to_container(config), "units": "milliseconds, medians", "points": measured}
     path = write_record(config.results_dir, "kernels", record | {"flex": flex})
     console = Console(width=150)

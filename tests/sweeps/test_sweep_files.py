@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,7 +91,9 @@ def test_the_command_line_of_an_agent_trains_its_point(tmp_path):
     data = ["data=local", f"data.path={corpus}", f"data.cache_dir={tmp_path}/cache", "data.validation_fraction=0.1"]
     point = {"experiment": "chinchilla_dma", "attention": "mla", "model": "nano"}
     command = [*agent_command("chinchilla", point), *TINY, *data, f"output_dir={tmp_path}/runs"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    # An agent runs where the project's environment is active.
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     (summary,) = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/summary.json")]
     assert (summary["status"], summary["attention"], summary["model"]) == ("finished", "mla", "nano")
