@@ -48,6 +48,8 @@ def open_door(main: Callable[[DictConfig], Any], config_name: str) -> None:
                 return FailedPoint(error)
             if isinstance(error, UserError):
                 _refuse(str(error))
+            if isinstance(error, OmegaConfBaseException):
+                _refuse(_one_sentence(error))
             raise
 
     try:
@@ -78,6 +80,8 @@ def _one_sentence(error: Exception) -> str:
     if key := re.search(r"Key '([^']+)' is not in struct", reason):
         full_key = re.search(r"full_key: (\S+)", reason)
         return f"{full_key.group(1) if full_key else key.group(1)} is no setting here; see conf/ for those there are."
+    if missing := re.search(r"Missing mandatory value: (\S+)", reason):
+        return f"{missing.group(1)} must be given, as {missing.group(1)}=…; see conf/ for what it is."
     return " ".join(reason.split())
 
 

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # From the top of the house to its ground.
-ROOMS = ["report", "train", "evaluation", "scaling", "data", "model", "attention", "kernels"]
+ROOMS = ["report", "train", "exchange", "evaluation", "scaling", "data", "model", "attention", "kernels"]
 FILES = sorted((ROOT / "dma_lab").rglob("*.py"))
 
 

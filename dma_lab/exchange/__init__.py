@@ -1,0 +1,5 @@
+"""Models for others and from others: folders as Hugging Face transformers keeps them, safetensors throughout."""
+
+from dma_lab.exchange.folder import export_model, export_run
+
+__all__ = ["export_model", "export_run"]

@@ -1,0 +1,119 @@
+"""A model of ours as a folder that transformers loads: config.json, model.safetensors and the tokenizer's files."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from dma_lab.data.store import TOKENIZER_FILE, TokenData
+from dma_lab.data.tokenizer import SEPARATOR
+from dma_lab.evaluation.checkpoint import open_run
+from dma_lab.exchange.stock import NoStockArchitectureError, settled_options, stock_config
+from dma_lab.exchange.weights import stock_weights
+from dma_lab.messages import UserError
+from dma_lab.model import Transformer
+
+FORMATS = ("auto", "stock", "custom")
+
+
+def export_run(run_directory: Path, to: Path, format: str = "auto") -> Path:
+    """Write the model and the tokenizer of a run to the new folder ``to``; returns it.
+
+    Args:
+        run_directory: as train.py made it, or one of the checkpoints in its ``checkpoints/``.
+        to, format: as ``export_model`` takes them.
+
+    Raises:
+        UserError: the run cannot be opened, or as ``export_model`` says.
+    """
+    _check(to, format)  # before the run is read, which may take a while
+    run = open_run(run_directory)
+    data = run.data if "cache_dir" in run.config["data"] else None  # else it was trained on no text
+    options = dict(run.config["attention"])
+    return export_model(run.model(), options.pop("name"), options, to, format, data=data)
+
+
+def export_model(
+    model: Transformer,
+    attention: str,
+    options: dict[str, Any],
+    to: Path,
+    format: str = "auto",
+    *,
+    data: TokenData | None = None,
+) -> Path:
+    """Write the model to the new folder ``to``, which appears whole or not at all; returns it.
+
+    Args:
+        attention, options: the backend that the model was built with.
+        to: a path where nothing is, or an empty folder.
+        format: ``stock``, an architecture that transformers has; ``custom``, with a modeling file that imports
+            dma_lab (``trust_remote_code=True``); ``auto``, stock where there is one.
+        data: token files whose tokenizer goes along; none, and none does.
+
+    Raises:
+        UserError: there is something at ``to`` or it cannot be written, or no stock architecture computes what the
+            model does and ``format`` is ``stock``.
+    """
+    _check(to, format)
+    options = settled_options(model.blocks[0].attention, attention, options)
+    try:
+        config = stock_config(model.shape, attention, options)
+    except NoStockArchitectureError as reason:
+        raise UserError(f"format={format}: {reason}; choose format=custom.") from None
+    weights = stock_weights(model.state_dict(), model.shape, attention)
+    config |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    if data is not None:
+        config |= {"bos_token_id": data.separator_id, "eos_token_id": data.separator_id}
+    with _new_folder(to) as folder:
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        _write_json(folder / "config.json", config)
+        if data is not None:
+            shutil.copyfile(data.tokenizer_file, folder / TOKENIZER_FILE)
+            _write_json(folder / "tokenizer_config.json", _tokenizer_config(model.shape.max_seq_len))
+    return to
+
+
+def _check(to: Path, format: str) -> None:
+    if format not in FORMATS:
+        raise UserError(f"format={format} is not known; choose one of: {', '.join(FORMATS)}.")
+    path = to.expanduser()
+    if path.exists() and not path.is_dir():
+        raise UserError(f"to={to} is a file; give a folder that is not there yet.")
+    if path.exists() and any(path.iterdir()):
+        raise UserError(f"to={to} holds files already, which are not written over; give another folder or empty it.")
+
+
+@contextmanager
+def _new_folder(to: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of ``to`` once it is full."""
+    path = to.expanduser().resolve()
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(path)
+    except OSError as error:
+        raise UserError(f"to={to} cannot be written ({error}); give a folder that can.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _tokenizer_config(max_tokens: int) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": SEPARATOR,
+        "eos_token": SEPARATOR,
+        "split_special_tokens": True,  # text that spells <|endoftext|> is text, as in training
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": max_tokens,
+    }

@@ -1,0 +1,119 @@
+"""Which architecture that transformers has computes what a model of ours does, said as its config.json.
+
+MHA is Qwen3 with QK-norm and Llama without; SWA is Qwen3 with a window and Mistral; MLA is DeepSeek-V2 with dense
+feed-forward layers; DMA is Doge. RMSNorm's epsilon is 1e-6 in all of ours and theirs, the RoPE base is a setting, and
+a width of the heads other than d_model / n_heads is one too.
+"""
+
+import inspect
+from typing import Any
+
+from dma_lab.attention import AttentionBackend, attention_options
+from dma_lab.model import ModelShape
+
+
+class NoStockArchitectureError(Exception):
+    """No architecture of transformers computes what the model does. The message is the reason, a clause."""
+
+
+def settled_options(attention: AttentionBackend, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Every option of the backend ``name`` as ``attention`` has it, those left open in ``options`` included."""
+    parameters = inspect.signature(type(attention).__init__).parameters
+    return {
+        option: getattr(attention, option, parameters[option].default) if value is None else value
+        for option, value in ((option, options.get(option)) for option in attention_options(name))
+    }
+
+
+def stock_config(shape: ModelShape, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The config.json of the architecture that computes what the model does.
+
+    Args:
+        name, options: the attention backend and all its options (``settled_options``).
+
+    Raises:
+        NoStockArchitectureError: there is none.
+    """
+    config: dict[str, Any]
+    match name:
+        case "mha" if options["qk_norm"]:
+            config = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
+        case "mha":
+            _check_heads_divide(shape, "Llama")
+            config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "mlp_bias": False}
+        case "swa" if options["qk_norm"]:
+            config = {
+                "model_type": "qwen3",
+                "architectures": ["Qwen3ForCausalLM"],
+                "use_sliding_window": True,
+                "sliding_window": options["window"],
+                "max_window_layers": 0,
+                "layer_types": ["sliding_attention"] * shape.n_layers,
+            }
+        case "swa":
+            config = {
+                "model_type": "mistral",
+                "architectures": ["MistralForCausalLM"],
+                "sliding_window": options["window"],
+            }
+        case "mla":
+            _check_heads_divide(shape, "DeepSeek-V2")
+            config = {
+                "model_type": "deepseek_v2",
+                "architectures": ["DeepseekV2ForCausalLM"],
+                "mlp_bias": False,
+                "first_k_dense_replace": shape.n_layers,  # no layer has experts
+                "q_lora_rank": options["q_rank"],
+                "kv_lora_rank": options["kv_rank"],
+                "qk_nope_head_dim": shape.head_dim,
+                "qk_rope_head_dim": options["rope_dim"],
+                "v_head_dim": shape.head_dim,
+            }
+        case "dma":
+            _check_doge(options)
+            config = {
+                "model_type": "doge",
+                "architectures": ["DogeForCausalLM"],
+                "mlp_bias": False,
+                "is_moe": False,
+                "keep_window_size": options["window"],
+            }
+        case _:
+            raise NoStockArchitectureError(f"transformers has no architecture with attention={name}")
+    return config | {
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.d_model,
+        "intermediate_size": shape.d_ff,
+        "num_hidden_layers": shape.n_layers,
+        "num_attention_heads": shape.n_heads,
+        "num_key_value_heads": shape.n_heads if name == "mla" else shape.n_kv_heads,
+        "head_dim": options["rope_dim"] if name == "mla" else shape.head_dim,
+        "max_position_embeddings": shape.max_seq_len,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": options["rope_base"]},
+        "rope_theta": options["rope_base"],  # where transformers looked before version 5
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": shape.tie_embeddings,
+        "dtype": "float32",
+    }
+
+
+def _check_heads_divide(shape: ModelShape, architecture: str) -> None:
+    if shape.d_model % shape.n_heads:
+        raise NoStockArchitectureError(
+            f"transformers' {architecture} wants d_model={shape.d_model} to be a multiple of n_heads={shape.n_heads}"
+        )
+
+
+def _check_doge(options: dict[str, Any]) -> None:
+    for option, theirs, why in (
+        ("qk_norm", True, "always normalises queries and keys"),
+        ("score", "exp", "has the paper's score alone"),
+        ("recent", 0, "keeps no key for being recent"),
+    ):
+        if options[option] != theirs:
+            raise NoStockArchitectureError(
+                f"transformers' Doge {why}, and this model has attention.{option}={str(options[option]).lower()}"
+            )
