@@ -86,6 +86,8 @@ def _at(settings: TrainSettings, multiple: float, warmup_steps: int | None) -> T
         return dataclasses.replace(settings, schedule=schedule)
     if settings.tokens is not None:
         return dataclasses.replace(settings, schedule=schedule, tokens=round(multiple * settings.tokens))
+    if settings.flops is not None:
+        return dataclasses.replace(settings, schedule=schedule, flops=multiple * settings.flops)
     return dataclasses.replace(
         settings, schedule=schedule, tokens_per_parameter=multiple * settings.tokens_per_parameter
     )

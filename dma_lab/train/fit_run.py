@@ -88,7 +88,11 @@ def find_run(settings: TrainSettings, task: Task, hardware: Hardware) -> RunDire
         "model": dataclasses.asdict(settings.model),
         "attention": settings.attention,
         "match": settings.match,
-        "budget": [settings.tokens, settings.tokens_per_parameter],
+        "budget": [
+            settings.tokens,
+            settings.tokens_per_parameter,
+            *([] if settings.flops is None else [settings.flops]),
+        ],
         "data": [task.fingerprint, settings.data.mask_documents],
         "optimizer": dataclasses.asdict(settings.optimizer),
         "schedule": {key: value for key, value in dataclasses.asdict(settings.schedule).items() if value is not None},

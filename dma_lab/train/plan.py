@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -67,9 +68,7 @@ def plan_run(settings: TrainSettings, vocab_size: int, hardware: Hardware) -> Ru
     shape = matched_shape(settings, vocab_size, reference)
     model = meta_model(settings, shape)
 
-    # The budget counts the MHA rung's parameters, so that every backend trains on the same tokens.
-    budget = settings.tokens or settings.tokens_per_parameter * reference
-    steps = max(1, round(budget / trainer.tokens_per_step))
+    steps = max(1, round(_budget_tokens(settings, vocab_size, reference) / trainer.tokens_per_step))
     _refuse_long_warmup(settings.schedule, steps)
     sequences_per_step = trainer.tokens_per_step // trainer.context
     accumulate = _micro_batches(settings, sequences_per_step // trainer.devices, hardware)
@@ -92,6 +91,28 @@ def plan_run(settings: TrainSettings, vocab_size: int, hardware: Hardware) -> Ru
     )
 
 
+def _budget_tokens(settings: TrainSettings, vocab_size: int, reference: int) -> float:
+    """Tokens that the budget pays for. It counts the MHA rung, so that every backend of a rung trains on the same."""
+    if settings.tokens is not None:
+        return settings.tokens
+    if settings.flops is None:
+        return settings.tokens_per_parameter * reference
+    context, step = settings.trainer.context, settings.trainer.tokens_per_step
+    tokens = settings.flops / _rung_flops_per_sequence(settings, vocab_size).dense_equivalent * context
+    if tokens < step:
+        raise UserError(
+            f"flops={settings.flops:g} pays for {tokens:,.0f} tokens of the MHA rung {settings.model.name}, less than "
+            f"one step of {step:,}; give at least {settings.flops * step / tokens:.3g}."
+        )
+    return tokens
+
+
+def _rung_flops_per_sequence(settings: TrainSettings, vocab_size: int) -> TrainingFlops:
+    with torch.device("meta"):
+        mha = Transformer(_rung_shape(settings, vocab_size, settings.model.d_ff), "mha")
+    return training_flops_per_sequence(mha, settings.trainer.context)
+
+
 def _refuse_long_warmup(schedule: ScheduleSettings, steps: int) -> None:
     _, decay = schedule_phases(schedule, steps)
     if schedule.warmup_steps is not None and schedule.warmup_steps > steps - decay:
@@ -103,21 +124,7 @@ def _refuse_long_warmup(schedule: ScheduleSettings, steps: int) -> None:
 
 def matched_shape(settings: TrainSettings, vocab_size: int, reference: int) -> ModelShape:
     """The rung's shape, its feed-forward width chosen so that the backend costs what the MHA rung costs."""
-
-    def shape(d_ff: int) -> ModelShape:
-        rung = settings.model
-        return ModelShape(
-            n_layers=rung.n_layers,
-            d_model=rung.d_model,
-            n_heads=rung.n_heads,
-            n_kv_heads=rung.n_kv_heads,
-            head_dim=rung.head_dim,
-            d_ff=d_ff,
-            vocab_size=vocab_size,
-            max_seq_len=settings.trainer.context,
-            tie_embeddings=rung.tie_embeddings,
-        )
-
+    shape = partial(_rung_shape, settings, vocab_size)
     start = settings.model.d_ff
     if settings.match == "none":
         return shape(start)
@@ -131,9 +138,7 @@ def matched_shape(settings: TrainSettings, vocab_size: int, reference: int) -> M
         )
     else:
         context = settings.trainer.context
-        with torch.device("meta"):
-            mha = Transformer(shape(start), "mha")
-        target = training_flops_per_sequence(mha, context).executed
+        target = _rung_flops_per_sequence(settings, vocab_size).executed
         width = match_width(
             lambda d_ff: training_flops_per_sequence(meta_model(settings, shape(d_ff)), context).executed,
             target,
@@ -141,6 +146,21 @@ def matched_shape(settings: TrainSettings, vocab_size: int, reference: int) -> M
             kind="training FLOPs a sequence",
         )
     return shape(width)
+
+
+def _rung_shape(settings: TrainSettings, vocab_size: int, d_ff: int) -> ModelShape:
+    rung = settings.model
+    return ModelShape(
+        n_layers=rung.n_layers,
+        d_model=rung.d_model,
+        n_heads=rung.n_heads,
+        n_kv_heads=rung.n_kv_heads,
+        head_dim=rung.head_dim,
+        d_ff=d_ff,
+        vocab_size=vocab_size,
+        max_seq_len=settings.trainer.context,
+        tie_embeddings=rung.tie_embeddings,
+    )
 
 
 def meta_model(settings: TrainSettings, shape: ModelShape) -> Transformer:
@@ -204,6 +224,7 @@ def print_plan(settings: TrainSettings, plan: RunPlan, hardware: Hardware, secon
             f"{parameters.non_embedding / plan.reference_parameters - 1:+.2%})",
         ),
         None,
+        ("budget", _budget(settings)),
         ("tokens", f"{plan.tokens:,} ({plan.tokens_per_parameter:.1f} a non-embedding parameter)"),
         ("steps", f"{plan.steps:,}"),
         (
@@ -233,6 +254,14 @@ def print_plan(settings: TrainSettings, plan: RunPlan, hardware: Hardware, secon
         else:
             table.add_row(*row)
     Console().print(table)
+
+
+def _budget(settings: TrainSettings) -> str:
+    if settings.tokens is not None:
+        return f"{settings.tokens:,} tokens"
+    if settings.flops is not None:
+        return f"{settings.flops:.4g} FLOP of the MHA rung, dense-equivalent: every backend sees its tokens"
+    return f"{settings.tokens_per_parameter:g} tokens a non-embedding parameter of the MHA rung"
 
 
 def _options(attention: dict[str, object]) -> str:

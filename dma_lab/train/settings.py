@@ -112,6 +112,8 @@ class TrainSettings:
     match: Literal["params", "flops", "none"]
     tokens_per_parameter: Positive
     tokens: Count | None
+    flops: Positive | None
+    """Budget in the dense-equivalent FLOP of the MHA rung, so that all backends of a rung train on the same tokens."""
     output_dir: str
     model: RungSettings
     attention: dict[str, Any]
@@ -174,6 +176,11 @@ def _check_values(settings: TrainSettings) -> None:
         raise UserError(
             f"a step's {sequences} sequences do not split over trainer.devices={trainer.devices} into micro-batches of "
             f"trainer.micro_batch_sequences={micro}; choose numbers that divide it."
+        )
+    if settings.tokens is not None and settings.flops is not None:
+        raise UserError(
+            f"tokens={settings.tokens} and flops={settings.flops:g} are both the run's budget; set one and leave the "
+            "other null."
         )
     if settings.tokens is not None and settings.tokens < trainer.tokens_per_step:
         raise UserError(f"tokens={settings.tokens} is less than one step of {trainer.tokens_per_step}; give more.")

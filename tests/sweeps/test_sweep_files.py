@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
@@ -19,7 +18,7 @@ from dma_lab.train.settings import read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))
-SIZES = {"chinchilla": 30, "learning_rate": 25, "overtraining": 25, "seeds": 25}
+SIZES = {"chinchilla": 30, "isoflop": 45, "learning_rate": 25, "overtraining": 25, "seeds": 25}
 TINY = [
     "model.n_layers=2",
     "model.d_model=32",
@@ -48,8 +47,8 @@ def twin_points(kind: str) -> list[dict]:
     params = [f"{name}={values}" for name, values in config.hydra.sweeper.params.items()]
     overrides = OverridesParser.create().parse_overrides(["experiment=chinchilla_dma", *params])
     (points,) = BasicSweeper.split_arguments(overrides, None)
-    pairs = [[override.split("=", 1) for override in point] for point in points]
-    return [{name: yaml.safe_load(value) for name, value in point} for point in pairs]
+    parse = OverridesParser.create().parse_override
+    return [{parse(text).key_or_group: parse(text).value() for text in point} for point in points]
 
 
 def agent_command(kind: str, point: dict) -> list[str]:

@@ -49,6 +49,26 @@ def test_the_budget_is_twenty_tokens_a_parameter_in_whole_steps(read):
     assert plan(read, "model=nano", "tokens_per_parameter=40").steps == pytest.approx(2 * nano.steps, abs=1)
 
 
+@pytest.mark.parametrize("attention", sorted(registered_backends()))
+def test_a_budget_of_flops_is_what_the_mha_rung_takes_and_every_backend_sees_its_tokens(read, attention):
+    own = plan(read, "model=3m", f"attention={attention}", "flops=1e15")
+    mha = plan(read, "model=3m", "attention=mha", "flops=1e15")
+    # By hand, the norms left out: 6 a weight and token, causal scores and values, and the head.
+    weights = 4 * (256 * 64 * (2 * 4 + 2 * 2) + 3 * 256 * 768) + 256 * 4096
+    a_token = 6 * weights + 4 * 3 * (4 * 4 * 64 * 1025 / 2)
+    step = 24_576 * a_token
+    assert abs(1e15 - mha.steps * step) <= step / 2
+    assert own.tokens == mha.tokens == mha.steps * 24_576
+    assert abs(mha.flops.dense_equivalent - 1e15) <= step / 2
+
+
+def test_a_budget_of_flops_below_one_step_is_refused_with_what_would_do(read):
+    with pytest.raises(UserError, match=r"flops=1e\+10 pays for .* give at least (\S+)\.") as refusal:
+        plan(read, "model=3m", "attention=dma", "flops=1e10")
+    enough = float(str(refusal.value).split()[-1].rstrip("."))
+    assert plan(read, "model=3m", "attention=dma", f"flops={enough * 1.01}").steps == 1
+
+
 def test_flops_are_six_a_parameter_and_token_plus_attention_and_head(read):
     large = plan(read, "model=1.7b", "attention=mha")
     by_rule = 6 * large.parameters.non_embedding * large.tokens

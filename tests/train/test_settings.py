@@ -34,6 +34,8 @@ def test_the_door_refuses_in_one_sentence(door, overrides, tmp_path, wrong, said
         (["trainer.tokens_per_step=500"], "not a multiple of trainer.context"),
         (["trainer.micro_batch_sequences=3"], "micro_batch_sequences=3"),
         (["tokens=100"], "tokens=100 is less than one step"),
+        (["tokens=5120", "flops=1e15"], "tokens=5120 and flops=1e+15 are both"),
+        (["flops=0"], "flops=0"),
         (["tokens_per_parameter=-1"], "tokens_per_parameter=-1"),
         (["optimizer.betas=[0.9]"], "optimizer.betas"),
         (["optimizer.learning_rate=0"], "optimizer.learning_rate=0"),
