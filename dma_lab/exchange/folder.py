@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from dma_lab.data.store import TOKENIZER_FILE, TokenData
 from dma_lab.data.tokenizer import SEPARATOR
 from dma_lab.evaluation.checkpoint import open_run
-from dma_lab.exchange.stock import NoStockArchitectureError, settled_options, stock_config
-from dma_lab.exchange.weights import stock_weights
-from dma_lab.messages import UserError
+from dma_lab.exchange.configs import NoStockArchitectureError, custom_config, settled_options, stock_config
+from dma_lab.exchange.weights import stock_weights, untied
+from dma_lab.messages import UserError, announce_once
 from dma_lab.model import Transformer
 
 FORMATS = ("auto", "stock", "custom")
+MODELING_FILE = Path(__file__).with_name("modeling_dma_lab.py")
 
 
 def export_run(run_directory: Path, to: Path, format: str = "auto") -> Path:
@@ -62,21 +64,44 @@ def export_model(
     """
     _check(to, format)
     options = settled_options(model.blocks[0].attention, attention, options)
-    try:
-        config = stock_config(model.shape, attention, options)
-    except NoStockArchitectureError as reason:
-        raise UserError(f"format={format}: {reason}; choose format=custom.") from None
-    weights = stock_weights(model.state_dict(), model.shape, attention)
+    config, weights, modeling_file = _described(model, attention, options, format)
     config |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     if data is not None:
         config |= {"bos_token_id": data.separator_id, "eos_token_id": data.separator_id}
     with _new_folder(to) as folder:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         _write_json(folder / "config.json", config)
+        if modeling_file is not None:
+            shutil.copyfile(modeling_file, folder / modeling_file.name)
         if data is not None:
             shutil.copyfile(data.tokenizer_file, folder / TOKENIZER_FILE)
             _write_json(folder / "tokenizer_config.json", _tokenizer_config(model.shape.max_seq_len))
     return to
+
+
+def _described(
+    model: Transformer, attention: str, options: dict[str, Any], format: str
+) -> tuple[dict[str, Any], dict[str, Tensor], Path | None]:
+    """config.json, the weights by name, and the modeling file of the custom format."""
+    if format != "custom":
+        try:
+            config = stock_config(model.shape, attention, options)
+            if attention == "dma" and options["window"] < model.shape.max_seq_len:
+                announce_once(
+                    "Of equally scored keys Doge keeps any and this model the most recent, and in the first layer a "
+                    f"token scores the same wherever it stands: past attention.window={options['window']} tokens "
+                    "single logits differ (format=custom computes the same)."
+                )
+            return config, stock_weights(model.state_dict(), model.shape, attention), None
+        except NoStockArchitectureError as reason:
+            if format == "stock":
+                raise UserError(f"format=stock: {reason}; choose format=custom.") from None
+            announce_once(
+                f"{reason}: {MODELING_FILE.name} goes along, to be loaded with trust_remote_code=True where dma_lab is "
+                "installed."
+            )
+    weights = {f"model.{name}": weight for name, weight in untied(model.state_dict(), model.shape).items()}
+    return custom_config(model.shape, attention, options), weights, MODELING_FILE
 
 
 def _check(to: Path, format: str) -> None:

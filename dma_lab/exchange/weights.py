@@ -21,8 +21,7 @@ _PREFIXES = (
 
 def stock_weights(weights: dict[str, Tensor], shape: ModelShape, attention: str) -> dict[str, Tensor]:
     """A model's ``state_dict`` as the architecture of ``stock_config`` names it and lays it out."""
-    if shape.tie_embeddings:
-        weights = {name: weight for name, weight in weights.items() if name != "head.weight"}
+    weights = untied(weights, shape)
     if attention == "mla":
         weights = _deepseek_layout(weights, shape)
     renamed = {_stock_name(name): weight.contiguous() for name, weight in weights.items()}
@@ -33,6 +32,11 @@ def stock_weights(weights: dict[str, Tensor], shape: ModelShape, attention: str)
             for residual in ("input_residual", "post_attention_residual")
         }
     return renamed
+
+
+def untied(weights: dict[str, Tensor], shape: ModelShape) -> dict[str, Tensor]:
+    """Without the head where it is the embedding: a file holds a tensor once."""
+    return {name: weight for name, weight in weights.items() if name != "head.weight" or not shape.tie_embeddings}
 
 
 def _stock_name(name: str) -> str:

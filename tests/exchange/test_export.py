@@ -1,15 +1,20 @@
 """Exported folders, loaded by plain transformers, give the logits of the model that was exported."""
 
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dma_lab.evaluation.checkpoint import open_run
-from dma_lab.exchange import export_model
+from dma_lab.exchange import export_model, export_run
+from dma_lab.messages import UserError, announce_once
 from dma_lab.model import ModelShape, Transformer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,3 +87,157 @@ def test_a_run_becomes_a_folder_in_one_command(trained_run, tmp_path):
     assert (theirs.eos_token_id, theirs.bos_token_id) == (run.data.separator_id,) * 2
     assert_same_logits(folder, run.model(), torch.tensor([theirs.encode(text)]))
     assert list(folder.parent.iterdir()) == [folder], "what was made on the way is left behind"
+
+
+def test_doge_differs_in_nothing_but_which_of_equally_scored_keys_it_keeps(tmp_path, monkeypatch, capfd):
+    announce_once.cache_clear()
+    model = make_model("dma", {"window": 23})
+    folder, tokens = export_model(model, "dma", {"window": 23}, tmp_path / "folder"), distinct_tokens() // 3
+    assert "past attention.window=23 tokens single logits differ (format=custom" in capfd.readouterr().err
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        difference = (theirs(tokens).logits - model(tokens)).abs().amax((0, 2))
+    assert difference[:23].max() < 1e-4, "up to the window they are one"
+    assert difference[23:].max() > 1e-2
+
+    def most_recent(scores: torch.Tensor, k: int, **_: object) -> SimpleNamespace:
+        order = scores.flip(-1).sort(dim=-1, descending=True, stable=True).indices
+        return SimpleNamespace(indices=scores.shape[-1] - 1 - order[..., :k])
+
+    monkeypatch.setattr(torch, "topk", most_recent)
+    assert_same_logits(folder, model, tokens)
+
+
+@pytest.mark.parametrize(
+    ("attention", "options", "shape", "reason"),
+    [
+        ("nsa", {}, {}, "transformers has no architecture with attention=nsa"),
+        (
+            "dma",
+            {"qk_norm": False},
+            {},
+            "Doge always normalises queries and keys, and this model has attention.qk_norm=false",
+        ),
+        ("dma", {"score": "linear"}, {}, "Doge has the paper's score alone, and this model has attention.score=linear"),
+        ("dma", {"recent": 2}, {}, "Doge keeps no key for being recent, and this model has attention.recent=2"),
+        ("mla", {}, {"d_model": 50}, "DeepSeek-V2 wants d_model=50 to be a multiple of n_heads=4"),
+        ("mha", {"qk_norm": False}, {"d_model": 50}, "Llama wants d_model=50 to be a multiple of n_heads=4"),
+    ],
+)
+def test_what_no_stock_architecture_computes_is_refused_with_the_reason(
+    tmp_path, capfd, attention, options, shape, reason
+):
+    model = make_model(attention, options, **shape)
+    with pytest.raises(UserError) as refusal:
+        export_model(model, attention, options, tmp_path / "stock", "stock")
+    assert reason in str(refusal.value)
+    assert str(refusal.value).endswith("; choose format=custom.")
+    assert not (tmp_path / "stock").exists()
+    folder = export_model(model, attention, options, tmp_path / "auto")
+    assert f"{reason}: modeling_dma_lab.py goes along" in capfd.readouterr().err
+    assert (folder / "modeling_dma_lab.py").is_file()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["format=gguf"], "format=gguf is not known; choose one of: auto, stock, custom."),
+        (["to={full}"], "to={full} holds files already, which are not written over; give another folder or empty it."),
+        (["to={file}"], "to={file} is a file; give a folder that is not there yet."),
+        (["to={file}/folder"], "to={file}/folder cannot be written"),
+        (["to=???"], "to must be given, as to=…; see conf/ for what it is."),
+        (["checkpoint=nowhere"], "checkpoint=nowhere: there is no such directory"),
+        (["checkpoint={full}"], "checkpoint={full} is no run's directory: it has no config.yaml"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_2(trained_run, tmp_path, monkeypatch, capsys, overrides, sentence):
+    (tmp_path / "full").mkdir()
+    places = {"full": str(tmp_path / "full"), "file": str(tmp_path / "full" / "file")}
+    Path(places["file"]).write_text("kept")
+    given = [f"checkpoint={trained_run}", f"to={tmp_path / 'new'}", *(item.format(**places) for item in overrides)]
+    monkeypatch.setattr(sys, "argv", ["export.py", *{item.split("=")[0]: item for item in given}.values()])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(ROOT / "export.py"), run_name="__main__")
+    said = capsys.readouterr().err
+    assert left.value.code == 2
+    assert sentence.format(**places) in said
+    assert "Traceback" not in said
+    assert list(tmp_path.rglob("*")) == [tmp_path / "full", Path(places["file"])], "something was written"
+    assert Path(places["file"]).read_text() == "kept"
+
+
+def test_a_run_without_its_tokenizer_is_refused(trained_run, tmp_path):
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    config = OmegaConf.load(run / "config.yaml")
+    config.data.cache_dir = str(tmp_path / "nothing")
+    OmegaConf.save(config, run / "config.yaml")
+    with pytest.raises(UserError, match=r"The tokenizer and tokens of .* are not under"):
+        export_run(run, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_folder_that_cannot_be_finished_is_not_begun(tmp_path, monkeypatch):
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dma_lab.exchange.folder.shutil.copyfile", full_disk)  # what comes last, after the weights
+    with pytest.raises(UserError, match=r"cannot be written .*No space left"):
+        export_model(make_model("nsa", {}), "nsa", {}, tmp_path / "folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+CUSTOM = [
+    ("mha", {"qk_norm": False}),
+    ("swa", {"window": 7, "rope_base": 500.0}),
+    ("mla", {"kv_rank": 20, "q_rank": 28}),
+    ("nsa", {"selected_blocks": 4, "rope_base": 500.0}),
+    ("dma", {"window": 9, "recent": 3, "score": "linear", "qk_norm": False}),
+]
+
+
+@pytest.fixture(params=CUSTOM, ids=lambda case: case[0])
+def custom(request, tmp_path, monkeypatch):
+    """The exported model, and as transformers loads it with the code that came along."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    attention, options = request.param
+    model = make_model(attention, options, tie_embeddings=attention != "mla")
+    folder = export_model(model, attention, options, tmp_path / "folder", "custom")
+    return model, folder
+
+
+def test_the_code_that_comes_along_gives_the_same_logits(custom):
+    model, folder = custom
+    tokens = distinct_tokens() // 3  # tokens come again: of equally scored keys it keeps those that we keep
+    assert_same_logits(folder, model, tokens, trust_remote_code=True)
+
+
+@torch.no_grad()
+def test_padding_on_either_side_changes_nothing(custom):
+    model, folder = custom
+    theirs = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    tokens, mask = distinct_tokens(), torch.ones(2, 64, dtype=torch.long)
+    mask[0, :11] = mask[1, -11:] = 0
+    logits = theirs(tokens, attention_mask=mask).logits
+    for row in range(2):
+        torch.testing.assert_close(
+            logits[row, mask[row] == 1], model(tokens[row, mask[row] == 1][None])[0], rtol=0, atol=1e-4
+        )
+
+
+@torch.no_grad()
+def test_generate_takes_the_likeliest_tokens_of_our_model(custom):
+    model, folder = custom
+    theirs = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    expected = distinct_tokens()[:, :40]
+    prompts = expected.clone()
+    for _ in range(8):
+        expected = torch.cat((expected, model(expected)[:, -1:].argmax(-1)), dim=1)
+    found = theirs.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=8, do_sample=False)
+    assert found.tolist() == expected.tolist()
+
+
+def test_labels_give_the_loss_of_the_next_token(custom):
+    model, folder = custom
+    theirs, tokens = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True), distinct_tokens()
+    expected = torch.nn.functional.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    torch.testing.assert_close(theirs(tokens, labels=tokens).loss, expected)

@@ -1,4 +1,4 @@
-"""Which architecture that transformers has computes what a model of ours does, said as its config.json.
+"""Which architecture computes what a model of ours does, said as its config.json: transformers' own where one does.
 
 MHA is Qwen3 with QK-norm and Llama without; SWA is Qwen3 with a window and Mistral; MLA is DeepSeek-V2 with dense
 feed-forward layers; DMA is Doge. RMSNorm's epsilon is 1e-6 in all of ours and theirs, the RoPE base is a setting, and
@@ -81,20 +81,42 @@ def stock_config(shape: ModelShape, name: str, options: dict[str, Any]) -> dict[
         case _:
             raise NoStockArchitectureError(f"transformers has no architecture with attention={name}")
     return config | {
-        "vocab_size": shape.vocab_size,
-        "hidden_size": shape.d_model,
-        "intermediate_size": shape.d_ff,
-        "num_hidden_layers": shape.n_layers,
-        "num_attention_heads": shape.n_heads,
+        **_size(shape),
         "num_key_value_heads": shape.n_heads if name == "mla" else shape.n_kv_heads,
         "head_dim": options["rope_dim"] if name == "mla" else shape.head_dim,
-        "max_position_embeddings": shape.max_seq_len,
         "hidden_act": "silu",
         "rms_norm_eps": 1e-6,
         "rope_parameters": {"rope_type": "default", "rope_theta": options["rope_base"]},
         "rope_theta": options["rope_base"],  # where transformers looked before version 5
         "attention_bias": False,
         "attention_dropout": 0.0,
+    }
+
+
+def custom_config(shape: ModelShape, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The config.json that ``modeling_dma_lab.py`` reads; arguments as of ``stock_config``."""
+    return {
+        "model_type": "dma_lab",
+        "architectures": ["DmaLabForCausalLM"],
+        "auto_map": {
+            "AutoConfig": "modeling_dma_lab.DmaLabConfig",
+            "AutoModelForCausalLM": "modeling_dma_lab.DmaLabForCausalLM",
+        },
+        "attention": {"name": name, **options},
+        **_size(shape),
+    }
+
+
+def _size(shape: ModelShape) -> dict[str, Any]:
+    return {
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.d_model,
+        "intermediate_size": shape.d_ff,
+        "num_hidden_layers": shape.n_layers,
+        "num_attention_heads": shape.n_heads,
+        "num_key_value_heads": shape.n_kv_heads,
+        "head_dim": shape.head_dim,
+        "max_position_embeddings": shape.max_seq_len,
         "tie_word_embeddings": shape.tie_embeddings,
         "dtype": "float32",
     }
