@@ -19,21 +19,31 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from dma_lab.messages import UserError
+from dma_lab.train.runs import RunHeldError
 
 _CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
 
 
 @dataclass(frozen=True)
 class FailedPoint:
-    """What a failed point of a multirun returns in place of its result."""
+    """What a failed point of a multirun returns in place of its result. Plain text: it may cross processes."""
 
-    error: Exception
+    reason: str
+
+
+@dataclass(frozen=True)
+class HeldPoint:
+    """What a point of a multirun returns whose run another process trains."""
+
+    run: str
+    """The run's directory."""
 
 
 def open_door(main: Callable[[DictConfig], Any], config_name: str) -> None:
     """Run ``main`` on the config that the command line composes from ``conf/``; exits with status 2 on a UserError.
 
-    In a multirun a point that fails does not stop the others: it returns a ``FailedPoint``.
+    In a multirun a point that fails does not stop the others: it returns a ``FailedPoint``. One that another process
+    trains is left to that: it returns a ``HeldPoint``.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors and exits by itself, with status 1
 
@@ -43,9 +53,7 @@ def open_door(main: Callable[[DictConfig], Any], config_name: str) -> None:
             return main(config)
         except Exception as error:
             if HydraConfig.get().mode is RunMode.MULTIRUN:
-                if not isinstance(error, UserError):
-                    traceback.print_exc()
-                return FailedPoint(error)
+                return _outcome_of_point(error)
             if isinstance(error, UserError):
                 _refuse(str(error))
             if isinstance(error, OmegaConfBaseException):
@@ -58,6 +66,19 @@ def open_door(main: Callable[[DictConfig], Any], config_name: str) -> None:
         raise SystemExit(130) from None
     except (HydraException, OmegaConfBaseException) as error:
         _refuse(_one_sentence(error))
+
+
+def _outcome_of_point(error: Exception) -> FailedPoint | HeldPoint:
+    """What a point's error comes to, said at once: the sweep's end may be days away."""
+    point = " ".join(HydraConfig.get().overrides.task)
+    if isinstance(error, RunHeldError):
+        print(f"skipped: {point}: {error.path} is being trained by another process", file=sys.stderr, flush=True)
+        return HeldPoint(str(error.path))
+    if isinstance(error, UserError):
+        print(f"error: {point}: {error}", file=sys.stderr, flush=True)
+        return FailedPoint(str(error))
+    traceback.print_exc()
+    return FailedPoint(" ".join(f"{type(error).__name__}: {error}".split()))
 
 
 def _refuse(sentence: str) -> NoReturn:

@@ -1,37 +1,83 @@
 """What a multirun ends with: one table of its runs, and the points that failed with their reasons (status 1)."""
 
+import atexit
+import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
+from hydra.types import TaskFunction
 from omegaconf import DictConfig
 from rich.console import Console
 
-from dma_lab.door import FailedPoint
+from dma_lab.door import FailedPoint, HeldPoint
 from dma_lab.report.comparison import comparison_table
+from dma_lab.report.sweep_points import Point, SweepPoints
 
 
 class SweepReport(Callback):
-    """Hydra calls it after every job and at the end (``hydra.callbacks`` in conf/train.yaml)."""
+    """Hydra calls it around every job, in whatever process runs that, and at the end (conf/train.yaml).
+
+    A sweep that is stopped, or whose launcher breaks, is reported as far as it came.
+    """
 
     def __init__(self) -> None:
-        self.finished: list[dict[str, Any]] = []
-        self.failed: list[tuple[str, Exception]] = []
+        self.points: SweepPoints | None = None  # none outside of a multirun
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self.points = SweepPoints(Path(config.hydra.sweep.dir))
+        atexit.register(self._end)
+
+    def on_job_start(self, config: DictConfig, *, task_function: TaskFunction, **kwargs: Any) -> None:
+        if self.points is not None:
+            self.points.write(config.hydra.job.num, Point(_overrides(config), ended=False))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        result = job_return.return_value
+        if self.points is None:
+            return
+        result, overrides = job_return.return_value, _overrides(config)
         if isinstance(result, FailedPoint):
-            self.failed.append((" ".join(job_return.overrides or ()), result.error))
+            point = Point(overrides, failure=result.reason)
+        elif isinstance(result, HeldPoint):
+            point = Point(overrides, held=result.run)
         else:
-            self.finished.extend(result)
+            point = Point(overrides, summaries=result or [])  # plan.py returns none
+        self.points.write(config.hydra.job.num, point)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        if self.finished:
+        if self._end():
+            raise SystemExit(1)
+
+    def _end(self) -> bool:
+        """Report once; whether any point failed."""
+        if self.points is None:
+            return False
+        points = [_finished_meanwhile(point) for point in self.points.read()]
+        self.points.remove()
+        self.points = None
+        if summaries := [summary for point in points for summary in point.summaries]:
             # Ten columns: in a file or a pipe they are not folded to the 80 characters that rich assumes there.
             console = Console()
-            Console(width=None if console.is_terminal else 160).print(comparison_table(self.finished))
-        for overrides, error in self.failed:
-            print(f"failed: {overrides}: {error}", file=sys.stderr)
-        if self.failed:
-            raise SystemExit(1)
+            Console(width=None if console.is_terminal else 160).print(comparison_table(summaries))
+        for point in points:
+            if point.held is not None:
+                print(f"left to another process: {point.overrides}: {point.held}", file=sys.stderr)
+        failed = [point for point in points if point.failure is not None or not point.ended]
+        for point in failed:
+            reason = point.failure or "stopped before its end; the same command continues it"
+            print(f"failed: {point.overrides}: {reason}", file=sys.stderr)
+        return bool(failed)
+
+
+def _overrides(config: DictConfig) -> str:
+    return " ".join(config.hydra.overrides.task)
+
+
+def _finished_meanwhile(point: Point) -> Point:
+    """The point, with the summary of its run if the process that held it has finished it."""
+    if point.held is None or not (file := Path(point.held) / "summary.json").exists():
+        return point
+    summary = json.loads(file.read_text())
+    return Point(point.overrides, summaries=[summary]) if summary["status"] == "finished" else point

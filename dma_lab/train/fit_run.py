@@ -32,6 +32,7 @@ def fit_run(
     """Train the run that ``settings`` define, or continue it where it was cut; returns its summary.
 
     A finished run is not trained again. A run that is asked to stop (SIGINT, SIGTERM) ends this process after saving.
+    It is held while it trains: of several processes that are given one run, one trains it.
 
     Args:
         settings: of one run: ``schedule.branches`` is for ``branches.fit_branches``.
@@ -41,6 +42,7 @@ def fit_run(
 
     Raises:
         UserError: for anything in the settings or the data that a user can mend.
+        RunHeldError: another process trains the run.
     """
     hardware = resolve_hardware(settings.trainer)
     budget = plan_run(settings, settings.model.vocab_size, hardware).tokens
@@ -49,30 +51,39 @@ def fit_run(
     draw = task.draw(plan)
 
     run = find_run(settings, task, hardware)
-    summary = run.summary()
     if run.writer:
         print(short_plan(settings, plan), file=sys.stderr)
-    if summary is not None and summary["status"] == "finished":
-        print(f"finished before: {run.path} (delete it to train again)", file=sys.stderr)
+    if finished := _finished_before(run):
+        return finished
+    with run.claimed():
+        # Again, for whoever held it until now may have finished it.
+        if finished := _finished_before(run):
+            return finished
+        if not run.checkpoint.exists():
+            run.begin_from(shorter)
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # the others find the checkpoint that the writer began from
+        run.write_config(dataclasses.asdict(settings))
+        summary = _known_before(run, settings, plan, task, hardware)
+        run.write_summary(summary | {"status": "running"})
+        try:
+            summary |= _train(settings, plan, task, draw, run, hardware, keep_step)
+        except Exception as error:
+            run.write_summary(summary | {"status": "failed", "reason": f"{type(error).__name__}: {error}"})
+            raise
+        run.write_summary(summary)
+        if summary["status"] == "interrupted":
+            if run.writer:
+                print(f"stopped and saved; the same command continues {run.path}", file=sys.stderr)
+            raise SystemExit(128 + summary["signal"])
         return summary
-    run.claim()
-    if not run.checkpoint.exists():
-        run.begin_from(shorter)
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()  # the others find the checkpoint that the writer began from
-    run.write_config(dataclasses.asdict(settings))
-    summary = _known_before(run, settings, plan, task, hardware)
-    run.write_summary(summary | {"status": "running"})
-    try:
-        summary |= _train(settings, plan, task, draw, run, hardware, keep_step)
-    except Exception as error:
-        run.write_summary(summary | {"status": "failed", "reason": f"{type(error).__name__}: {error}"})
-        raise
-    run.write_summary(summary)
-    if summary["status"] == "interrupted":
-        if run.writer:
-            print(f"stopped and saved; the same command continues {run.path}", file=sys.stderr)
-        raise SystemExit(128 + summary["signal"])
+
+
+def _finished_before(run: RunDirectory) -> dict[str, Any] | None:
+    summary = run.summary()
+    if summary is None or summary["status"] != "finished":
+        return None
+    print(f"finished before: {run.path} (delete it to train again)", file=sys.stderr)
     return summary
 
 

@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,21 @@ from omegaconf import OmegaConf
 from dma_lab.messages import UserError
 
 
+class RunHeldError(UserError):
+    """Another process trains the run in ``path``."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} is being trained by another process; wait for it or stop it.")
+        self.path = path
+
+
 def identity(defining: dict[str, Any]) -> str:
     """Eight hex digits that change with anything in ``defining`` (JSON-able) and with nothing else."""
     return hashlib.blake2b(json.dumps(defining, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
 class RunDirectory:
-    """Files of one run. ``claim`` before writing: a run is written by one process at a time.
+    """Files of one run. Write ``claimed`` ones alone: a run is written by one process at a time.
 
     Of several processes that train one run together, all but the first are not its ``writer``: for them every method
     that would write does nothing.
@@ -40,18 +49,26 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.speed = path / "speed.jsonl"
         self.validation = path / "validation.npz"
-        self._lock: Any = None
 
-    def claim(self) -> None:
-        """Hold the run until this process ends, however it ends. Raises UserError when another process holds it."""
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the run within the context, and no longer than this process lives, however it ends.
+
+        Holds among all machines that share the directory, where its file system passes ``flock`` on (NFS does).
+
+        Raises:
+            RunHeldError: another process holds it.
+        """
         if not self.writer:
+            yield
             return
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / "run.lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{self.path} is being trained by another process; wait for it or stop it.") from None
+        with (self.path / "run.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunHeldError(self.path) from None
+            yield
 
     def summary(self) -> dict[str, Any] | None:
         """What ``write_summary`` last wrote; None before that."""

@@ -1,9 +1,50 @@
-"""``train.py -m``: every point is run, one table at the end, failures listed with their reasons."""
+"""``train.py -m``: every point is run, by one process, to one end; one table, and failures with their reasons."""
 
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+from dma_lab.report.sweep_points import Point, SweepPoints
+from dma_lab.train.fit_run import fit_run
+from dma_lab.train.runs import RunDirectory
+
+ROOT = Path(__file__).resolve().parents[2]
+POINTS = ["attention=mha,swa,dma", "trainer.log_every=1", "trainer.checkpoint_every=7"]
+OF_THE_MOMENT = {"run", "tokens_per_second", "training_seconds", "peak_memory_bytes"}
+
+
+def start(overrides: list[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "train.py", *overrides]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def runs_of(sweep: Path) -> dict[str, Path]:
+    return {path.parent.name.split("-")[2]: path.parent for path in sweep.glob("*/summary.json")}
+
+
+def result_of(run: Path) -> tuple:
+    """All that a run directory says, but for what was measured on the way and where it lies."""
+    summary = json.loads((run / "summary.json").read_text())
+    weights = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    with np.load(run / "validation.npz") as scores:
+        arrays = {name: scores[name].tobytes() for name in scores}
+    return (
+        {name: value for name, value in summary.items() if name not in OF_THE_MOMENT},
+        (run / "metrics.jsonl").read_bytes(),
+        [json.loads(line)["step"] for line in (run / "speed.jsonl").read_text().splitlines()],
+        {name: tensor.numpy().tobytes() for name, tensor in weights.items()},
+        arrays,
+        re.sub("output_dir: .*", "", (run / "config.yaml").read_text()),
+    )
 
 
 def test_a_sweep_ends_with_one_table_and_names_what_failed(door, overrides, tmp_path):
@@ -26,3 +67,97 @@ def test_a_sweep_ends_with_one_table_and_names_what_failed(door, overrides, tmp_
     again = door("train.py", ["-m", *overrides, "attention=mha,dma", "tokens=10240"])
     assert again.returncode == 0
     assert again.stderr.count("finished before") == 2
+
+
+def test_a_killed_sweep_started_again_ends_where_an_uninterrupted_one_ends(door, overrides, tmp_path):
+    cut, uncut = tmp_path / "cut", tmp_path / "uncut"
+    process = start(["-m", *overrides, *POINTS, f"output_dir={cut}"])
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        metrics = runs_of(cut).get("swa", cut) / "metrics.jsonl"
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= 17:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    status = {name: json.loads((run / "summary.json").read_text())["status"] for name, run in runs_of(cut).items()}
+    assert status == {"mha": "finished", "swa": "running"}, "one was finished, one was cut, one is missing"
+    assert list(cut.glob(".sweep-*")), "a killed process tidies nothing up"
+
+    speed = runs_of(cut)["swa"] / "speed.jsonl"
+    before = speed.read_text().splitlines()
+    with RunDirectory(runs_of(cut)["swa"]).claimed():
+        shared = door("train.py", ["-m", *overrides, *POINTS, f"output_dir={cut}"])
+    assert shared.returncode == 0, shared.stderr
+    lines = shared.stderr.splitlines()
+    assert [line.split(":")[0] for line in lines if "another process" in line] == ["skipped", "left to another process"]
+    assert shared.stdout.count("at rung") == 2, "the finished one, and the one that was missing"
+    assert not shared.stderr.count("failed: ")
+
+    again = door("train.py", ["-m", *overrides, *POINTS, f"output_dir={cut}"])
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("finished before") == 2
+    assert speed.read_text().splitlines()[:14] == before[:14], "its first two checkpoints' steps were not taken again"
+    assert door("train.py", ["-m", *overrides, *POINTS, f"output_dir={uncut}"]).returncode == 0
+    files = [{str(path.relative_to(sweep)) for path in sweep.rglob("*")} for sweep in (cut, uncut)]
+    assert files[0] == files[1]
+    assert runs_of(uncut).keys() == {"mha", "swa", "dma"}
+    for name, run in runs_of(uncut).items():
+        assert result_of(runs_of(cut)[name]) == result_of(run)
+
+
+def test_two_multiruns_at_once_share_the_points(overrides, tmp_path):
+    points = ["-m", *overrides, *POINTS, "seed=0,1", "tokens=10240"]
+    processes = [start(points), start(points)]
+    said = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    summaries = [json.loads(path.read_text()) for path in tmp_path.glob("*/summary.json")]
+    assert [summary["status"] for summary in summaries] == ["finished"] * 6
+    # Twelve visits to six points: six trained, six did not.
+    visits = [line for _, errors in said for line in errors.splitlines()]
+    assert sum(line.startswith(("skipped: ", "finished before: ")) for line in visits) == 6
+    assert any(line.startswith("skipped: ") for line in visits), "they met"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_run_that_another_finished_before_it_could_be_claimed_is_not_trained_again(
+    read, overrides, tmp_path, monkeypatch, capsys
+):
+    settings = read([*overrides, "attention=mha", "tokens=2048"])
+    finished = fit_run(settings)
+    run = RunDirectory(Path(finished["run"]))
+    run.write_summary(finished | {"status": "running"})
+    claimed, written = RunDirectory.claimed, run.metrics.stat().st_mtime_ns
+
+    @contextmanager
+    def claimed_late(self):
+        run.write_summary(finished)  # what the other process did last
+        with claimed(self):
+            yield
+
+    monkeypatch.setattr(RunDirectory, "claimed", claimed_late)
+    assert fit_run(settings) == finished
+    assert "finished before" in capsys.readouterr().err
+    assert run.metrics.stat().st_mtime_ns == written
+
+
+def test_points_are_kept_while_their_multirun_lives_and_swept_away_after_it_was_killed(tmp_path):
+    code = (
+        "import sys, time, pathlib; from dma_lab.report.sweep_points import Point, SweepPoints\n"
+        "points = SweepPoints(pathlib.Path(sys.argv[1])); points.write(3, Point('seed=3'))\n"
+        "print(points.folder, flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    theirs = Path(other.stdout.readline().strip())
+    ours = SweepPoints(tmp_path)
+    ours.write(11, Point("seed=11", ended=False))
+    ours.write(2, Point("seed=2", failure="why"))
+    ours.write(11, Point("seed=11", held="there"))
+    assert ours.read() == [Point("seed=2", failure="why"), Point("seed=11", held="there")]
+    assert theirs.exists()
+    other.kill()
+    other.wait()
+    SweepPoints(tmp_path).remove()
+    assert list(tmp_path.iterdir()) == [ours.folder]

@@ -33,8 +33,8 @@ def test_a_run_is_claimed_by_one_process_and_freed_by_its_death(tmp_path):
         [
             sys.executable,
             "-c",
-            "import sys, time, pathlib; from dma_lab.train.runs import RunDirectory;"
-            "run = RunDirectory(pathlib.Path(sys.argv[1])); run.claim(); print('held', flush=True); time.sleep(60)",
+            "import sys, time, pathlib; from dma_lab.train.runs import RunDirectory\n"
+            "with RunDirectory(pathlib.Path(sys.argv[1])).claimed(): print('held', flush=True); time.sleep(60)",
             str(tmp_path),
         ],
         stdout=subprocess.PIPE,
@@ -42,11 +42,14 @@ def test_a_run_is_claimed_by_one_process_and_freed_by_its_death(tmp_path):
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match="another process"):
-        RunDirectory(tmp_path).claim()
+    with pytest.raises(UserError, match="another process"), RunDirectory(tmp_path).claimed():
+        pass
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
-    RunDirectory(tmp_path).claim()
+    with RunDirectory(tmp_path).claimed():
+        pass
+    with RunDirectory(tmp_path).claimed():  # and by the context's end
+        pass
 
 
 def test_a_summary_is_replaced_as_a_whole(tmp_path):
