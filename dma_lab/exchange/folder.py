@@ -15,6 +15,7 @@ from dma_lab.data.store import TOKENIZER_FILE, TokenData
 from dma_lab.data.tokenizer import SEPARATOR
 from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.exchange.configs import NoStockArchitectureError, custom_config, settled_options, stock_config
+from dma_lab.exchange.doge import DogeTransformer
 from dma_lab.exchange.weights import stock_weights, untied
 from dma_lab.messages import UserError, announce_once
 from dma_lab.model import Transformer
@@ -60,7 +61,7 @@ def export_model(
 
     Raises:
         UserError: there is something at ``to`` or it cannot be written, or no stock architecture computes what the
-            model does and ``format`` is ``stock``.
+            model does and ``format`` is ``stock``; or an imported Doge is to be ``custom``.
     """
     _check(to, format)
     options = settled_options(model.blocks[0].attention, attention, options)
@@ -100,6 +101,8 @@ def _described(
                 f"{reason}: {MODELING_FILE.name} goes along, to be loaded with trust_remote_code=True where dma_lab is "
                 "installed."
             )
+    if isinstance(model, DogeTransformer):
+        raise UserError(f"format={format} has no place for a Doge's residual scales; choose format=stock.")
     weights = {f"model.{name}": weight for name, weight in untied(model.state_dict(), model.shape).items()}
     return custom_config(model.shape, attention, options), weights, MODELING_FILE
 

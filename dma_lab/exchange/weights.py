@@ -7,16 +7,17 @@ from torch import Tensor
 
 from dma_lab.model import ModelShape
 
-# Ours and theirs, the first that fits; what follows is the same on both sides.
-_PREFIXES = (
-    (r"embedding\.", "model.embed_tokens."),
-    (r"norm\.", "model.norm."),
-    (r"head\.", "lm_head."),
-    (r"layers\.(\d+)\.attention_norm\.", r"model.layers.\1.input_layernorm."),
-    (r"layers\.(\d+)\.feed_forward_norm\.", r"model.layers.\1.post_attention_layernorm."),
-    (r"layers\.(\d+)\.feed_forward\.", r"model.layers.\1.mlp."),
-    (r"layers\.(\d+)\.attention\.(?:heads\.)?", r"model.layers.\1.self_attn."),
-)
+# How names begin, ours and theirs; what follows is the same.
+_MODEL = {"embedding.": "model.embed_tokens.", "norm.": "model.norm.", "head.": "lm_head."}
+_LAYER = {
+    "attention_norm.": "input_layernorm.",
+    "feed_forward_norm.": "post_attention_layernorm.",
+    "feed_forward.": "mlp.",
+    **{f"attention.heads.{part}": f"self_attn.{part}" for part in ("q_proj", "k_proj", "v_proj", "q_norm", "k_norm")},
+    "attention.": "self_attn.",
+    "attention_residual": "input_residual",
+    "feed_forward_residual": "post_attention_residual",
+}
 
 
 def stock_weights(weights: dict[str, Tensor], shape: ModelShape, attention: str) -> dict[str, Tensor]:
@@ -26,11 +27,17 @@ def stock_weights(weights: dict[str, Tensor], shape: ModelShape, attention: str)
         weights = _deepseek_layout(weights, shape)
     renamed = {_stock_name(name): weight.contiguous() for name, weight in weights.items()}
     if attention == "dma":  # Doge scales its residual stream where it is added to; ours goes on as it is
-        renamed |= {
-            f"model.layers.{layer}.{residual}": torch.ones(shape.d_model)
-            for layer in range(shape.n_layers)
-            for residual in ("input_residual", "post_attention_residual")
-        }
+        for layer in range(shape.n_layers):
+            for residual in ("input_residual", "post_attention_residual"):
+                renamed.setdefault(f"model.layers.{layer}.{residual}", torch.ones(shape.d_model))
+    return renamed
+
+
+def our_weights(weights: dict[str, Tensor], shape: ModelShape) -> dict[str, Tensor]:
+    """A Doge's ``state_dict`` under our names; a name that is none of a Doge's stays as it is."""
+    renamed = {_our_name(name): weight for name, weight in weights.items()}
+    if shape.tie_embeddings and "embedding.weight" in renamed:
+        renamed["head.weight"] = renamed["embedding.weight"]
     return renamed
 
 
@@ -40,11 +47,22 @@ def untied(weights: dict[str, Tensor], shape: ModelShape) -> dict[str, Tensor]:
 
 
 def _stock_name(name: str) -> str:
-    for ours, theirs in _PREFIXES:
-        renamed, found = re.subn(f"^{ours}", theirs, name)
-        if found:
-            return renamed
-    raise ValueError(f"{name} is no parameter that transformers has a name for.")
+    if layer := re.fullmatch(r"layers\.(\d+)\.(.+)", name):
+        return f"model.layers.{layer[1]}.{_begin_anew(layer[2], _LAYER)}"
+    return _begin_anew(name, _MODEL)
+
+
+def _our_name(name: str) -> str:
+    if layer := re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name):
+        return f"layers.{layer[1]}.{_begin_anew(layer[2], {theirs: ours for ours, theirs in _LAYER.items()})}"
+    return _begin_anew(name, {theirs: ours for ours, theirs in _MODEL.items()})
+
+
+def _begin_anew(name: str, beginnings: dict[str, str]) -> str:
+    for old, new in beginnings.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
 
 
 def _deepseek_layout(weights: dict[str, Tensor], shape: ModelShape) -> dict[str, Tensor]:
