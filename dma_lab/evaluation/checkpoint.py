@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ class TrainedRun:
     """Optimizer steps that the weights have seen."""
     weights: dict[str, Tensor]
     """By parameter name, on the CPU."""
+    identity: dict[str, Any] = field(default_factory=dict)
+    """Settings that it was trained with, as the checkpoint itself has them; earlier ones have none."""
 
     @property
     def context(self) -> int:
@@ -127,6 +129,10 @@ class TrainedRun:
                 raise self._foreign(
                     f"its {name} is {theirs.get(name, 'absent')} and the config's {ours.get(name, 'absent')}"
                 )
+        config = OmegaConf.create(self.config)
+        for setting, value in self.identity.items():  # what shapes do not show
+            if (found := OmegaConf.select(config, setting)) != value:
+                raise self._foreign(f"it was trained with {setting}={value} and the config has {found}")
 
     def _foreign(self, why: str) -> UserError:
         return UserError(
@@ -160,13 +166,23 @@ def open_run(path: Path) -> TrainedRun:
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
         step, state = content["global_step"], content["state_dict"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
+        identity = content["callbacks"].get("RunRecorder", {}).get("identity", {})
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise UserError(
             f"{checkpoint} is no checkpoint that can be read safely ({_first_line(error)}); train the run again, "
             "or give another one."
         ) from error
     weights = {name.removeprefix("model."): weight for name, weight in state.items()}
-    return TrainedRun(path, checkpoint, config, summary, step, weights)
+    return TrainedRun(path, checkpoint, config, summary, step, weights, identity)
 
 
 def _read_config(file: Path) -> dict[str, Any]:

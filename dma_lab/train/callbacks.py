@@ -26,6 +26,7 @@ class RunRecorder(L.Callback):
         self,
         run: RunDirectory,
         *,
+        identity: dict[str, Any],
         validate: Callable[[], Score],
         steps: int,
         tokens_per_step: int,
@@ -36,6 +37,8 @@ class RunRecorder(L.Callback):
         also_log: Callable[[dict[str, float], int], None],
     ) -> None:
         self.run, self.validate, self.also_log = run, validate, also_log
+        self.identity = identity
+        """Settings, by dotted name, that tell this run's checkpoints from others whose weights have the same shapes."""
         self.steps, self.tokens_per_step = steps, tokens_per_step
         self.log_every, self.validate_every, self.checkpoint_every = log_every, validate_every, checkpoint_every
         self.keep_step = keep_step
@@ -46,7 +49,7 @@ class RunRecorder(L.Callback):
         self._handlers: dict[int, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"training_seconds": self.training_seconds}
+        return {"training_seconds": self.training_seconds, "identity": self.identity}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.training_seconds = state_dict["training_seconds"]

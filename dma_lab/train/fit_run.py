@@ -160,6 +160,7 @@ def _train(
     wandb = _wandb_logger(settings, run) if settings.logger.name == "wandb" else None
     recorder = RunRecorder(
         run,
+        identity={f"attention.{name}": value for name, value in settings.attention.items()} | {"seed": settings.seed},
         validate=validate,
         steps=plan.steps,
         tokens_per_step=plan.tokens_per_step,

@@ -92,6 +92,9 @@ def spoil(run: Path, how: str) -> Path:
             }[how]
             OmegaConf.update(config, node, value, merge=False)
             OmegaConf.save(config, run / "config.yaml")
+        case "another score":
+            OmegaConf.update(config, "attention.score", "linear")
+            OmegaConf.save(config, run / "config.yaml")
         case "torn":
             checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
         case "pickle":
@@ -129,6 +132,7 @@ def spoil(run: Path, how: str) -> Path:
         ("another width", r"another config .* its embedding.weight is \(320, 32\) and the config's \(320, 64\)"),
         ("another depth", "another config .* its layers.2.* is absent"),
         ("another backend", r"another config .*attention.A is \(1,\) and the config's absent"),
+        ("another score", r"another config .* it was trained with attention.score=exp and the config has linear"),
         ("torn", "no checkpoint that can be read safely"),
         ("pickle", "no checkpoint that can be read safely"),
         ("torch pickle", "no checkpoint that can be read safely"),
