@@ -74,6 +74,31 @@ def test_a_stock_architecture_gives_the_same_logits(tmp_path, attention, options
     assert AutoModelForCausalLM.from_pretrained(folder).config.architectures == [f"{architecture}ForCausalLM"]
 
 
+@pytest.mark.parametrize("attention", ["mha", "swa", "mla", "dma"])
+@torch.no_grad()
+def test_in_bf16_theirs_is_as_near_to_float32_as_ours(tmp_path, attention):
+    """bf16 rounds single logits by far more than 1e-3, each implementation in its own way."""
+    options = {"window": 64} if attention == "dma" else {}
+    model, tokens = make_model(attention, options), distinct_tokens()
+    folder = export_model(model, attention, options, tmp_path / "folder", "stock")
+    exact, ours = model(tokens), model.bfloat16()(tokens)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)(tokens).logits
+    assert theirs.dtype == torch.bfloat16
+    assert (theirs - exact).square().mean().sqrt() < 1.3 * (ours - exact).square().mean().sqrt()
+
+
+@torch.no_grad()
+def test_in_bf16_the_loss_on_validation_text_is_the_same_to_a_thousandth_of_a_nat(trained_run, tmp_path):
+    folder, run = export_run(trained_run, tmp_path / "folder", "stock"), open_run(trained_run)
+    tokens = torch.from_numpy(run.data.validation_tokens[: 16 * 64].astype("int64")).view(16, 64)
+
+    def loss(logits: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten())
+
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)(tokens).logits
+    torch.testing.assert_close(loss(theirs), loss(run.model().bfloat16()(tokens)), rtol=0, atol=1e-3)
+
+
 def test_a_run_becomes_a_folder_in_one_command(trained_run, tmp_path):
     folder = tmp_path / "deep" / "folder"
     command = [sys.executable, "export.py", f"checkpoint={trained_run}", f"to={folder}"]
