@@ -2,19 +2,18 @@
 
 Approach 3 of Hoffmann et al. 2022 (arXiv 2203.15556, equations 2 to 4 and section D.2): minimise the sum over runs of
 Huber_delta(log-sum-exp(a - alpha log N, b - beta log D, e) - log L) with a = log A, b = log B, e = log E, by L-BFGS
-from a grid of starts; the best start wins. Besiroglu et al. 2024 (arXiv 2404.10102) redid it on the paper's own points.
+from a grid of starts; the best minimum wins. Besiroglu et al. 2024 (arXiv 2404.10102) redid it on the paper's own points.
 """
 
 import dataclasses
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize
-from scipy.special import huber
 
-from dma_lab.messages import UserError
+from dma_lab.scaling.objective import Points, Vector, descend, require_enough, resampled_minima, take_points, values_at
 
 # Section D.2: alpha, beta, e, a, b.
 _GRID = (
@@ -26,8 +25,8 @@ _GRID = (
 )
 _PARAMETERS = ("E", "A", "B", "alpha", "beta")
 _FLOPS_PER_PARAMETER_TOKEN = 6
-_EARLY = 25
-_RESTARTS = 4
+ONE_LAW = np.arange(5)[None]
+"""The slots of a single backend's alpha, beta, e, a, b."""
 
 
 @dataclass(frozen=True)
@@ -68,79 +67,43 @@ def fit_parametric(
         tokens: (runs,) training tokens.
         loss: (runs,) final losses, nats a token.
         delta: where the Huber loss on log L turns from square to straight.
-        bootstrap: resamples of the runs for 95 % intervals; each is fitted from where the whole fit ended and from a
-            few of the grid's descents.
-        seed: of the resampling.
+        bootstrap: resamples of the runs for 95 % intervals.
+        seed: of the resampling; fits of equally many runs and one seed draw the same of them, so that the rows of two
+            backends' ``samples`` belong together when their runs are listed in the same order.
 
     Raises:
         UserError: with fewer runs than the law has parameters, or all of one size or one budget.
     """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        log_n, log_d, log_l = (np.log(np.asarray(values, float)) for values in (params, tokens, loss))
-    if not log_n.shape == log_d.shape == log_l.shape or log_n.ndim != 1:
-        raise ValueError(f"params, tokens and loss differ in length: {log_n.shape}, {log_d.shape}, {log_l.shape}.")
-    if not all(np.isfinite(values).all() for values in (log_n, log_d, log_l)):
-        raise ValueError("params, tokens and loss must be positive and finite.")
-    if len(log_l) < len(_PARAMETERS) or len(np.unique(log_n)) < 2 or len(np.unique(log_d)) < 2:
-        raise UserError(
-            f"{len(log_l)} runs of {len(np.unique(log_n))} sizes and {len(np.unique(log_d))} budgets cannot fix the "
-            f"law's {len(_PARAMETERS)} parameters; give at least {len(_PARAMETERS)} runs, of 2 sizes and 2 budgets."
-        )
-    points = (log_n, log_d, log_l, delta)
-    # Every start of the grid descends a little, and the tenth that came lowest to the end.
-    early = [_descend(np.array(start), *points, iterations=_EARLY) for start in itertools.product(*_GRID)]
-    early.sort(key=lambda found: found[0])
-    minima = [_descend(point, *points) for _, point in early[: len(early) // 10]]
-    minima.sort(key=lambda found: found[0])
-    objective, best = minima[0]
-    fit = ParametricFit(*_natural(best), objective=objective)
+    points = take_points(params, tokens, loss)
+    require_enough(points)
+    objective, minimum = search_grid(points, delta)
+    fit = ParametricFit(*natural(minimum), objective=objective)
     if not bootstrap:
         return fit
-    starts = [best, *(point for _, point in early[:: len(early) // _RESTARTS])]
-    generator = np.random.default_rng(seed)
-    samples = np.empty((bootstrap, len(_PARAMETERS)))
-    for sample in samples:
-        chosen = generator.integers(len(log_l), size=len(log_l))
-        refits = [_descend(start, log_n[chosen], log_d[chosen], log_l[chosen], delta) for start in starts]
-        sample[:] = _natural(min(refits, key=lambda found: found[0])[1])
+    return with_intervals(fit, resampled_minima(minimum, [points], ONE_LAW, delta, bootstrap, seed))
+
+
+def search_grid(points: Points, delta: float) -> tuple[float, Vector]:
+    """The lowest minimum found from the published grid of starts: the objective there, and (alpha, beta, e, a, b)."""
+    grid = np.array(list(itertools.product(*_GRID)))
+    # Most starts lie far above the rest and end, when all 4,500 descend, in the same minimum or a worse one: the lowest
+    # tenth descend a little, and the tenth of those that came lowest to the end.
+    lowest = grid[np.argsort(values_at(grid, points, delta))[: len(grid) // 10]]
+    early = [descend(start, [points], ONE_LAW, delta, iterations=25) for start in lowest]
+    early.sort(key=lambda found: found[0])
+    minima = [descend(point, [points], ONE_LAW, delta) for _, point in early[: len(early) // 10]]
+    return min(minima, key=lambda found: found[0])
+
+
+def with_intervals(fit: ParametricFit, minima: Vector) -> ParametricFit:
+    """The fit with the resampled ``minima`` (bootstrap, 5) in columns alpha, beta, e, a, b, and their intervals."""
+    samples = np.stack(natural(minima.T), axis=-1)
     low, high = np.quantile(samples, (0.025, 0.975), axis=0)
     intervals = {name: (float(low[i]), float(high[i])) for i, name in enumerate(_PARAMETERS)}
     return dataclasses.replace(fit, intervals=intervals, samples=samples)
 
 
-def _natural(point: NDArray[np.float64]) -> tuple[float, float, float, float, float]:
+def natural(point: Vector) -> tuple[Any, ...]:
+    """E, A, B, alpha, beta of (alpha, beta, e, a, b)."""
     alpha, beta, e, a, b = point
-    return float(np.exp(e)), float(np.exp(a)), float(np.exp(b)), float(alpha), float(beta)
-
-
-def _descend(
-    start: NDArray[np.float64],
-    log_n: NDArray[np.float64],
-    log_d: NDArray[np.float64],
-    log_l: NDArray[np.float64],
-    delta: float,
-    iterations: int = 1000,
-) -> tuple[float, NDArray[np.float64]]:
-    """L-BFGS from ``start`` (alpha, beta, e, a, b): the objective reached, and where."""
-    # The objective is of order delta^2; in units of it the optimizer's tolerances mean what they say.
-    unit = delta**2
-
-    def value_and_gradient(point: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        alpha, beta, e, a, b = point
-        terms = np.stack((a - alpha * log_n, b - beta * log_d, np.full_like(log_n, e)))
-        top = terms.max(axis=0)
-        exponentials = np.exp(terms - top)
-        total = exponentials.sum(axis=0)
-        residual = top + np.log(total) - log_l
-        share_n, share_d, share_e = exponentials / total * np.clip(residual, -delta, delta)
-        gradient = np.array((-(share_n @ log_n), -(share_d @ log_d), share_e.sum(), share_n.sum(), share_d.sum()))
-        return float(huber(delta, residual).sum() / unit), gradient / unit
-
-    found = minimize(
-        value_and_gradient,
-        start,
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": iterations, "ftol": 1e-12, "gtol": 1e-8},
-    )
-    return float(found.fun * unit), found.x
+    return np.exp(e), np.exp(a), np.exp(b), alpha, beta
