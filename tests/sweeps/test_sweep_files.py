@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,23 @@ def agent_command(kind: str, point: dict) -> list[str]:
     parts |= {"env": ["/usr/bin/env"], "interpreter": ["python"], "program": [config["program"]]}
     chunks = create_sweep_command(config["command"])
     return [word for chunk in chunks for word in (parts[chunk[2:-1]] if chunk.startswith("${") else [chunk])]
+
+
+def violations(config: dict) -> list[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it speaks to pydantic as to version 1
+        from sweeps.config.cfg import schema_violations_from_proposed_config
+    return schema_violations_from_proposed_config(config)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sweep_file_keeps_to_the_schema_of_wandbs_sweep_server(kind):
+    config = load_sweep_config(str(ROOT / "sweeps" / f"{kind}.yaml"))
+    assert violations(config) == []
+    assert "${args_no_hyphens}" in config["command"], "train.py takes Hydra's overrides"
+    assert violations(config | {"method": "gird"})
+    assert violations(config | {"metric": {"gaol": "minimize"}})
+    assert violations(config | {"parameters": {"seed": {"vales": [0, 1]}}})
 
 
 @pytest.mark.parametrize("kind", KINDS)

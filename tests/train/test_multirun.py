@@ -1,6 +1,7 @@
 """``train.py -m``: every point is run, by one process, to one end; one table, and failures with their reasons."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -47,8 +48,19 @@ def result_of(run: Path) -> tuple:
     )
 
 
-def test_a_sweep_ends_with_one_table_and_names_what_failed(door, overrides, tmp_path):
-    result = door("train.py", ["-m", *overrides, "attention=mha,dma", "tokens=10240,100"])
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["basic"],
+        pytest.param(["joblib", "hydra.launcher.n_jobs=2"], marks=pytest.mark.slow),
+        pytest.param(["submitit_local"], marks=pytest.mark.slow),
+    ],
+    ids=lambda launcher: launcher[0],
+)
+def test_a_sweep_ends_with_one_table_and_names_what_failed(door, overrides, tmp_path, launcher):
+    chosen, *options = launcher
+    points = ["attention=mha,dma", "tokens=10240,100", f"hydra/launcher={chosen}", *options]
+    result = door("train.py", ["-m", *overrides, *points])
     assert result.returncode == 1, result.stderr
     failed = [line for line in result.stderr.splitlines() if line.startswith("failed: ")]
     assert len(failed) == 2
@@ -63,10 +75,6 @@ def test_a_sweep_ends_with_one_table_and_names_what_failed(door, overrides, tmp_
     difference, low, high = (float(number) for number in re.search(r"(\S+) \[(\S+), (\S+)\]", table).groups())
     assert difference == pytest.approx(dma["val_loss"] - mha["val_loss"], abs=1e-4)  # four decimals are printed
     assert low <= difference <= high
-
-    again = door("train.py", ["-m", *overrides, "attention=mha,dma", "tokens=10240"])
-    assert again.returncode == 0
-    assert again.stderr.count("finished before") == 2
 
 
 def test_a_killed_sweep_started_again_ends_where_an_uninterrupted_one_ends(door, overrides, tmp_path):
@@ -105,6 +113,46 @@ def test_a_killed_sweep_started_again_ends_where_an_uninterrupted_one_ends(door,
     assert runs_of(uncut).keys() == {"mha", "swa", "dma"}
     for name, run in runs_of(uncut).items():
         assert result_of(runs_of(cut)[name]) == result_of(run)
+
+
+def workers(parent: int) -> list[int]:
+    """Processes that joblib's launcher started to run points."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [int(child) for child in children if b"popen_loky" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param(["basic"], id="the sweep is interrupted"),
+        pytest.param(
+            ["joblib", "hydra.launcher.n_jobs=2"], id="a process of its launcher is killed", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_sweep_that_breaks_off_says_how_far_it_came(overrides, tmp_path, launcher):
+    chosen, *options = launcher
+    points = ["tokens=2048,3072000", "data.allow_repeat=true", "trainer.log_every=1"]
+    process = start(["-m", *overrides, *points, f"hydra/launcher={chosen}", *options])
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        summaries = [json.loads(path.read_text()) for path in tmp_path.glob("*/summary.json")]
+        if sorted(summary["status"] for summary in summaries) == ["finished", "running"]:
+            break
+        time.sleep(0.01)
+    if chosen == "joblib":
+        for worker in workers(process.pid):
+            os.kill(worker, signal.SIGKILL)
+    else:
+        process.send_signal(signal.SIGINT)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == (1 if chosen == "joblib" else 130), errors
+    table = said[said.index("comparison") :]
+    assert table.count("nano") == 1
+    (line,) = [line for line in errors.splitlines() if line.startswith("failed: ")]
+    assert "tokens=3072000" in line
+    assert "stopped before its end" in line
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_two_multiruns_at_once_share_the_points(overrides, tmp_path):
