@@ -27,7 +27,15 @@ class SweepReport(Callback):
         self.points: SweepPoints | None = None  # none outside of a multirun
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self.points = SweepPoints(Path(config.hydra.sweep.dir))
+        try:
+            self.points = SweepPoints(Path(config.hydra.sweep.dir))
+        except OSError as error:  # Hydra would make a warning of it, and the sweep's failures would go unsaid
+            print(
+                f"error: output_dir={config.hydra.sweep.dir} cannot be written and locked ({error.strerror}); "
+                "choose a directory that can.",
+                file=sys.stderr,
+            )
+            raise SystemExit(2) from None
         atexit.register(self._end)
 
     def on_job_start(self, config: DictConfig, *, task_function: TaskFunction, **kwargs: Any) -> None:

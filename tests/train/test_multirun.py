@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra._internal.callbacks import Callbacks
+from omegaconf import OmegaConf
 
 from dma_lab.report.sweep_points import Point, SweepPoints
 from dma_lab.train.fit_run import fit_run
@@ -153,6 +155,17 @@ def test_a_sweep_that_breaks_off_says_how_far_it_came(overrides, tmp_path, launc
     assert "tokens=3072000" in line
     assert "stopped before its end" in line
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_sweep_is_refused_where_it_could_not_say_what_became_of_it(tmp_path, capsys):
+    taken = tmp_path / "taken"
+    taken.write_text("a file")
+    report = {"_target_": "dma_lab.report.sweep.SweepReport"}
+    config = OmegaConf.create({"hydra": {"callbacks": {"report": report}, "sweep": {"dir": str(taken)}}})
+    with pytest.raises(SystemExit) as refusal:
+        Callbacks(config).on_multirun_start(config=config)  # which makes warnings of exceptions
+    assert refusal.value.code == 2
+    assert f"output_dir={taken} cannot be written" in capsys.readouterr().err
 
 
 def test_two_multiruns_at_once_share_the_points(overrides, tmp_path):
