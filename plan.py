@@ -8,7 +8,8 @@ from dma_lab.messages import UserError
 from dma_lab.train.branches import plan_branches, print_branches
 from dma_lab.train.fit_run import padded_vocabulary
 from dma_lab.train.hardware import resolve_hardware
-from dma_lab.train.plan import plan_run, print_plan
+from dma_lab.train.plan import plan_run
+from dma_lab.train.plan_table import print_plan
 from dma_lab.train.probe import probe_step_seconds
 from dma_lab.train.settings import read_settings
 

@@ -20,7 +20,8 @@ from dma_lab.train.callbacks import RunRecorder
 from dma_lab.train.hardware import Hardware, resolve_hardware
 from dma_lab.train.module import LanguageModel
 from dma_lab.train.optim import build_adamw, learning_rate_multiplier
-from dma_lab.train.plan import RunPlan, build_model, plan_run, short_plan
+from dma_lab.train.plan import RunPlan, build_model, plan_run
+from dma_lab.train.plan_table import short_plan
 from dma_lab.train.runs import RunDirectory, git_commit, identity
 from dma_lab.train.settings import TrainSettings
 from dma_lab.train.task import Score, Task, prepare_task

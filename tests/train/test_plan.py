@@ -62,11 +62,11 @@ def test_a_budget_of_flops_is_what_the_mha_rung_takes_and_every_backend_sees_its
     assert abs(mha.flops.dense_equivalent - 1e15) <= step / 2
 
 
-def test_a_budget_of_flops_below_one_step_is_refused_with_what_would_do(read):
-    with pytest.raises(UserError, match=r"flops=1e\+10 pays for .* give at least (\S+)\.") as refusal:
-        plan(read, "model=3m", "attention=dma", "flops=1e10")
+def test_a_budget_of_flops_that_whole_steps_would_miss_is_refused_with_what_would_do(read):
+    with pytest.raises(UserError, match=r"flops=5e\+12 pays for .* give at least (\S+)\.") as refusal:
+        plan(read, "model=3m", "attention=dma", "flops=5e12")
     enough = float(str(refusal.value).split()[-1].rstrip("."))
-    assert plan(read, "model=3m", "attention=dma", f"flops={enough * 1.01}").steps == 1
+    assert plan(read, "model=3m", "attention=dma", f"flops={enough * 1.01}").steps == 10
 
 
 def test_flops_are_six_a_parameter_and_token_plus_attention_and_head(read):

@@ -1,0 +1,107 @@
+"""What a reader is told of a plan: three lines before training, or all of it as a table."""
+
+import math
+
+from rich.console import Console
+from rich.table import Table
+
+from dma_lab.train.hardware import Hardware
+from dma_lab.train.plan import RunPlan
+from dma_lab.train.settings import TrainSettings
+
+
+def short_plan(settings: TrainSettings, plan: RunPlan) -> str:
+    """Three lines: what is trained, on what, at what cost."""
+    shape, parameters = plan.shape, plan.parameters
+    return (
+        f"{settings.attention['name']} at rung {settings.model.name}: {parameters.non_embedding:,} non-embedding "
+        f"parameters ({parameters.total:,} in all), {shape.n_layers} layers of {shape.d_model}, "
+        f"{shape.n_heads} heads ({shape.n_kv_heads} key/value) of {shape.head_dim}, feed-forward {shape.d_ff}\n"
+        f"{plan.tokens:,} tokens ({plan.tokens_per_parameter:.1f} a parameter) in {plan.steps:,} steps of "
+        f"{plan.sequences_per_step} x {shape.max_seq_len}, {settings.schedule.name} at a learning rate of "
+        f"{settings.optimizer.learning_rate:g}\n"
+        f"{plan.flops.executed:.3g} FLOP executed, {plan.flops.dense_equivalent:.3g} dense-equivalent"
+    )
+
+
+def print_plan(settings: TrainSettings, plan: RunPlan, hardware: Hardware, seconds: float, seconds_source: str) -> None:
+    """The whole plan as a table on stdout."""
+    shape, parameters, memory = plan.shape, plan.parameters, plan.memory
+    token_bytes = 2 if shape.vocab_size <= 2**16 else 4
+    rows: list[tuple[str, str] | None] = [
+        ("attention", _options(settings.attention)),
+        ("rung", f"{settings.model.name}, matched to the MHA rung by: {settings.match}"),
+        ("layers x width", f"{shape.n_layers} x {shape.d_model}"),
+        ("heads", f"{shape.n_heads} query, {shape.n_kv_heads} key/value, of {shape.head_dim}"),
+        ("feed-forward width", f"{shape.d_ff:,} (MHA rung {settings.model.d_ff:,})"),
+        ("vocabulary", f"{shape.vocab_size:,}"),
+        None,
+        ("parameters: embedding", f"{parameters.embedding:,}"),
+        ("parameters: attention", f"{parameters.attention:,}"),
+        ("parameters: feed-forward", f"{parameters.feed_forward:,}"),
+        ("parameters: norms", f"{parameters.norms:,}"),
+        ("parameters: output head", f"{parameters.head:,}" + (" (tied)" if shape.tie_embeddings else "")),
+        ("parameters: total", f"{parameters.total:,}"),
+        (
+            "parameters: non-embedding",
+            f"{parameters.non_embedding:,} (MHA rung {plan.reference_parameters:,}, "
+            f"{parameters.non_embedding / plan.reference_parameters - 1:+.2%})",
+        ),
+        None,
+        ("budget", _budget(settings)),
+        ("tokens", f"{plan.tokens:,} ({plan.tokens_per_parameter:.1f} a non-embedding parameter)"),
+        ("steps", f"{plan.steps:,}"),
+        (
+            "batch",
+            f"{plan.tokens_per_step:,} tokens: {plan.sequences_per_step} sequences of {shape.max_seq_len}, "
+            f"{plan.accumulate} micro-batch(es) on {settings.trainer.devices} device(s)",
+        ),
+        ("learning rate", f"{settings.optimizer.learning_rate:g} peak, {settings.schedule.name}"),
+        ("tokens on disk", f"{_bytes(plan.tokens * token_bytes)} for one pass"),
+        None,
+        ("FLOP, executed", f"{plan.flops.executed:.4g}"),
+        ("FLOP, dense-equivalent", f"{plan.flops.dense_equivalent:.4g}"),
+        None,
+        ("memory: weights", _bytes(memory.weights)),
+        ("memory: gradients", _bytes(memory.gradients)),
+        ("memory: optimizer", _bytes(memory.optimizer)),
+        ("memory: activations", f"{_bytes(memory.activations)} (estimate, scores not stored)"),
+        ("memory: total", f"{_bytes(memory.total)} a device"),
+        None,
+        ("device", f"{settings.trainer.devices} x {hardware.name}, {hardware.precision}"),
+        ("time", f"{_duration(seconds)} ({seconds_source})"),
+    ]
+    table = Table(title=f"plan: {settings.study}", show_header=False, title_justify="left")
+    for row in rows:
+        if row is None:
+            table.add_section()
+        else:
+            table.add_row(*row)
+    Console().print(table)
+
+
+def _budget(settings: TrainSettings) -> str:
+    if settings.tokens is not None:
+        return f"{settings.tokens:,} tokens"
+    if settings.flops is not None:
+        return f"{settings.flops:.4g} FLOP of the MHA rung, dense-equivalent: every backend sees its tokens"
+    return f"{settings.tokens_per_parameter:g} tokens a non-embedding parameter of the MHA rung"
+
+
+def _options(attention: dict[str, object]) -> str:
+    options = ", ".join(f"{name}={value}" for name, value in attention.items() if name != "name")
+    return f"{attention['name']} ({options})" if options else str(attention["name"])
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:,.4g} {unit}"
+        count /= 1024
+    return f"{count:,.4g} TiB"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
