@@ -15,6 +15,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args, load_sweep_config
 
+from dma_lab.train.hardware import resolve_hardware
+from dma_lab.train.plan import plan_run
 from dma_lab.train.settings import read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,7 +91,7 @@ def test_a_sweep_file_and_its_twin_enumerate_the_same_points(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_point_is_a_run_that_the_door_accepts_and_differs_from_the_others(kind):
     GlobalHydra.instance().clear()
-    seen = set()
+    seen, corpora = set(), []
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for point in wandb_points(kind):
             settings = read_settings(compose("train", agent_command(kind, point)[3:]))
@@ -97,7 +99,12 @@ def test_every_point_is_a_run_that_the_door_accepts_and_differs_from_the_others(
             assert settings.attention["name"] == point["attention"]
             assert settings.model.name == point["model"]
             seen.add(repr(settings))
+            if point["attention"] == "mha":  # the other backends of a rung see the same tokens
+                plan = plan_run(settings, settings.model.vocab_size, resolve_hardware(settings.trainer))
+                assert plan.tokens < (settings.data.max_tokens or 0) or settings.data.allow_repeat
+            corpora.append(settings.data)
     assert len(seen) == SIZES[kind]
+    assert all(corpus == corpora[0] for corpus in corpora), "losses of several corpora or vocabularies do not compare"
 
 
 def test_the_command_line_of_an_agent_trains_its_point(tmp_path):
