@@ -94,8 +94,9 @@ def _one_sentence(error: Exception) -> str:
     text, reason = str(error), str(cause)
     if choice := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         group, value = choice.groups()
-        options = sorted(path.stem for path in (_CONFIG_DIR / group).glob("*.yaml"))
-        return f"{group}={value} is not known; choose one of: {', '.join(options)}."
+        options = re.findall(r"^\t([\w.-]+)$", text, flags=re.MULTILINE)  # those of installed launchers too
+        more = "; pip install 'dma-lab[sweeps]' brings joblib and submitit" if group == "hydra/launcher" else ""
+        return f"{group}={value} is not known; choose one of: {', '.join(options)}{more}."
     if key := re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^'=]+)'", text):
         return f"{key.group(1)} is no setting here{_nearest(key.group(1), reason)}; see conf/ for those there are."
     if key := re.search(r"Key '([^']+)' is not in struct", reason):
