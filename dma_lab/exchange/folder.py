@@ -36,7 +36,11 @@ def export_run(run_directory: Path, to: Path, format: str = "auto") -> Path:
     """
     _check(to, format)  # before the run is read, which may take a while
     run = open_run(run_directory)
-    data = run.data if "cache_dir" in run.config["data"] else None  # else it was trained on no text
+    data = None
+    if "cache_dir" in run.config["data"]:
+        data = run.data
+    else:
+        announce_once(f"{run_directory} was trained on no text: no tokenizer goes along.")
     options = dict(run.config["attention"])
     return export_model(run.model(), options.pop("name"), options, to, format, data=data)
 
@@ -63,6 +67,7 @@ def export_model(
         UserError: there is something at ``to`` or it cannot be written, or no stock architecture computes what the
             model does and ``format`` is ``stock``; or an imported Doge is to be ``custom``.
     """
+    to = to.expanduser()
     _check(to, format)
     options = settled_options(model.blocks[0].attention, attention, options)
     config, weights, modeling_file = _described(model, attention, options, format)
@@ -120,7 +125,7 @@ def _check(to: Path, format: str) -> None:
 @contextmanager
 def _new_folder(to: Path) -> Iterator[Path]:
     """A folder to fill, which takes the place of ``to`` once it is full."""
-    path = to.expanduser().resolve()
+    path = to.resolve()
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)

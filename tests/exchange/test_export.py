@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from omegaconf import OmegaConf
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.exchange import export_model, export_run
@@ -111,6 +111,8 @@ def test_a_run_becomes_a_folder_in_one_command(trained_run, tmp_path):
     assert theirs.decode(theirs.encode(text)) == text
     assert (theirs.eos_token_id, theirs.bos_token_id) == (run.data.separator_id,) * 2
     assert_same_logits(folder, run.model(), torch.tensor([theirs.encode(text)]))
+    config = AutoConfig.from_pretrained(folder)
+    assert (config.eos_token_id, config.bos_token_id) == (run.data.separator_id,) * 2
     assert list(folder.parent.iterdir()) == [folder], "what was made on the way is left behind"
 
 
@@ -199,6 +201,17 @@ def test_a_run_without_its_tokenizer_is_refused(trained_run, tmp_path):
     with pytest.raises(UserError, match=r"The tokenizer and tokens of .* are not under"):
         export_run(run, tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
+
+
+def test_a_run_on_no_text_goes_without_a_tokenizer(trained_run, tmp_path, capfd):
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    config = OmegaConf.load(run / "config.yaml")
+    config.data = {"name": "mqar"}
+    OmegaConf.save(config, run / "config.yaml")
+    folder = export_run(run, tmp_path / "folder")
+    assert "was trained on no text: no tokenizer goes along" in capfd.readouterr().err
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert_same_logits(folder, open_run(run).model(), distinct_tokens())
 
 
 def test_a_folder_that_cannot_be_finished_is_not_begun(tmp_path, monkeypatch):
