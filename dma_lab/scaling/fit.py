@@ -2,7 +2,8 @@
 
 Approach 3 of Hoffmann et al. 2022 (arXiv 2203.15556, equations 2 to 4 and section D.2): minimise the sum over runs of
 Huber_delta(log-sum-exp(a - alpha log N, b - beta log D, e) - log L) with a = log A, b = log B, e = log E, by L-BFGS
-from a grid of starts; the best minimum wins. Besiroglu et al. 2024 (arXiv 2404.10102) redid it on the paper's own points.
+from a grid of starts; the best minimum wins. Besiroglu et al. 2024 (arXiv 2404.10102) redid it on the paper's own
+points.
 """
 
 import dataclasses
@@ -77,7 +78,7 @@ def fit_parametric(
     points = take_points(params, tokens, loss)
     require_enough(points)
     objective, minimum = search_grid(points, delta)
-    fit = ParametricFit(*natural(minimum), objective=objective)
+    fit = ParametricFit(*natural(minimum), objective)
     if not bootstrap:
         return fit
     return with_intervals(fit, resampled_minima(minimum, [points], ONE_LAW, delta, bootstrap, seed))
