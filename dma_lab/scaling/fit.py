@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dma_lab.scaling.cost import SIX_PER_PARAMETER
+from dma_lab.scaling.frontier import best_allocation
+from dma_lab.scaling.interval import Interval, percentile_interval
 from dma_lab.scaling.objective import Points, Vector, descend, require_enough, resampled_minima, take_points, values_at
 
 # Section D.2: alpha, beta, e, a, b.
@@ -25,7 +28,6 @@ _GRID = (
     (0.0, 5.0, 10.0, 15.0, 20.0, 25.0),
 )
 _PARAMETERS = ("E", "A", "B", "alpha", "beta")
-_FLOPS_PER_PARAMETER_TOKEN = 6
 ONE_LAW = np.arange(5)[None]
 """The slots of a single backend's alpha, beta, e, a, b."""
 
@@ -41,7 +43,7 @@ class ParametricFit:
     beta: float
     objective: float
     """The sum of Huber losses at the minimum."""
-    intervals: dict[str, tuple[float, float]] | None = None
+    intervals: dict[str, Interval] | None = None
     """95 % bootstrap percentile intervals of the five parameters."""
     samples: NDArray[np.float64] | None = dataclasses.field(default=None, repr=False)
     """(bootstrap, 5): the resampled fits, columns E, A, B, alpha, beta."""
@@ -53,9 +55,13 @@ class ParametricFit:
 
     def optimal(self, flops: float) -> tuple[float, float]:
         """Parameters and tokens of least loss under 6 N D = ``flops`` (arXiv 2203.15556, equation 4)."""
-        ratio = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
-        params = ratio * (flops / _FLOPS_PER_PARAMETER_TOKEN) ** (self.beta / (self.alpha + self.beta))
-        return params, flops / _FLOPS_PER_PARAMETER_TOKEN / params
+        params, tokens, _ = best_allocation(self.row, flops, SIX_PER_PARAMETER)
+        return float(params), float(tokens)
+
+    @property
+    def row(self) -> Vector:
+        """(5,): E, A, B, alpha, beta, as a row of ``samples``."""
+        return np.array([getattr(self, name) for name in _PARAMETERS])
 
 
 def fit_parametric(
@@ -78,7 +84,7 @@ def fit_parametric(
     points = take_points(params, tokens, loss)
     require_enough(points)
     objective, minimum = search_grid(points, delta)
-    fit = ParametricFit(*natural(minimum), objective)
+    fit = ParametricFit(*natural(minimum), objective=objective)
     if not bootstrap:
         return fit
     return with_intervals(fit, resampled_minima(minimum, [points], ONE_LAW, delta, bootstrap, seed))
@@ -99,8 +105,7 @@ def search_grid(points: Points, delta: float) -> tuple[float, Vector]:
 def with_intervals(fit: ParametricFit, minima: Vector) -> ParametricFit:
     """The fit with the resampled ``minima`` (bootstrap, 5) in columns alpha, beta, e, a, b, and their intervals."""
     samples = np.stack(natural(minima.T), axis=-1)
-    low, high = np.quantile(samples, (0.025, 0.975), axis=0)
-    intervals = {name: (float(low[i]), float(high[i])) for i, name in enumerate(_PARAMETERS)}
+    intervals = {name: percentile_interval(samples[:, i]) for i, name in enumerate(_PARAMETERS)}
     return dataclasses.replace(fit, intervals=intervals, samples=samples)
 
 
