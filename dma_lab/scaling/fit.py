@@ -109,7 +109,7 @@ def with_intervals(fit: ParametricFit, minima: Vector) -> ParametricFit:
     return dataclasses.replace(fit, intervals=intervals, samples=samples)
 
 
-def natural(point: Vector) -> tuple[Any, ...]:
+def natural(point: Vector) -> tuple[Any, Any, Any, Any, Any]:
     """E, A, B, alpha, beta of (alpha, beta, e, a, b)."""
     alpha, beta, e, a, b = point
     return np.exp(e), np.exp(a), np.exp(b), alpha, beta

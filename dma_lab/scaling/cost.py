@@ -1,0 +1,61 @@
+"""What training costs: FLOP a token as a function of the model's size."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOP a token of models of N parameters: straight lines between ``log_params``, in logarithms.
+
+    6 N leaves out attention's scores and the output head, which on a small rung cost more than all parameters. Runs
+    count them, so between the sizes run their own counts are interpolated; beyond the smallest and the largest of them
+    FLOP a parameter and token stay as they are there.
+    """
+
+    log_params: Vector
+    """(sizes,), rising: natural logarithms of parameters."""
+    log_flops_per_token: Vector
+    """(sizes,)"""
+
+    @classmethod
+    def of_runs(cls, params: ArrayLike, tokens: ArrayLike, flops: ArrayLike) -> "Cost":
+        """From each run's parameters, training tokens and training FLOP, (runs,) each; runs of one size are averaged.
+
+        Raises:
+            ValueError: when the three differ in length or are not positive.
+        """
+        params, tokens, flops = (np.asarray(values, float) for values in (params, tokens, flops))
+        if not params.shape == tokens.shape == flops.shape or params.ndim != 1 or not len(params):
+            raise ValueError(
+                f"params, tokens and flops differ in length: {params.shape}, {tokens.shape}, {flops.shape}."
+            )
+        if not all((values > 0).all() for values in (params, tokens, flops)):
+            raise ValueError("params, tokens and flops must be positive.")
+        sizes = np.unique(params)
+        logs = np.log(flops / tokens)
+        return cls(np.log(sizes), np.array([logs[params == size].mean() for size in sizes]))
+
+    def flops_per_token(self, params: ArrayLike) -> Vector:
+        """FLOP a token of models of ``params`` parameters."""
+        log_n = np.log(np.asarray(params, float))
+        # What lies beyond the ends, at slope 1; np.interp holds the end's value.
+        beyond = log_n - np.clip(log_n, self.log_params[0], self.log_params[-1])
+        return np.exp(np.interp(log_n, self.log_params, self.log_flops_per_token) + beyond)
+
+    @property
+    def segments(self) -> list[tuple[float, float, float, float]]:
+        """Power laws log(FLOP a token) = k + p log N and the range of log N in which each holds: (low, high, k, p)."""
+        x = np.concatenate(([-np.inf], self.log_params, [np.inf]))
+        slopes = np.concatenate(([1.0], np.diff(self.log_flops_per_token) / np.diff(self.log_params), [1.0]))
+        anchors = np.append(0, np.arange(len(self.log_params)))
+        offsets = self.log_flops_per_token[anchors] - slopes * self.log_params[anchors]
+        return [(float(x[i]), float(x[i + 1]), float(offsets[i]), float(slopes[i])) for i in range(len(slopes))]
+
+
+SIX_PER_PARAMETER = Cost(np.zeros(1), np.log([6.0]))
+"""C = 6 N D, what the literature counts (arXiv 2001.08361, section 2.1)."""
