@@ -95,7 +95,7 @@ def _measure(N: int, window: int, K: int, kind: str, H: int, D: int) -> dict[str
     with torch.no_grad():
         ours = {
             "selection": milliseconds(lambda: prefix_topk_expiry(scores, window)),
-            "key_lists": milliseconds(lambda: build_key_lists(expiry, block, window)),
+            "key_lists": milliseconds(lambda: build_key_lists(expiry, block, window, scores)),
             "key_order": milliseconds(lambda: backward_key_order(expiry)),
             "forward": milliseconds(forward),
         }

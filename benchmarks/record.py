@@ -30,9 +30,14 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write_record(results_dir: str | Path, suite: str, measured: dict[str, Any]) -> Path:
-    """Write ``<suite>-<device>-<time>.json`` whole or not at all; returns its path."""
-    now = datetime.now(UTC)
+def write_record(
+    results_dir: str | Path, suite: str, measured: dict[str, Any], started: datetime | None = None
+) -> Path:
+    """Write ``<suite>-<device>-<time>.json`` whole or not at all; returns its path.
+
+    A suite that gives the time it ``started`` writes one record again and again, so that what it measured survives it.
+    """
+    now = started or datetime.now(UTC)
     record = {
         "suite": suite,
         "command": " ".join(["python", Path(sys.argv[0]).name, suite, *sys.argv[1:]]),

@@ -7,6 +7,7 @@ here instead of training slowly.
 import json
 import math
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,13 @@ def bench_training(config: DictConfig) -> Path:
         for context in config.contexts
         for backend in config.backends
     ]
-    measured = []
+    measured, started = [], datetime.now(UTC)
     with tempfile.TemporaryDirectory() as runs:
         for backend, context, settings in points:
             measured.append({"backend": backend, "context": context, **_train(settings, runs)})
+            record = {"settings": OmegaConf.to_container(config), "units": _UNITS, "runs": measured}
+            path = write_record(config.results_dir, "training", record, started)
     Console(width=120).print(_table(measured, config))
-    path = write_record(
-        config.results_dir,
-        "training",
-        {"settings": OmegaConf.to_container(config), "units": _UNITS, "runs": measured},
-    )
     print(f"recorded in {path}")
     return path
 

@@ -19,8 +19,8 @@ def interval_attention_triton(
     tile = tiling.forward_tile(max(q.shape[-1], v.shape[-1]), q.dtype)
     block = _list_block(q, k)
     with torch.cuda.device_of(q):
-        lists = build_key_lists(expiry, block, most_alive(expiry) if max_live is None else max_live)
-        return interval_forward(q, k, v, bias, lists, block, scale, tile)
+        lists = build_key_lists(expiry, block, most_alive(expiry) if max_live is None else max_live, bias)
+        return interval_forward(q, k, v, lists, block, scale, tile)
 
 
 @interval_attention_triton.register_fake
@@ -49,9 +49,9 @@ def interval_attention_triton_backward(
     expiry, bias = expiry.contiguous(), None if bias is None else bias.contiguous()
     head_dim, block = max(q.shape[-1], v.shape[-1]), _list_block(q, k)
     with torch.cuda.device_of(q):
-        lists = build_key_lists(expiry, block, most_alive(expiry) if max_live is None else max_live)
+        lists = build_key_lists(expiry, block, most_alive(expiry) if max_live is None else max_live, bias)
         dq, delta = interval_backward_dq(
-            d_out, q, k, v, bias, out, lse, lists, block, scale, tiling.dq_tile(head_dim, q.dtype)
+            d_out, q, k, v, out, lse, lists, block, scale, tiling.dq_tile(head_dim, q.dtype)
         )
         order_rn = backward_key_order(expiry)
         dkv_tile = tiling.dkv_tile(head_dim, q.dtype)

@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dma_lab.kernels.interval_triton_forward import load_rows, logits_of_tile
-from dma_lab.kernels.key_lists import TILE, KeyLists, bucket_size
+from dma_lab.kernels.interval_triton_forward import load_rows, logits_of_tile, needs_wide_offsets
+from dma_lab.kernels.key_lists import LOG2_E, TILE, KeyLists, bucket_size
 from dma_lab.kernels.tiling import Tile, heads_together, padded
 
 
@@ -20,7 +20,6 @@ def interval_backward_dq(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    bias: Tensor | None,
     out: Tensor,
     lse: Tensor,
     lists: KeyLists,
@@ -39,7 +38,6 @@ def interval_backward_dq(
         q,
         k,
         v,
-        bias,
         *lists,
         out,
         d_out,
@@ -66,7 +64,8 @@ def interval_backward_dq(
         KEYS=tile.keys,
         TILE=TILE,
         BLOCK=block,
-        HAS_BIAS=bias is not None,
+        HAS_BIAS=lists.bias_rbs is not None,
+        WIDE=needs_wide_offsets(k, v),
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         **tile.launch,
     )
@@ -133,6 +132,7 @@ def interval_backward_dkv(
         KEYS=tile.keys,
         BUCKET=bucket,
         HAS_BIAS=bias is not None,
+        WIDE=needs_wide_offsets(q, d_out),
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         **tile.launch,
     )
@@ -169,11 +169,12 @@ def _dq_kernel(
     q_ptr,
     k_ptr,
     v_ptr,
-    bias_ptr,
     list_ptr,
     span_ptr,
     whole_ptr,
     total_ptr,
+    list_bias_ptr,
+    reference_ptr,
     out_ptr,
     do_ptr,
     lse_ptr,
@@ -212,6 +213,7 @@ def _dq_kernel(
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     t0 = (tl.num_programs(0) - 1 - tl.program_id(0)) * QUERIES
@@ -225,14 +227,12 @@ def _dq_kernel(
 
     k_ptr += b * k_b + kv_head.to(tl.int64) * k_h
     v_ptr += b * v_b + kv_head.to(tl.int64) * v_h
-    if HAS_BIAS:
-        bias_ptr += kv_row * N
     block = kv_row * tl.cdiv(N, BLOCK) + t0 // BLOCK
     list_ptr += block * capacity
     span_ptr += block * capacity
-    whole_ptr += block * tl.cdiv(capacity, TILE)
+    whole_ptr += block * (capacity // TILE)
     total_keys = tl.maximum(tl.load(total_ptr + block), 0)
-    scale_log2 = scale * 1.4426950408889634
+    scale_log2 = scale * LOG2_E
 
     column, column_v = tl.arange(0, D_PAD), tl.arange(0, D_V_PAD)
     mask_d = inside[:, None] & (column < D)[None, :]
@@ -246,6 +246,9 @@ def _dq_kernel(
     statistics = (b * H + head) * N + t
     tl.store(delta_ptr + statistics, delta, mask=inside)
     lse = tl.load(lse_ptr + statistics, mask=inside, other=float("inf"))
+    if HAS_BIAS:  # listed biases are relative to the block's reference
+        list_bias_ptr += block * capacity
+        lse -= tl.load(reference_ptr + block)
 
     dq = tl.zeros((GROUP * QUERIES, D_PAD), tl.float32)
     slot = tl.arange(0, KEYS)
@@ -253,13 +256,24 @@ def _dq_kernel(
     j = tl.load(list_ptr + slot, mask=slot < total_keys, other=0)
     whole = tl.load(whole_ptr)
     for start in range(0, total_keys, KEYS):
-        k_sd = load_rows(k_ptr, j, k_n, None, D, D_PAD, False)
-        v_se = load_rows(v_ptr, j, v_n, None, D_V, D_V_PAD, False)
+        k_sd = load_rows(k_ptr, j, k_n, None, D, D_PAD, False, WIDE)
+        v_se = load_rows(v_ptr, j, v_n, None, D_V, D_V_PAD, False, WIDE)
         next_slot = start + KEYS + slot
         next_j = tl.load(list_ptr + next_slot, mask=next_slot < total_keys, other=0)
         next_whole = tl.load(whole_ptr + (start + KEYS) // TILE, mask=start + KEYS < total_keys, other=1)
-        here, in_list = span_ptr + start + slot, start + slot < total_keys
-        logits = logits_of_tile(q_md, k_sd, j, whole, here, in_list, query, bias_ptr, scale_log2, HAS_BIAS, PRECISION)
+        here, in_list = start + slot, start + slot < total_keys
+        logits = logits_of_tile(
+            q_md,
+            k_sd,
+            whole,
+            span_ptr + here,
+            in_list,
+            query,
+            list_bias_ptr + here if HAS_BIAS else None,
+            scale_log2,
+            HAS_BIAS,
+            PRECISION,
+        )
         weights = tl.exp2(logits - lse[:, None])
         d_weights = tl.dot(do_me, tl.trans(v_se), input_precision=PRECISION)
         d_logits = weights * (d_weights - delta[:, None])
@@ -295,13 +309,14 @@ def _dkv_tiles(
     D_V_PAD: tl.constexpr,
     QUERIES: tl.constexpr,
     MASKED: tl.constexpr,
+    WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """What the query tiles [first, last) add; keys are the rows here, so nothing but the inputs is transposed."""
     for tile in range(first, last):
         t = tile * QUERIES + tl.arange(0, QUERIES)
         inside = t < N
-        q_md = load_rows(q_ptr, t, q_n, inside, D, D_PAD, MASKED)
+        q_md = load_rows(q_ptr, t, q_n, inside, D, D_PAD, MASKED, WIDE)
         if MASKED:
             lse = tl.load(lse_ptr + t, mask=inside, other=float("inf"))
             delta = tl.load(delta_ptr + t, mask=inside, other=0.0)
@@ -311,7 +326,7 @@ def _dkv_tiles(
         weights = tl.exp2(logits - lse[None, :])
         if MASKED:
             weights = tl.where((j[:, None] <= t[None, :]) & (t[None, :] < expiry[:, None]), weights, 0.0)
-        do_me = load_rows(do_ptr, t, do_n, inside, D_V, D_V_PAD, MASKED)
+        do_me = load_rows(do_ptr, t, do_n, inside, D_V, D_V_PAD, MASKED, WIDE)
         dv = tl.dot(weights.to(do_me.dtype), do_me, dv, input_precision=PRECISION)
         d_weights = tl.dot(v_se, tl.trans(do_me), input_precision=PRECISION)
         d_logits = weights * (d_weights - delta[None, :])
@@ -365,6 +380,7 @@ def _dkv_kernel(
     KEYS: tl.constexpr,
     BUCKET: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     # A bucket's groups of all heads, then the next bucket's: early keys, which live longest, come first and the last
@@ -389,15 +405,15 @@ def _dkv_kernel(
     unmasked_to = tl.minimum(tl.min(tl.where(lives, expiry, N), 0) // QUERIES, last)
     unmasked_to = tl.maximum(unmasked_to, unmasked_from)
 
-    k_sd = load_rows(k_ptr + b * k_b + kv_head * k_h, j, k_n, in_range, D, D_PAD, True)
-    v_se = load_rows(v_ptr + b * v_b + kv_head * v_h, j, v_n, in_range, D_V, D_V_PAD, True)
+    k_sd = load_rows(k_ptr + b * k_b + kv_head * k_h, j, k_n, in_range, D, D_PAD, True, True)
+    v_se = load_rows(v_ptr + b * v_b + kv_head * v_h, j, v_n, in_range, D_V, D_V_PAD, True, True)
     bias = tl.zeros((KEYS,), tl.float32)
     if HAS_BIAS:
-        bias = tl.load(bias_ptr + kv_row * N + j, mask=in_range, other=0.0).to(tl.float32) * 1.4426950408889634
+        bias = tl.load(bias_ptr + kv_row * N + j, mask=in_range, other=0.0).to(tl.float32) * LOG2_E
     dk = tl.zeros((KEYS, D_PAD), tl.float32)
     dv = tl.zeros((KEYS, D_V_PAD), tl.float32)
     d_bias = tl.zeros((KEYS,), tl.float32)
-    scale_log2 = scale * 1.4426950408889634
+    scale_log2 = scale * LOG2_E
     statistics = row.to(tl.int64) * N
     for phase in tl.static_range(3):
         from_tile = first if phase == 0 else (unmasked_from if phase == 1 else unmasked_to)
@@ -427,6 +443,7 @@ def _dkv_kernel(
             D_V_PAD,
             QUERIES,
             phase != 1,
+            WIDE,
             PRECISION,
         )
 

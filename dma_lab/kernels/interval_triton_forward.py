@@ -1,7 +1,10 @@
 """Forward pass of interval attention in Triton: a block of queries over the list of keys that live for it.
 
-Online softmax (Milakov & Gimelshein 2018; FlashAttention-2, Dao 2023) over rows of K and V gathered by index. The next
-tile's indices are loaded a step ahead, so that the rows themselves can be fetched while the matrix units work.
+Softmax is summed against a reference that is known before (``KeyLists.reference_rb``) rather than against a running
+maximum: nothing is rescaled, and the product with V runs on while the next logits are made. A query whose sum left
+the range in which that is exact is computed again with the running maximum (Milakov & Gimelshein 2018); which of the
+two a query gets depends on its own sum alone, so later tokens change nothing. The next tile's indices are loaded a
+step ahead, so that the rows themselves can be fetched while the matrix units work.
 """
 
 import torch
@@ -9,15 +12,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dma_lab.kernels.key_lists import TILE, KeyLists
+from dma_lab.kernels.key_lists import LOG2_E, TILE, KeyLists
 from dma_lab.kernels.tiling import Tile, heads_together, padded
+
+_SOUND = tl.constexpr(2.0**64)
+"""A sum within (1 / _SOUND, _SOUND) lost no key that float32 would have kept in it."""
 
 
 def interval_forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    bias: Tensor | None,
     lists: KeyLists,
     block: int,
     scale: float,
@@ -38,7 +43,6 @@ def interval_forward(
         q,
         k,
         v,
-        bias,
         *lists,
         out,
         lse,
@@ -60,18 +64,36 @@ def interval_forward(
         KEYS=tile.keys,
         TILE=TILE,
         BLOCK=block,
-        HAS_BIAS=bias is not None,
+        HAS_BIAS=lists.bias_rbs is not None,
+        FIXED=q.dtype != torch.float16,  # float16 has no room for weights above 1
+        WIDE=needs_wide_offsets(k, v),
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         **tile.launch,
     )
     return out, lse
 
 
+def needs_wide_offsets(*tensors: Tensor) -> bool:
+    """Whether a row of a head can lie 2^31 elements or more behind its first."""
+    return any((tensor.shape[2] - 1) * tensor.stride(2) + tensor.shape[3] >= 2**31 for tensor in tensors)
+
+
 @triton.jit
-def load_rows(base_ptr, row, stride, in_range, WIDTH: tl.constexpr, WIDTH_PAD: tl.constexpr, MASKED: tl.constexpr):
+def load_rows(
+    base_ptr,
+    row,
+    stride,
+    in_range,
+    WIDTH: tl.constexpr,
+    WIDTH_PAD: tl.constexpr,
+    MASKED: tl.constexpr,
+    WIDE: tl.constexpr,
+):
     """(rows, WIDTH_PAD) tile of the rows at ``row``; zeros where masked and past WIDTH."""
     column = tl.arange(0, WIDTH_PAD)
-    pointer = base_ptr + row.to(tl.int64)[:, None] * stride + column[None, :]
+    # Narrow offsets take half the integer instructions, which the forward pass is short of.
+    offset = row.to(tl.int64) * stride if WIDE else row * stride
+    pointer = base_ptr + offset[:, None] + column[None, :]
     if MASKED and WIDTH != WIDTH_PAD:
         return tl.load(pointer, mask=in_range[:, None] & (column < WIDTH)[None, :], other=0.0)
     if MASKED:
@@ -85,7 +107,6 @@ def load_rows(base_ptr, row, stride, in_range, WIDTH: tl.constexpr, WIDTH_PAD: t
 def logits_of_tile(
     q_md,
     k_sd,
-    j,
     whole,
     span_ptr,
     in_list,
@@ -95,13 +116,13 @@ def logits_of_tile(
     HAS_BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Base-2 logits (rows, keys): scale * q . k + bias, and -inf where the key does not live for the query.
+    """Base-2 logits (rows, keys): scale * q . k + listed bias, and -inf where the key does not live for the query.
 
     ``query`` counts from the first of the list's block, as spans do (``KeyLists``); ``whole`` tiles need no mask.
     """
     logits = tl.dot(q_md, tl.trans(k_sd), input_precision=PRECISION) * scale_log2
     if HAS_BIAS:
-        logits += (tl.load(bias_ptr + j).to(tl.float32) * 1.4426950408889634)[None, :]
+        logits += tl.load(bias_ptr)[None, :]
     if whole == 0:
         span = tl.load(span_ptr, mask=in_list, other=0)
         live = ((span & 0xFFFF)[None, :] <= query[:, None]) & (query[:, None] < (span >> 16)[None, :])
@@ -110,15 +131,83 @@ def logits_of_tile(
 
 
 @triton.jit
+def _attend(
+    q_md,
+    k_ptr,
+    v_ptr,
+    list_ptr,
+    span_ptr,
+    whole_ptr,
+    list_bias_ptr,
+    k_n,
+    v_n,
+    query,
+    total_keys,
+    scale_log2,
+    D: tl.constexpr,
+    D_V: tl.constexpr,
+    D_PAD: tl.constexpr,
+    D_V_PAD: tl.constexpr,
+    KEYS: tl.constexpr,
+    TILE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    WIDE: tl.constexpr,
+    RUNNING: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Weighted sum of V, sum of weights, and what was taken from the logits: a RUNNING maximum, or 0."""
+    acc = tl.zeros((query.shape[0], D_V_PAD), tl.float32)
+    total = tl.zeros((query.shape[0],), tl.float32)
+    peak = tl.full((query.shape[0],), float("-inf") if RUNNING else 0.0, tl.float32)
+    slot = tl.arange(0, KEYS)
+    j = tl.load(list_ptr + slot, mask=slot < total_keys, other=0)
+    whole = tl.load(whole_ptr)
+    for start in range(0, total_keys, KEYS):
+        k_sd = load_rows(k_ptr, j, k_n, None, D, D_PAD, False, WIDE)
+        v_se = load_rows(v_ptr, j, v_n, None, D_V, D_V_PAD, False, WIDE)
+        next_slot = start + KEYS + slot
+        next_j = tl.load(list_ptr + next_slot, mask=next_slot < total_keys, other=0)
+        next_whole = tl.load(whole_ptr + (start + KEYS) // TILE, mask=start + KEYS < total_keys, other=1)
+        here, in_list = start + slot, start + slot < total_keys
+        logits = logits_of_tile(
+            q_md,
+            k_sd,
+            whole,
+            span_ptr + here,
+            in_list,
+            query,
+            list_bias_ptr + here if HAS_BIAS else None,
+            scale_log2,
+            HAS_BIAS,
+            PRECISION,
+        )
+        if RUNNING:
+            new_peak = tl.maximum(peak, tl.max(logits, 1))
+            known = tl.where(new_peak == float("-inf"), 0.0, new_peak)
+            weights = tl.exp2(logits - known[:, None])
+            shrink = tl.exp2(peak - known)
+            total = total * shrink + tl.sum(weights, 1)
+            acc = tl.dot(weights.to(v_se.dtype), v_se, acc * shrink[:, None], input_precision=PRECISION)
+            peak = new_peak
+        else:
+            weights = tl.exp2(logits)
+            total += tl.sum(weights, 1)
+            acc = tl.dot(weights.to(v_se.dtype), v_se, acc, input_precision=PRECISION)
+        j, whole = next_j, next_whole
+    return acc, total, peak
+
+
+@triton.jit
 def _forward_kernel(
     q_ptr,
     k_ptr,
     v_ptr,
-    bias_ptr,
     list_ptr,
     span_ptr,
     whole_ptr,
     total_ptr,
+    list_bias_ptr,
+    reference_ptr,
     out_ptr,
     lse_ptr,
     q_b,
@@ -148,6 +237,8 @@ def _forward_kernel(
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    FIXED: tl.constexpr,
+    WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     # The last queries first: they have most keys where lifetimes are unbounded.
@@ -162,45 +253,80 @@ def _forward_kernel(
 
     k_ptr += b * k_b + kv_head.to(tl.int64) * k_h
     v_ptr += b * v_b + kv_head.to(tl.int64) * v_h
-    if HAS_BIAS:
-        bias_ptr += kv_row * N
     block = kv_row * tl.cdiv(N, BLOCK) + t0 // BLOCK
     list_ptr += block * capacity
     span_ptr += block * capacity
-    whole_ptr += block * tl.cdiv(capacity, TILE)
+    whole_ptr += block * (capacity // TILE)
+    reference = 0.0
+    if HAS_BIAS:
+        list_bias_ptr += block * capacity
+        reference = tl.load(reference_ptr + block)
     listed = tl.load(total_ptr + block)
     total_keys = tl.maximum(listed, 0)
-    scale_log2 = scale * 1.4426950408889634
+    scale_log2 = scale * LOG2_E
 
     column = tl.arange(0, D_PAD)
     q_rows = q_ptr + b * q_b + head[:, None] * q_h + t.to(tl.int64)[:, None] * q_n + column[None, :]
     q_md = tl.load(q_rows, mask=inside[:, None] & (column < D)[None, :], other=0.0)
-    acc = tl.zeros((GROUP * QUERIES, D_V_PAD), tl.float32)
-    peak = tl.full((GROUP * QUERIES,), float("-inf"), tl.float32)
-    total = tl.zeros((GROUP * QUERIES,), tl.float32)
-    slot = tl.arange(0, KEYS)
     query = t % BLOCK
-    j = tl.load(list_ptr + slot, mask=slot < total_keys, other=0)
-    whole = tl.load(whole_ptr)
-    for start in range(0, total_keys, KEYS):
-        k_sd = load_rows(k_ptr, j, k_n, None, D, D_PAD, False)
-        v_se = load_rows(v_ptr, j, v_n, None, D_V, D_V_PAD, False)
-        next_slot = start + KEYS + slot
-        next_j = tl.load(list_ptr + next_slot, mask=next_slot < total_keys, other=0)
-        next_whole = tl.load(whole_ptr + (start + KEYS) // TILE, mask=start + KEYS < total_keys, other=1)
-        here, in_list = span_ptr + start + slot, start + slot < total_keys
-        logits = logits_of_tile(q_md, k_sd, j, whole, here, in_list, query, bias_ptr, scale_log2, HAS_BIAS, PRECISION)
-        new_peak = tl.maximum(peak, tl.max(logits, 1))
-        reference = tl.where(new_peak == float("-inf"), 0.0, new_peak)
-        weights = tl.exp2(logits - reference[:, None])
-        shrink = tl.exp2(peak - reference)
-        total = total * shrink + tl.sum(weights, 1)
-        acc = tl.dot(weights.to(v_se.dtype), v_se, acc * shrink[:, None], input_precision=PRECISION)
-        peak, j, whole = new_peak, next_j, next_whole
+    acc, total, peak = _attend(
+        q_md,
+        k_ptr,
+        v_ptr,
+        list_ptr,
+        span_ptr,
+        whole_ptr,
+        list_bias_ptr,
+        k_n,
+        v_n,
+        query,
+        total_keys,
+        scale_log2,
+        D,
+        D_V,
+        D_PAD,
+        D_V_PAD,
+        KEYS,
+        TILE,
+        HAS_BIAS,
+        WIDE,
+        not FIXED,
+        PRECISION,
+    )
+    if FIXED:
+        sound = ((total > 1 / _SOUND) & (total < _SOUND)) | (t >= N)
+        if tl.min(sound.to(tl.int32), 0) == 0:
+            acc_again, total_again, peak_again = _attend(
+                q_md,
+                k_ptr,
+                v_ptr,
+                list_ptr,
+                span_ptr,
+                whole_ptr,
+                list_bias_ptr,
+                k_n,
+                v_n,
+                query,
+                total_keys,
+                scale_log2,
+                D,
+                D_V,
+                D_PAD,
+                D_V_PAD,
+                KEYS,
+                TILE,
+                HAS_BIAS,
+                WIDE,
+                True,
+                PRECISION,
+            )
+            acc = tl.where(sound[:, None], acc, acc_again)
+            total = tl.where(sound, total, total_again)
+            peak = tl.where(sound, peak, peak_again)
 
     sees = total > 0
     acc = acc / tl.where(sees, total, 1.0)[:, None]
-    lse = tl.where(sees, peak + tl.log2(tl.where(sees, total, 1.0)), float("inf"))
+    lse = tl.where(sees, reference + peak + tl.log2(tl.where(sees, total, 1.0)), float("inf"))
     acc = tl.where(listed < 0, float("nan"), acc)
     column_v = tl.arange(0, D_V_PAD)
     out_rows = out_ptr + b * o_b + head[:, None] * o_h + t.to(tl.int64)[:, None] * o_n + column_v[None, :]

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 TILE = 64  # keys of a list that share one flag
+LOG2_E = tl.constexpr(1.4426950408889634)
 _SPAN = 1024  # queries that share a first, coarse list
 _CHUNK = 2048  # keys that a program compacts at a time
 
@@ -34,6 +35,12 @@ class KeyLists(NamedTuple):
     need no mask: for most tiles they do."""
     total_rb: Tensor
     """int32 (B*K, blocks): how many; -1 where more keys live than the capacity allows."""
+    bias_rbs: Tensor | None
+    """float32 (B*K, blocks, capacity): the keys' biases times log2(e), minus the block's reference. Beside the indices,
+    because a kernel that gathers them again waits for the index first, and every thread does it for itself."""
+    reference_rb: Tensor | None
+    """float32 (B*K, blocks): the largest bias, times log2(e), among the keys alive when the block opens (0 if none is):
+    what all the block's queries know. It keeps softmax's sums near 1, however large all biases are."""
 
 
 def most_alive(expiry: Tensor) -> int:
@@ -45,28 +52,45 @@ def most_alive(expiry: Tensor) -> int:
     return int((ever_rn - leaves_rn[:, :N]).cumsum(-1).max())
 
 
-def build_key_lists(expiry: Tensor, block: int, max_live: int) -> KeyLists:
-    """Key lists for blocks of ``block`` queries, from int32 expiries (B, K, N), contiguous.
+def build_key_lists(expiry: Tensor, block: int, max_live: int, bias: Tensor | None = None) -> KeyLists:
+    """Key lists for blocks of ``block`` queries, from int32 expiries and floating-point biases, (B, K, N), contiguous.
 
     ``max_live`` bounds the keys alive at once and with it the memory. Coarse lists of whole spans come first, so that
     a block looks at a few thousand keys and not at all that came before it.
     """
     B, K, N = expiry.shape
     rows, blocks, spans = B * K, triton.cdiv(N, block), triton.cdiv(N, _SPAN)
-    coarse_capacity, capacity = min(N, max_live + _SPAN), min(N, max_live + block)
+    coarse_capacity = min(N, max_live + _SPAN)
+    tiles = triton.cdiv(min(N, max_live + block), TILE)
+    capacity = tiles * TILE  # whole tiles: nothing that reads one asks where the list's memory ends
 
-    def new(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.int32, device=expiry.device)
+    def new(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=expiry.device)
 
     # Expiries are kept beside the indices: gathering them again, 4 bytes a sector, cost more than all the rest.
     coarse = new(rows, spans, coarse_capacity), new(rows, spans, coarse_capacity), new(rows, spans)
     _coarse_lists_kernel[(spans, rows)](expiry, *coarse, N, coarse_capacity, _SPAN, _CHUNK, num_warps=8)
-    tiles = triton.cdiv(capacity, TILE)
     lists = KeyLists(
-        new(rows, blocks, capacity), new(rows, blocks, capacity), new(rows, blocks, tiles), new(rows, blocks)
+        new(rows, blocks, capacity),
+        new(rows, blocks, capacity),
+        new(rows, blocks, tiles),
+        new(rows, blocks),
+        None if bias is None else new(rows, blocks, capacity, dtype=torch.float32),
+        None if bias is None else new(rows, blocks, dtype=torch.float32),
     )
     _block_lists_kernel[(blocks, rows)](
-        *coarse, *lists, N, coarse_capacity, capacity, block, TILE, _SPAN, _CHUNK, num_warps=8
+        *coarse,
+        bias,
+        *lists,
+        N,
+        coarse_capacity,
+        capacity,
+        BLOCK=block,
+        TILE=TILE,
+        SPAN=_SPAN,
+        CHUNK=_CHUNK,
+        HAS_BIAS=bias is not None,
+        num_warps=8,
     )
     return lists
 
@@ -124,10 +148,13 @@ def _block_lists_kernel(
     coarse_ptr,
     coarse_expiry_ptr,
     coarse_total_ptr,
+    bias_ptr,
     list_ptr,
     span_ptr,
     whole_ptr,
     total_ptr,
+    list_bias_ptr,
+    reference_ptr,
     N,
     coarse_capacity,
     capacity,
@@ -135,6 +162,7 @@ def _block_lists_kernel(
     TILE: tl.constexpr,
     SPAN: tl.constexpr,
     CHUNK: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
 ):
     """Out of a span's keys those that live for a block of its queries, in the same order."""
     block, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -146,10 +174,11 @@ def _block_lists_kernel(
     coarse_expiry_ptr += slot_of_span * coarse_capacity
     list_ptr += slot_of_block * capacity
     span_ptr += slot_of_block * capacity
-    whole_ptr += slot_of_block * tl.cdiv(capacity, TILE)
+    whole_ptr += slot_of_block * (capacity // TILE)
     coarse_total = tl.load(coarse_total_ptr + slot_of_span)
     in_reach = tl.minimum(coarse_total, coarse_capacity)
     total = 0
+    reference = float("-inf")
     for start in range(0, in_reach, CHUNK):
         i = start + tl.arange(0, CHUNK)
         j = tl.load(coarse_ptr + i, mask=i < in_reach, other=N)
@@ -160,15 +189,27 @@ def _block_lists_kernel(
         tl.store(list_ptr + slot, j, mask=store)
         first, end = tl.maximum(j - t0, 0), tl.where(expiry >= t1, BLOCK, expiry - t0)
         tl.store(span_ptr + slot, first | (end << 16), mask=store)
+        if HAS_BIAS:
+            known = store & (j <= t0)
+            bias = tl.load(bias_ptr + row * N + j, mask=known, other=float("-inf")).to(tl.float32)
+            reference = tl.maximum(reference, tl.max(bias, 0))
         total += tl.sum(live, 0)
-    tl.debug_barrier()  # the spans are read again
+    tl.debug_barrier()  # the lists are read again
+    listed = tl.minimum(total, capacity)
+    if HAS_BIAS:
+        reference = tl.where(reference > float("-inf"), reference * LOG2_E, 0.0)
+        tl.store(reference_ptr + slot_of_block, reference)
     TILES: tl.constexpr = CHUNK // TILE
-    for start in range(0, tl.minimum(total, capacity), CHUNK):
+    for start in range(0, listed, CHUNK):
         i = start + tl.arange(0, CHUNK)
-        span = tl.load(span_ptr + i, mask=i < tl.minimum(total, capacity), other=0)
+        span = tl.load(span_ptr + i, mask=i < listed, other=0)
         whole = tl.min(tl.reshape((span == BLOCK << 16).to(tl.int32), (TILES, TILE)), 1)
         tile = start // TILE + tl.arange(0, TILES)
-        tl.store(whole_ptr + tile, whole, mask=tile < tl.cdiv(capacity, TILE))
+        tl.store(whole_ptr + tile, whole, mask=tile < capacity // TILE)
+        if HAS_BIAS:
+            j = tl.load(list_ptr + i, mask=i < listed, other=0)
+            bias = tl.load(bias_ptr + row * N + j, mask=i < listed, other=0.0).to(tl.float32)
+            tl.store(list_bias_ptr + slot_of_block * capacity + i, bias * LOG2_E - reference, mask=i < listed)
     fits = (total <= capacity) & (coarse_total <= coarse_capacity)
     tl.store(total_ptr + slot_of_block, tl.where(fits, total, -1))
 

@@ -93,7 +93,8 @@ def test_queries_without_keys_and_rows_apart_in_memory():
     assert (expected[0][:, :, :41] == 0).all()
 
 
-def test_later_tokens_change_no_earlier_output():
+@pytest.mark.parametrize("size", [1, 60])  # 60: sums of some queries leave the range that a fixed reference bears
+def test_later_tokens_change_no_earlier_output(size):
     N, t = 200, 140
     tensors = input_of(1, 1, 1, N, 16, 16, torch.randn(1, 1, N))
     outputs = []
@@ -102,10 +103,28 @@ def test_later_tokens_change_no_earlier_output():
         arguments = {"bias": tensors["bias"], "impl": "triton"}
         outputs.append(interval_attention(tensors["q"], tensors["k"], tensors["v"], expiry, **arguments))
         for name in ("q", "k", "v"):
-            tensors[name][:, :, t + 1 :] = torch.randn(1, 1, N - t - 1, 16)
+            tensors[name][:, :, t + 1 :] = size * torch.randn(1, 1, N - t - 1, 16)
         tensors["bias"][..., t + 1 :] += torch.randn(N - t - 1)
     assert torch.equal(outputs[0][:, :, : t + 1], outputs[1][:, :, : t + 1])
     assert not torch.equal(outputs[0], outputs[1])
+
+
+@pytest.mark.parametrize(
+    ("logit_size", "bias"),
+    [
+        (1, lambda noise: noise + 300),  # all alike: the block's reference takes it up
+        (1, lambda noise: noise * 100),  # some sums leave the range that a fixed reference bears
+        (40, lambda noise: noise),
+    ],
+    ids=["shifted biases", "wide biases", "large products"],
+)
+def test_logits_in_the_hundreds_equal_float64(logit_size, bias):
+    scores = bias(torch.randn(1, 2, 270, generator=torch.Generator().manual_seed(1)))
+    tensors = input_of(1, 4, 2, 270, 32, 32, scores)
+    tensors["q"] *= logit_size
+    expiry = prefix_topk_expiry(scores, 60, document_ids=(torch.arange(270) // 100)[None])
+    found = attend(tensors, expiry, torch.float32, impl="triton")
+    assert_near(found, attend(tensors, expiry, torch.float64, impl="torch"), 5e-5)  # float32's steps at 400 are 3e-5
 
 
 def test_too_small_a_bound_gives_nan_and_not_a_wrong_number():
