@@ -4,6 +4,10 @@ import torch
 from torch import Tensor
 
 from dma_lab.kernels import tiling
+from dma_lab.kernels.hopper_ring import hopper_suits
+from dma_lab.kernels.interval_hopper_dkv import hopper_dkv
+from dma_lab.kernels.interval_hopper_dq import hopper_dq
+from dma_lab.kernels.interval_hopper_forward import hopper_forward
 from dma_lab.kernels.interval_triton_backward import interval_backward_dkv, interval_backward_dq
 from dma_lab.kernels.interval_triton_forward import interval_forward
 from dma_lab.kernels.key_lists import backward_key_order, build_key_lists, most_alive
@@ -20,6 +24,8 @@ def interval_attention_triton(
     block = _list_block(q, k)
     with torch.cuda.device_of(q):
         lists = build_key_lists(expiry, block, most_alive(expiry) if max_live is None else max_live, bias)
+        if hopper_suits(q, k, v):
+            return hopper_forward(q, k, v, lists, scale)
         return interval_forward(q, k, v, lists, block, scale, tile)
 
 
@@ -50,10 +56,13 @@ def interval_attention_triton_backward(
     head_dim, block = max(q.shape[-1], v.shape[-1]), _list_block(q, k)
     with torch.cuda.device_of(q):
         lists = build_key_lists(expiry, block, most_alive(expiry) if max_live is None else max_live, bias)
+        order_rn = backward_key_order(expiry)
+        if hopper_suits(q, k, v, d_out):
+            dq, delta = hopper_dq(d_out, q, k, v, out, lse, lists, scale)
+            return dq, *hopper_dkv(d_out, q, k, v, expiry, bias, lse, delta, order_rn, scale)
         dq, delta = interval_backward_dq(
             d_out, q, k, v, out, lse, lists, block, scale, tiling.dq_tile(head_dim, q.dtype)
         )
-        order_rn = backward_key_order(expiry)
         dkv_tile = tiling.dkv_tile(head_dim, q.dtype)
         dk, dv, d_bias = interval_backward_dkv(d_out, q, k, v, expiry, bias, lse, delta, order_rn, scale, dkv_tile)
     return dq, dk, dv, d_bias

@@ -136,10 +136,19 @@ def interval_backward_dkv(
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         **tile.launch,
     )
-    if group == 1:
-        return dk, dv, d_bias
-    dk_sum, dv_sum = new(K, D, q.dtype), new(K, D_v, q.dtype)
-    d_bias_sum = torch.empty(B, K, N, dtype=torch.float32, device=q.device)
+    return (dk, dv, d_bias) if group == 1 else sum_query_heads(expiry, dk, dv, d_bias, q.dtype)
+
+
+def sum_query_heads(
+    expiry: Tensor, dk: Tensor, dv: Tensor, d_bias: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients (B, H, N, …) of query heads as those of the key/value heads they share; only keys that ever live are
+    read."""
+    B, H, N, D = dk.shape
+    K, D_v = expiry.shape[1], dv.shape[-1]
+    dk_sum = torch.empty(B, N, K, D, dtype=dtype, device=dk.device).transpose(1, 2)
+    dv_sum = torch.empty(B, N, K, D_v, dtype=dtype, device=dk.device).transpose(1, 2)
+    d_bias_sum = torch.empty(B, K, N, dtype=torch.float32, device=dk.device)
     _sum_heads_kernel[(triton.cdiv(N, 32), B * K)](
         expiry,
         dk,
@@ -158,7 +167,7 @@ def interval_backward_dkv(
         D_V=D_v,
         D_PAD=padded(D),
         D_V_PAD=padded(D_v),
-        GROUP=group,
+        GROUP=H // K,
         KEYS=32,
     )
     return dk_sum, dv_sum, d_bias_sum
@@ -171,7 +180,7 @@ def _dq_kernel(
     v_ptr,
     list_ptr,
     span_ptr,
-    whole_ptr,
+    mask_ptr,
     total_ptr,
     list_bias_ptr,
     reference_ptr,
@@ -230,7 +239,7 @@ def _dq_kernel(
     block = kv_row * tl.cdiv(N, BLOCK) + t0 // BLOCK
     list_ptr += block * capacity
     span_ptr += block * capacity
-    whole_ptr += block * (capacity // TILE)
+    mask_ptr += block * (capacity // TILE)
     total_keys = tl.maximum(tl.load(total_ptr + block), 0)
     scale_log2 = scale * LOG2_E
 
@@ -254,22 +263,20 @@ def _dq_kernel(
     slot = tl.arange(0, KEYS)
     query = t % BLOCK
     j = tl.load(list_ptr + slot, mask=slot < total_keys, other=0)
-    whole = tl.load(whole_ptr)
+    asks = tl.load(mask_ptr)
     for start in range(0, total_keys, KEYS):
         k_sd = load_rows(k_ptr, j, k_n, None, D, D_PAD, False, WIDE)
         v_se = load_rows(v_ptr, j, v_n, None, D_V, D_V_PAD, False, WIDE)
         next_slot = start + KEYS + slot
         next_j = tl.load(list_ptr + next_slot, mask=next_slot < total_keys, other=0)
-        next_whole = tl.load(whole_ptr + (start + KEYS) // TILE, mask=start + KEYS < total_keys, other=1)
-        here, in_list = start + slot, start + slot < total_keys
+        next_asks = tl.load(mask_ptr + (start + KEYS) // TILE, mask=start + KEYS < total_keys, other=0)
         logits = logits_of_tile(
             q_md,
             k_sd,
-            whole,
-            span_ptr + here,
-            in_list,
+            asks,
+            span_ptr + start + slot,
             query,
-            list_bias_ptr + here if HAS_BIAS else None,
+            list_bias_ptr + start + slot if HAS_BIAS else None,
             scale_log2,
             HAS_BIAS,
             PRECISION,
@@ -278,7 +285,7 @@ def _dq_kernel(
         d_weights = tl.dot(do_me, tl.trans(v_se), input_precision=PRECISION)
         d_logits = weights * (d_weights - delta[:, None])
         dq = tl.dot(d_logits.to(k_sd.dtype), k_sd, dq, input_precision=PRECISION)
-        j, whole = next_j, next_whole
+        j, asks = next_j, next_asks
     dq_rows = dq_ptr + b * dq_b + head[:, None] * dq_h + t_long * dq_n + column[None, :]
     tl.store(dq_rows, (dq * scale).to(dq_ptr.dtype.element_ty), mask=mask_d)
 

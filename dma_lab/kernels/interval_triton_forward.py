@@ -15,8 +15,8 @@ from torch import Tensor
 from dma_lab.kernels.key_lists import LOG2_E, TILE, KeyLists
 from dma_lab.kernels.tiling import Tile, heads_together, padded
 
-_SOUND = tl.constexpr(2.0**64)
-"""A sum within (1 / _SOUND, _SOUND) lost no key that float32 would have kept in it."""
+SOUND = tl.constexpr(2.0**64)
+"""A sum within (1 / SOUND, SOUND) lost no key that float32 would have kept in it."""
 
 
 def interval_forward(
@@ -27,18 +27,25 @@ def interval_forward(
     block: int,
     scale: float,
     tile: Tile,
+    redo: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Output (B, H, N, D_v) and the base-2 logarithm of each query's softmax sum, float32 (B, H, N).
 
     Arguments as in ``interval_attention``; ``lists`` are for blocks of ``block`` queries. A query that sees no key has
     output 0 and sum infinity, so that its weights come out 0 in the backward pass; one whose list overflowed has NaN.
+
+    ``redo`` has both as another kernel wrote them, and int32 marks, two of them a block: only blocks with a mark are
+    computed, and its tensors returned. ``tile`` then is as tall as a block.
     """
     B, H, N, D = q.shape
     K, D_v = k.shape[1], v.shape[-1]
     group = heads_together(H // K)
     queries = tile.rows // group
-    out = torch.empty(B, N, H, D_v, dtype=q.dtype, device=q.device).transpose(1, 2)
-    lse = torch.empty(B, H, N, dtype=torch.float32, device=q.device)
+    if redo is None:
+        out = torch.empty(B, N, H, D_v, dtype=q.dtype, device=q.device).transpose(1, 2)
+        lse, marks = torch.empty(B, H, N, dtype=torch.float32, device=q.device), None
+    else:
+        out, lse, marks = redo
     _forward_kernel[(triton.cdiv(N, queries), B * H // group)](
         q,
         k,
@@ -46,6 +53,7 @@ def interval_forward(
         *lists,
         out,
         lse,
+        marks,
         *q.stride()[:3],
         *k.stride()[:3],
         *v.stride()[:3],
@@ -107,9 +115,8 @@ def load_rows(
 def logits_of_tile(
     q_md,
     k_sd,
-    whole,
+    asks,
     span_ptr,
-    in_list,
     query,
     bias_ptr,
     scale_log2,
@@ -118,13 +125,13 @@ def logits_of_tile(
 ):
     """Base-2 logits (rows, keys): scale * q . k + listed bias, and -inf where the key does not live for the query.
 
-    ``query`` counts from the first of the list's block, as spans do (``KeyLists``); ``whole`` tiles need no mask.
+    ``query`` counts from the first of the list's block, as spans do; ``asks`` is the tile's entry of ``mask_rbt``.
     """
     logits = tl.dot(q_md, tl.trans(k_sd), input_precision=PRECISION) * scale_log2
     if HAS_BIAS:
         logits += tl.load(bias_ptr)[None, :]
-    if whole == 0:
-        span = tl.load(span_ptr, mask=in_list, other=0)
+    if asks != 0:
+        span = tl.load(span_ptr)
         live = ((span & 0xFFFF)[None, :] <= query[:, None]) & (query[:, None] < (span >> 16)[None, :])
         logits = tl.where(live, logits, float("-inf"))
     return logits
@@ -137,7 +144,7 @@ def _attend(
     v_ptr,
     list_ptr,
     span_ptr,
-    whole_ptr,
+    mask_ptr,
     list_bias_ptr,
     k_n,
     v_n,
@@ -161,22 +168,20 @@ def _attend(
     peak = tl.full((query.shape[0],), float("-inf") if RUNNING else 0.0, tl.float32)
     slot = tl.arange(0, KEYS)
     j = tl.load(list_ptr + slot, mask=slot < total_keys, other=0)
-    whole = tl.load(whole_ptr)
+    asks = tl.load(mask_ptr)
     for start in range(0, total_keys, KEYS):
         k_sd = load_rows(k_ptr, j, k_n, None, D, D_PAD, False, WIDE)
         v_se = load_rows(v_ptr, j, v_n, None, D_V, D_V_PAD, False, WIDE)
         next_slot = start + KEYS + slot
         next_j = tl.load(list_ptr + next_slot, mask=next_slot < total_keys, other=0)
-        next_whole = tl.load(whole_ptr + (start + KEYS) // TILE, mask=start + KEYS < total_keys, other=1)
-        here, in_list = start + slot, start + slot < total_keys
+        next_asks = tl.load(mask_ptr + (start + KEYS) // TILE, mask=start + KEYS < total_keys, other=0)
         logits = logits_of_tile(
             q_md,
             k_sd,
-            whole,
-            span_ptr + here,
-            in_list,
+            asks,
+            span_ptr + start + slot,
             query,
-            list_bias_ptr + here if HAS_BIAS else None,
+            list_bias_ptr + start + slot if HAS_BIAS else None,
             scale_log2,
             HAS_BIAS,
             PRECISION,
@@ -193,7 +198,7 @@ def _attend(
             weights = tl.exp2(logits)
             total += tl.sum(weights, 1)
             acc = tl.dot(weights.to(v_se.dtype), v_se, acc, input_precision=PRECISION)
-        j, whole = next_j, next_whole
+        j, asks = next_j, next_asks
     return acc, total, peak
 
 
@@ -204,12 +209,13 @@ def _forward_kernel(
     v_ptr,
     list_ptr,
     span_ptr,
-    whole_ptr,
+    mask_ptr,
     total_ptr,
     list_bias_ptr,
     reference_ptr,
     out_ptr,
     lse_ptr,
+    marks_ptr,
     q_b,
     q_h,
     q_n,
@@ -241,6 +247,10 @@ def _forward_kernel(
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    if marks_ptr is not None:
+        marks = marks_ptr + 2 * (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0))
+        if (tl.load(marks) | tl.load(marks + 1)) == 0:
+            return
     # The last queries first: they have most keys where lifetimes are unbounded.
     t0 = (tl.num_programs(0) - 1 - tl.program_id(0)) * QUERIES
     head0 = tl.program_id(1) * GROUP
@@ -256,7 +266,7 @@ def _forward_kernel(
     block = kv_row * tl.cdiv(N, BLOCK) + t0 // BLOCK
     list_ptr += block * capacity
     span_ptr += block * capacity
-    whole_ptr += block * (capacity // TILE)
+    mask_ptr += block * (capacity // TILE)
     reference = 0.0
     if HAS_BIAS:
         list_bias_ptr += block * capacity
@@ -275,7 +285,7 @@ def _forward_kernel(
         v_ptr,
         list_ptr,
         span_ptr,
-        whole_ptr,
+        mask_ptr,
         list_bias_ptr,
         k_n,
         v_n,
@@ -294,7 +304,7 @@ def _forward_kernel(
         PRECISION,
     )
     if FIXED:
-        sound = ((total > 1 / _SOUND) & (total < _SOUND)) | (t >= N)
+        sound = ((total > 1 / SOUND) & (total < SOUND)) | (t >= N)
         if tl.min(sound.to(tl.int32), 0) == 0:
             acc_again, total_again, peak_again = _attend(
                 q_md,
@@ -302,7 +312,7 @@ def _forward_kernel(
                 v_ptr,
                 list_ptr,
                 span_ptr,
-                whole_ptr,
+                mask_ptr,
                 list_bias_ptr,
                 k_n,
                 v_n,

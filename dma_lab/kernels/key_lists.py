@@ -21,7 +21,8 @@ class KeyLists(NamedTuple):
     """For every key/value head and block of queries, the keys that live for any of them."""
 
     index_rbs: Tensor
-    """int32 (B*K, blocks, capacity), in order of arrival; undefined past the total.
+    """int32 (B*K, blocks, capacity), in order of arrival. The last TILE is filled up with keys that no query sees
+    (index and span 0), and there always is one; undefined behind it.
 
     By arrival, because the order must not depend on what comes later: the keys alive when a block opens are known by
     then, those that arrive in it follow, so a query sums the same keys in the same order whatever comes after it.
@@ -30,9 +31,9 @@ class KeyLists(NamedTuple):
     """int32 (B*K, blocks, capacity): which of the block's queries see the key, the first in the low 16 bits and the
     one after the last in the high 16, counted from the block's first; that one is ``block`` for a key that outlives it.
     """
-    whole_rbt: Tensor
-    """int32 (B*K, blocks, capacity / TILE): whether all of the TILE keys live for all of the block, so that the kernels
-    need no mask: for most tiles they do."""
+    mask_rbt: Tensor
+    """int32 (B*K, blocks, capacity / TILE): what a kernel must ask of the TILE's keys. 0: nothing, all of them live for
+    all of the block, as in most tiles; 1: whether they still live, all had arrived when the block opened; 2: both."""
     total_rb: Tensor
     """int32 (B*K, blocks): how many; -1 where more keys live than the capacity allows."""
     bias_rbs: Tensor | None
@@ -151,7 +152,7 @@ def _block_lists_kernel(
     bias_ptr,
     list_ptr,
     span_ptr,
-    whole_ptr,
+    mask_ptr,
     total_ptr,
     list_bias_ptr,
     reference_ptr,
@@ -174,7 +175,7 @@ def _block_lists_kernel(
     coarse_expiry_ptr += slot_of_span * coarse_capacity
     list_ptr += slot_of_block * capacity
     span_ptr += slot_of_block * capacity
-    whole_ptr += slot_of_block * (capacity // TILE)
+    mask_ptr += slot_of_block * (capacity // TILE)
     coarse_total = tl.load(coarse_total_ptr + slot_of_span)
     in_reach = tl.minimum(coarse_total, coarse_capacity)
     total = 0
@@ -200,16 +201,21 @@ def _block_lists_kernel(
         reference = tl.where(reference > float("-inf"), reference * LOG2_E, 0.0)
         tl.store(reference_ptr + slot_of_block, reference)
     TILES: tl.constexpr = CHUNK // TILE
-    for start in range(0, listed, CHUNK):
+    filled = tl.cdiv(tl.maximum(listed, 1), TILE) * TILE
+    for start in range(0, filled, CHUNK):
         i = start + tl.arange(0, CHUNK)
         span = tl.load(span_ptr + i, mask=i < listed, other=0)
-        whole = tl.min(tl.reshape((span == BLOCK << 16).to(tl.int32), (TILES, TILE)), 1)
+        asks = tl.where(span == BLOCK << 16, 0, tl.where((i < listed) & ((span & 0xFFFF) == 0), 1, 2))
         tile = start // TILE + tl.arange(0, TILES)
-        tl.store(whole_ptr + tile, whole, mask=tile < capacity // TILE)
+        tl.store(mask_ptr + tile, tl.max(tl.reshape(asks, (TILES, TILE)), 1), mask=tile < capacity // TILE)
+        filler = (i >= listed) & (i < filled)
+        tl.store(list_ptr + i, tl.zeros_like(i), mask=filler)
+        tl.store(span_ptr + i, tl.zeros_like(i), mask=filler)
         if HAS_BIAS:
             j = tl.load(list_ptr + i, mask=i < listed, other=0)
             bias = tl.load(bias_ptr + row * N + j, mask=i < listed, other=0.0).to(tl.float32)
-            tl.store(list_bias_ptr + slot_of_block * capacity + i, bias * LOG2_E - reference, mask=i < listed)
+            relative = tl.where(filler, 0.0, bias * LOG2_E - reference)
+            tl.store(list_bias_ptr + slot_of_block * capacity + i, relative, mask=i < filled)
     fits = (total <= capacity) & (coarse_total <= coarse_capacity)
     tl.store(total_ptr + slot_of_block, tl.where(fits, total, -1))
 
