@@ -1,51 +1,77 @@
-"""Every backend through the pipeline that trains it: does the loss fall, how fast, in how much memory.
+"""Every backend through the pipeline that trains it: does the loss fall, on what kernels, how fast, in how much memory.
 
 Blocks are compiled whole wherever training compiles (``fullgraph=True``), so a backend that would break the graph fails
-here instead of training slowly.
+here instead of training slowly. A backend that fails does not stop the others: its reason is recorded in its place.
 """
 
+import dataclasses
+import gc
 import json
 import math
+import sys
 import tempfile
+import time
+import traceback
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
+from torch._dynamo.utils import counters
 
+from benchmarks.attention_ops import attention_ops
 from benchmarks.record import write_record
-from dma_lab.messages import UserError
+from benchmarks.training_table import print_training
 from dma_lab.train.fit_run import fit_run
+from dma_lab.train.hardware import Hardware, resolve_hardware
+from dma_lab.train.plan import RunPlan, build_model, plan_run
 from dma_lab.train.settings import TrainSettings, read_settings
+
+Point = dict[str, Any]
+
+_WARMUP_STEPS = 10
+_UNITS = {
+    "loss": "nats a token, by step",
+    "not_finite": "steps whose loss or gradient norm is not finite",
+    "tokens_per_second": f"median over the steps after the first {_WARMUP_STEPS}, which hold the compilation; every "
+    "step is waited for",
+    "peak_memory_bytes": "largest allocation on the GPU, or of the process on a CPU",
+    "seconds": "the whole point: model, compilation, steps, validation, checkpoint",
+    "attention_ops": "what one layer's forward pass calls, in order; empty where it is plain PyTorch",
+}
 
 
 def bench_training(config: DictConfig) -> Path:
-    """Train each of ``config.backends`` at each of ``config.contexts``; prints a table, writes a record."""
-    points = [
-        (backend, context, _settings(config, backend, context))
-        for context in config.contexts
-        for backend in config.backends
-    ]
-    measured, started = [], datetime.now(UTC)
-    with tempfile.TemporaryDirectory() as runs:
-        for backend, context, settings in points:
-            measured.append({"backend": backend, "context": context, **_train(settings, runs)})
-            record = {"settings": OmegaConf.to_container(config), "units": _UNITS, "runs": measured}
-            path = write_record(config.results_dir, "training", record, started)
-    Console(width=120).print(_table(measured, config))
+    """Train each of ``config.backends`` at each of ``config.contexts``; prints a table, writes a record.
+
+    Raises:
+        UserError: for settings that no point could be trained with.
+        SystemExit: status 1, after all is recorded, when a point failed, its loss did not fall or was not finite.
+    """
+    points = []
+    for context in config.contexts:
+        for backend in config.backends:
+            settings = _settings(config, backend, context)
+            hardware = resolve_hardware(settings.trainer)
+            points.append((backend, context, settings, plan_run(settings, settings.model.vocab_size, hardware)))
+    measured: list[Point] = []
+    started = datetime.now(UTC)
+    for backend, context, settings, plan in points:
+        print(f"[{len(measured) + 1}/{len(points)}] attention={backend}, {context:,} tokens", file=sys.stderr)
+        measured.append({"backend": backend, "context": context, **_measure(settings, plan, hardware)})
+        record = {"settings": OmegaConf.to_container(config), "units": _UNITS, "runs": measured}
+        path = write_record(config.results_dir, "training", record, started)
+    print_training(measured, f"{config.rung}: {config.steps} steps of {config.tokens_per_step:,} tokens")
     print(f"recorded in {path}")
+    wrong = [run for run in measured if run["wrong"]]
+    for run in wrong:
+        print(f"failed: attention={run['backend']}, {run['context']:,} tokens: {run['wrong']}", file=sys.stderr)
+    if wrong:
+        raise SystemExit(1)
     return path
-
-
-_UNITS = {
-    "loss": "nats a token, by step",
-    "tokens_per_second": "over the steps after the first ten, which hold the compilation",
-    "peak_memory_bytes": "largest allocation on the GPU, or of the process on a CPU",
-}
 
 
 def _settings(config: DictConfig, backend: str, context: int) -> TrainSettings:
@@ -55,6 +81,7 @@ def _settings(config: DictConfig, backend: str, context: int) -> TrainSettings:
         f"trainer.context={context}",
         f"trainer.tokens_per_step={config.tokens_per_step}",
         f"tokens={config.steps * config.tokens_per_step}",
+        "trainer.log_every=1",
         f"trainer.validate_every={config.steps}",
         f"trainer.checkpoint_every={config.steps}",
         "data.allow_repeat=true",
@@ -63,48 +90,70 @@ def _settings(config: DictConfig, backend: str, context: int) -> TrainSettings:
     return read_settings(compose("train", overrides))
 
 
-def _train(settings: TrainSettings, runs: str) -> dict[str, Any]:
+def _measure(settings: TrainSettings, plan: RunPlan, hardware: Hardware) -> Point:
+    """One point; ``wrong`` says what is not as it should be, and is None where all is."""
     torch.compiler.reset()
+    counters.clear()
+    begun = time.perf_counter()
+    point: Point = {"params_non_embedding": plan.parameters.non_embedding, "d_ff": plan.shape.d_ff}
+    try:
+        point["attention_ops"] = _attention_ops(settings, plan, hardware)
+        _forget_memory()
+        with tempfile.TemporaryDirectory() as runs:
+            point |= _train(dataclasses.replace(settings, output_dir=runs))
+    except Exception as error:
+        traceback.print_exc()
+        return point | {"wrong": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+    point |= {
+        "compiled": hardware.compile,
+        "graphs": counters["stats"]["unique_graphs"],
+        "graph_breaks": counters["graph_break"].total(),
+        "seconds": time.perf_counter() - begun,
+    }
+    return point | {"wrong": _what_is_wrong(point)}
+
+
+def _train(settings: TrainSettings) -> Point:
+    summary = fit_run(settings)
+    lines = _lines(Path(summary["run"]) / "metrics.jsonl")
+    speeds = [line["tokens_per_second"] for line in _lines(Path(summary["run"]) / "speed.jsonl")]
+    kept = ("hardware", "precision", "peak_memory_bytes", "val_loss", "flops", "flops_executed")
+    return {
+        **{name: summary[name] for name in kept},
+        "loss": {line["step"]: line["loss"] for line in lines},
+        "not_finite": sum(not math.isfinite(line["loss"] + line["grad_norm"]) for line in lines),
+        "tokens_per_second": median(speeds[min(_WARMUP_STEPS, len(speeds) // 2) :]),
+    }
+
+
+def _what_is_wrong(point: Point) -> str | None:
+    losses = list(point["loss"].values())
+    if point["not_finite"]:
+        return f"{point['not_finite']} of {len(losses)} steps are not finite"
+    if point["graph_breaks"]:
+        return f"{point['graph_breaks']} graph breaks"
+    if losses[-1] >= losses[0]:
+        return f"the loss went from {losses[0]:.4f} to {losses[-1]:.4f}"
+    return None
+
+
+def _forget_memory() -> None:
+    """What was before is neither held nor counted."""
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    settings = TrainSettings(**{**vars(settings), "output_dir": runs})
-    summary = fit_run(settings)
-    lines = _lines(Path(summary["run"]) / "metrics.jsonl")
-    losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
-    if not all(math.isfinite(loss) for loss in losses.values()):
-        raise UserError(f"attention={summary['attention']} at context {summary['context']}: the loss is not finite.")
-    speeds = _lines(Path(summary["run"]) / "speed.jsonl")
-    kept = ("params_non_embedding", "d_ff", "hardware", "precision", "peak_memory_bytes", "val_loss", "flops_executed")
-    return {
-        **{name: summary[name] for name in kept},
-        "compiled": settings.trainer.compile,
-        "loss": losses,
-        "tokens_per_second": _median([line["tokens_per_second"] for line in speeds[1:]]),
-    }
+
+
+def _attention_ops(settings: TrainSettings, plan: RunPlan, hardware: Hardware) -> list[str]:
+    """Operators that a layer of the run calls, on its device, at its context and in its precision."""
+    attention = build_model(settings, dataclasses.replace(plan.shape, n_layers=1)).blocks[0].attention
+    x = torch.randn(1, plan.shape.max_seq_len, plan.shape.d_model, device=hardware.device)
+    document_ids = torch.zeros_like(x[..., 0], dtype=torch.int64) if settings.data.mask_documents else None
+    autocast = torch.autocast(hardware.device.type, torch.bfloat16, enabled=hardware.precision == "bf16")
+    with autocast:
+        return attention_ops(attention.to(hardware.device), x, document_ids)
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
-def _median(values: list[float]) -> float | None:
-    return sorted(values)[len(values) // 2] if values else None
-
-
-def _table(measured: list[dict[str, Any]], config: DictConfig) -> Table:
-    title = f"{config.rung}: {config.steps} steps of {config.tokens_per_step:,} tokens, {measured[0]['precision']}"
-    table = Table(title=title, title_justify="left")
-    for column in ("attention", "context", "loss, first", "loss, last", "tokens/s", "memory, MiB"):
-        table.add_column(column, justify="left" if column == "attention" else "right")
-    for run in measured:
-        losses = list(run["loss"].values())
-        table.add_row(
-            run["backend"],
-            str(run["context"]),
-            f"{losses[0]:.3f}",
-            f"{losses[-1]:.3f}",
-            "-" if run["tokens_per_second"] is None else f"{run['tokens_per_second']:,.0f}",
-            f"{run['peak_memory_bytes'] / 2**20:,.0f}",
-        )
-    return table

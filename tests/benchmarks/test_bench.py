@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.attention_ops import attention_ops
 from benchmarks.kernels import live_share
+from dma_lab.attention import build_attention
 from dma_lab.kernels import prefix_topk_expiry
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["model.n_layers=1", "model.d_model=32", "model.n_heads=2", "model.n_kv_heads=1", "model.head_dim=16"]
-TINY += ["model.d_ff=64", "trainer.validation_tokens=512", "trainer.log_every=2", "trainer.device=cpu"]
+TINY += ["model.d_ff=64", "trainer.validation_tokens=512", "trainer.device=cpu"]
 
 
 def bench(*arguments):
@@ -22,27 +25,60 @@ def bench(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
-def test_training_is_measured_for_every_backend_asked_for(tmp_path):
+def bench_training(tmp_path, *arguments, overrides=()):
+    """With 100 documents and a tiny model; returns the process, the record and its points."""
     corpus = tmp_path / "documents.jsonl"
-    corpus.write_text("".join(f'{{"text": "{"the cat sat on the mat " * 12}{n}"}}\n' for n in range(200)))
+    corpus.write_text("".join(f'{{"text": "{"the cat sat on the mat " * 12}{n}"}}\n' for n in range(100)))
     data = [f"data.path={corpus}", "data.validation_fraction=0.1", f"data.cache_dir={tmp_path / 'cache'}"]
-    overrides = ",".join(f"'{setting}'" for setting in ["data=local", *data, "data.vocab_size=300", *TINY])
-    shape = ["backends=[mha,dma]", "contexts=[32,64]", "steps=8", "tokens_per_step=256", "rung=nano"]
-    result = bench("training", *shape, f"overrides=[{overrides}]", f"results_dir={tmp_path / 'results'}")
-    assert result.returncode == 0, result.stderr
-    (path,) = (tmp_path / "results").iterdir()
+    quoted = ",".join(f"'{setting}'" for setting in ["data=local", *data, "data.vocab_size=300", *TINY, *overrides])
+    result = bench("training", *arguments, "rung=nano", f"overrides=[{quoted}]", f"results_dir={tmp_path / 'results'}")
+    (path,) = (tmp_path / "results").glob("*.json")
     record = json.loads(path.read_text())
+    return result, record, {(run["backend"], run["context"]): run for run in record["runs"]}
+
+
+def test_training_is_measured_for_every_backend_asked_for(tmp_path):
+    result, record, runs = bench_training(
+        tmp_path, "backends=[mha,dma]", "contexts=[32,64]", "steps=8", "tokens_per_step=256"
+    )
+    assert result.returncode == 0, result.stderr
     assert record["suite"] == "training"
     assert record["packages"]["torch"] == importlib.metadata.version("torch")
     assert record["command"].startswith("python bench.py training backends=[mha,dma]")
-    points = [(run["backend"], run["context"]) for run in record["runs"]]
-    assert points == [("mha", 32), ("dma", 32), ("mha", 64), ("dma", 64)]
-    for run in record["runs"]:
-        assert list(run["loss"]) == ["2", "4", "6", "8"]
-        assert 0 < run["loss"]["8"] < run["loss"]["2"]
+    assert list(runs) == [("mha", 32), ("dma", 32), ("mha", 64), ("dma", 64)]
+    for number, run in enumerate(runs.values(), 1):
+        assert f"[{number}/4] attention={run['backend']}, {run['context']} tokens" in result.stderr
+        assert list(run["loss"]) == [str(step) for step in range(1, 9)]
+        assert 0 < run["loss"]["8"] < run["loss"]["1"]
+        assert (run["wrong"], run["not_finite"], run["attention_ops"]) == (None, 0, [])
+        assert (run["compiled"], run["graphs"], run["graph_breaks"]) == (False, 0, 0)
         assert run["tokens_per_second"] > 0
+        assert run["seconds"] > 0
         assert run["peak_memory_bytes"] > 2**20
         assert f"{run['loss']['8']:.3f}" in result.stdout
+        assert f"{run['params_non_embedding']:,}" in result.stdout
+
+
+def test_what_goes_wrong_is_recorded_in_its_place_and_the_others_go_on(tmp_path):
+    # Sequences of 8,192 tokens are longer than the corpus, and at this learning rate the loss is soon infinite.
+    result, _, runs = bench_training(
+        tmp_path,
+        *("backends=[mha]", "contexts=[8192,32]", "steps=4", "tokens_per_step=8192"),
+        overrides=["optimizer.learning_rate=1e30", "optimizer.gradient_clip=1e30"],
+    )
+    assert result.returncode == 1
+    assert re.search(r"UserError: The corpus has [\d,]+ training tokens, fewer", runs["mha", 8192]["wrong"])
+    assert runs["mha", 32]["wrong"] == "3 of 4 steps are not finite"
+    failed = [line for line in result.stderr.splitlines() if line.startswith("failed: ")]
+    assert failed == [f"failed: attention=mha, {n:,} tokens: {runs['mha', n]['wrong']}" for n in (8192, 32)]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_operators_named_are_those_that_run(packed):
+    mha = build_attention("mha", d_model=32, n_heads=2, n_kv_heads=1, head_dim=16, max_seq_len=64)
+    ids = torch.zeros(1, 64, dtype=torch.int64) if packed else None
+    expected = [] if packed else ["aten::_scaled_dot_product_flash_attention_for_cpu"]
+    assert attention_ops(mha, torch.randn(1, 64, 32), ids) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,44 @@
+"""What ``bench.py training`` measured, for a reader."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_KERNELS = {
+    "dma_lab::flash_attention": "flash-attn",
+    "dma_lab::interval_attention": "interval attention (Triton)",
+    "aten::_scaled_dot_product_flash_attention": "SDPA (flash)",
+    "aten::_scaled_dot_product_cudnn_attention": "SDPA (cuDNN)",
+    "aten::_scaled_dot_product_efficient_attention": "SDPA (memory-efficient)",
+}
+_RIGHT = ("parameters", "loss, first", "last", "not finite", "graph breaks", "memory, GiB", "tokens/s", "seconds")
+
+
+def print_training(measured: list[dict[str, Any]], title: str) -> None:
+    """One line a point; one that failed has its figures up to there."""
+    table = Table(title=title, title_justify="left")
+    for column in ("attention", "context", "runs on", *_RIGHT):
+        table.add_column(column, justify="right" if column in ("context", *_RIGHT) else "left")
+    for run in measured:
+        table.add_row(run["backend"], f"{run['context']:,}", *_figures(run))
+    Console(width=150).print(table)
+
+
+def _figures(run: dict[str, Any]) -> list[str]:
+    ops = run.get("attention_ops", [])
+    kernels = ", ".join(_KERNELS[op] for op in ops if op in _KERNELS) or "plain PyTorch"
+    figures = [kernels, f"{run['params_non_embedding']:,}"]
+    if "loss" not in run:
+        return [*figures, "failed"]
+    losses = list(run["loss"].values())
+    return [
+        *figures,
+        f"{losses[0]:.3f}",
+        f"{losses[-1]:.3f}",
+        f"{run['not_finite']}",
+        f"{run['graph_breaks']}" if run["compiled"] else "not compiled",
+        f"{run['peak_memory_bytes'] / 2**30:.2f}",
+        f"{run['tokens_per_second']:,.0f}",
+        f"{run['seconds']:.0f}",
+    ]
