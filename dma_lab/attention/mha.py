@@ -1,7 +1,8 @@
 """Multi-head attention with shared key/value heads: MHA (K = H), GQA (1 < K < H), MQA (K = 1).
 
 Vaswani et al. 2017; Ainslie et al., arXiv 2305.13245. PyTorch's scaled_dot_product_attention; where packed documents
-must not see each other flash-attn if it is installed, else interval attention (a key lives to its document's end).
+must not see each other flash-attn if it is installed, else interval attention (a key lives to its document's end). That
+also serves what PyTorch has no fused kernel for.
 """
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dma_lab.attention.base import AttentionBackend, AttentionFlops, causal_pairs
-from dma_lab.attention.heads import HeadProjections, KeyValueCache
+from dma_lab.attention.heads import HeadProjections, KeyValueCache, sdpa_is_fused
 from dma_lab.kernels import document_bounds, flash_attention, flash_attention_suits, interval_attention
 
 
@@ -40,9 +41,10 @@ class MultiHeadAttention(AttentionBackend, name="mha"):
     def forward(self, x: Tensor, document_ids: Tensor | None = None) -> Tensor:
         self.check_input(x, document_ids)
         q, k, v = self.heads(x)
-        if document_ids is None:
-            out_bhnd = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        elif flash_attention_suits(q, v):
+        if document_ids is None and (not x.is_cuda or sdpa_is_fused(q, k, v)):
+            grouped = self.n_kv_heads < self.n_heads
+            out_bhnd = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        elif document_ids is not None and flash_attention_suits(q, v):
             out_bhnd = flash_attention(q, k, v, document_ids=document_ids)
         else:
             _, end_bn = document_bounds(document_ids, x.shape[0], x.shape[1], x.device)

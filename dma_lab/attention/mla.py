@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dma_lab.attention.base import AttentionBackend, AttentionFlops, causal_pairs
+from dma_lab.attention.heads import sdpa_is_fused
 from dma_lab.attention.rope import Rotary
 from dma_lab.kernels import document_bounds, interval_attention
 from dma_lab.messages import UserError
@@ -101,7 +102,7 @@ class MultiHeadLatentAttention(AttentionBackend, name="mla"):
         c_bnr, k_rope_bnd = self.latents(x)
         k_nope, v = (up(c_bnr).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for up in (self.k_up, self.v_up))
         k_bhnd = torch.cat((k_nope, k_rope_bnd[:, None].expand(-1, self.n_heads, -1, -1)), dim=-1)
-        if document_ids is None:
+        if document_ids is None and (not x.is_cuda or sdpa_is_fused(q_bhnd, k_bhnd, v)):
             # CUDA has fused kernels for values narrower than keys. The CPU's takes equal widths alone: there zeros fill
             # the values up, and their columns of the result are dropped.
             values = v if v.is_cuda else F.pad(v, (0, self.rope_dim))

@@ -5,8 +5,10 @@ import importlib.util
 import pytest
 import torch
 
+from benchmarks.attention_ops import attention_ops
 from dma_lab.attention import build_attention, registered_backends
 from dma_lab.kernels import document_bounds, flash_attention, flash_attention_suits, interval_attention
+from dma_lab.messages import announce_once
 from dma_lab.model import ModelShape, Transformer
 
 pytestmark = [
@@ -47,6 +49,55 @@ def test_flash_attn_gives_what_float64_gives(head_dim, window, packed):
     wanted = expected, *torch.autograd.grad(expected, exact, d_out.double())
     for each, reference in zip(found, wanted, strict=True):
         assert relative_error(each, reference) < 5e-3
+
+
+@needs_flash_attn
+@pytest.mark.parametrize(("name", "options"), [("mha", {}), ("swa", {"window": 100})])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_with_flash_attn_a_layer_gives_what_it_gives_without(name, options, head_dim, monkeypatch):
+    torch.manual_seed(0)
+    N, M = len(IDS), 4 * head_dim
+    shape = {"d_model": M, "n_heads": 4, "n_kv_heads": 2, "head_dim": head_dim, "max_seq_len": N}
+    layer = build_attention(name, **shape, **options).cuda()
+    x, ids = torch.randn(2, N, M, device="cuda"), IDS.expand(2, -1).cuda()
+    inputs, d_out = [x.requires_grad_(), *layer.parameters()], torch.randn(2, N, M, device="cuda")
+
+    def run(document_ids):
+        with torch.autocast("cuda", torch.bfloat16):
+            ops = attention_ops(layer, x, document_ids)
+            out = layer(x, document_ids)
+        return ops, (out, *torch.autograd.grad(out, inputs, d_out.to(out)))
+
+    with_it = [run(ids), run(torch.zeros_like(ids))]
+    assert all(ops == ["dma_lab::flash_attention"] for ops, _ in with_it)
+    monkeypatch.setattr(f"dma_lab.attention.{name}.flash_attention_suits", lambda q, v: False)
+    without = [run(ids), run(None)]  # one document in all is none at all: MHA's way through SDPA
+    expected_op = "aten::_scaled_dot_product" if name == "mha" else "dma_lab::interval_attention"
+    assert without[0][0][0] == "dma_lab::interval_attention"
+    assert without[1][0][0].startswith(expected_op)
+    for (_, found), (_, expected) in zip(with_it, without, strict=True):
+        for each, reference in zip(found, expected, strict=True):
+            assert relative_error(each, reference.double()) < 0.02
+
+
+@pytest.mark.parametrize("name", sorted(registered_backends()))
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_no_backend_takes_quadratic_memory_and_quadratic_work_is_said(name, packed, precision, capfd):
+    announce_once.cache_clear()
+    peaks = []
+    for N in (8192, 16_384):
+        shape = {"d_model": 256, "n_heads": 4, "n_kv_heads": 2, "head_dim": 64, "max_seq_len": N}
+        layer, x = build_attention(name, **shape).cuda(), torch.randn(1, N, 256, device="cuda", requires_grad=True)
+        ids = torch.arange(N, device="cuda")[None] // 3000 if packed else None
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
+            layer(x, ids).sum().backward()
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+        del layer, x
+    assert peaks[1] < 2.6 * peaks[0], f"{peaks} bytes at 8,192 and 16,384 tokens"
+    assert capfd.readouterr().err.count("costs what dense attention costs") == (name == "nsa")
 
 
 @pytest.mark.parametrize("name", sorted(registered_backends()))
