@@ -91,6 +91,16 @@ def _text_chunks(path: Path, on_bytes: OnBytes) -> Iterator[str]:
 
 
 def _jsonl_documents(path: Path, text_field: str, on_bytes: OnBytes) -> Iterator[Document]:
+    for row, where in read_objects(path, on_bytes):
+        yield whole_document(field_text(row, text_field, where), where)
+
+
+def read_objects(path: Path, on_bytes: OnBytes) -> Iterator[tuple[object, str]]:
+    """What the lines of a jsonl file, compressed or not, hold; and where each is.
+
+    Raises:
+        UserError: what the file is, where, if it cannot be read, ends early, is not UTF-8 or no JSON.
+    """
     number = 0
     try:
         with open(path, "rb") as raw, _decompressed(path, raw) as lines:
@@ -100,7 +110,7 @@ def _jsonl_documents(path: Path, text_field: str, on_bytes: OnBytes) -> Iterator
                 done = raw.tell()
                 if not line.isspace():
                     where = f"{path}, line {number}"
-                    yield whole_document(field_text(_parsed(line, where), text_field, where), where)
+                    yield _parsed(line, where), where
     except (OSError, EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is damaged or ends early, after line {number}: {error}. Fetch it again.") from error
 

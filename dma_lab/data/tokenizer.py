@@ -4,6 +4,8 @@ Byte-level means that every token stands for a fixed string of bytes, so that de
 bits per byte can be counted. Tokenizers of other kinds are refused.
 """
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,6 +82,20 @@ def load_tokenizer(name: str) -> Tokenizer:
     except Exception as error:  # tokenizers raises plain Exception for every fault of a file
         raise UserError(f"data.tokenizer={name} is not a tokenizer that can be read: {error}.") from error
     return _prepared(tokenizer, name)
+
+
+def save_for_transformers(tokenizer_file: Path, folder: Path, max_tokens: int) -> None:
+    """Write to ``folder`` what transformers' AutoTokenizer reads: the tokenizer.json and its settings."""
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": SEPARATOR,
+        "eos_token": SEPARATOR,
+        "split_special_tokens": True,  # text that spells <|endoftext|> is text, as in training
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": max_tokens,
+    }
+    shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dma_lab.data.store import TOKENIZER_FILE, TokenData
-from dma_lab.data.tokenizer import SEPARATOR
+from dma_lab.data.store import TokenData
+from dma_lab.data.tokenizer import save_for_transformers
 from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.exchange.configs import NoStockArchitectureError, custom_config, settled_options, stock_config
 from dma_lab.exchange.doge import DogeTransformer
@@ -80,8 +80,7 @@ def export_model(
         if modeling_file is not None:
             shutil.copyfile(modeling_file, folder / modeling_file.name)
         if data is not None:
-            shutil.copyfile(data.tokenizer_file, folder / TOKENIZER_FILE)
-            _write_json(folder / "tokenizer_config.json", _tokenizer_config(model.shape.max_seq_len))
+            save_for_transformers(data.tokenizer_file, folder, model.shape.max_seq_len)
     return to
 
 
@@ -139,14 +138,3 @@ def _new_folder(to: Path) -> Iterator[Path]:
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _tokenizer_config(max_tokens: int) -> dict[str, Any]:
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": SEPARATOR,
-        "eos_token": SEPARATOR,
-        "split_special_tokens": True,  # text that spells <|endoftext|> is text, as in training
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": max_tokens,
-    }
