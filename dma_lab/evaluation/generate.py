@@ -48,6 +48,7 @@ def generate(
     sampling: Sampling,
     vocab_size: int,
     stop_token: int | None = None,
+    stops: Callable[[list[int]], bool] = lambda new: False,
     seed: int = 0,
     first: int = 0,
     use_cache: bool = True,
@@ -59,6 +60,7 @@ def generate(
         prompts: token ids, at least one each.
         vocab_size: ids below it can be chosen; the rows of the embedding beyond are filling.
         stop_token: ends a sequence that chooses it, and is not returned.
+        stops: told a sequence's new tokens after each, says whether it ends with them.
         seed: with a prompt's place fixes every draw for it, whatever else is in the batch.
         first: the place of ``prompts[0]``.
         use_cache: decode with each backend's cache; else run the whole sequence again for each token, which costs more
@@ -104,7 +106,7 @@ def generate(
             for row, token in zip(choosing, chosen_c.tolist(), strict=True):
                 if token != stop_token:
                     new[row].append(token)
-                if token == stop_token or len(new[row]) == max_new_tokens:
+                if token == stop_token or len(new[row]) == max_new_tokens or stops(new[row]):
                     running.discard(row)
         on_step(step + 1, steps)
         if not running:

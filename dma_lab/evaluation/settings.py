@@ -63,6 +63,35 @@ class NeedleSettings:
 
 
 @dataclass(frozen=True)
+class PaperSettings:
+    """conf/suite/paper.yaml."""
+
+    __pydantic_config__ = _STRICT
+    name: Literal["paper"]
+    tasks: Annotated[list[str], Field(min_length=1)]
+    num_fewshot: Annotated[int, Field(ge=0)] | None
+    ruler_lengths: Annotated[list[Literal[4096, 8192, 16384, 32768, 65536, 131072]], Field(min_length=1)]
+    max_length: Count | None
+    limit: Count | None
+    rope_base: Positive | None
+
+
+@dataclass(frozen=True)
+class LocalSettings:
+    """conf/suite/local.yaml."""
+
+    __pydantic_config__ = _STRICT
+    name: Literal["local"]
+    path: str | Annotated[list[str], Field(min_length=1)]
+    max_length: Count | None
+    limit: Count | None
+    rope_base: Positive | None
+
+
+Suite = GenerateSettings | ContextSettings | NeedleSettings | PaperSettings | LocalSettings
+
+
+@dataclass(frozen=True)
 class EvaluateSettings:
     """Everything ``evaluate.py`` takes."""
 
@@ -71,7 +100,7 @@ class EvaluateSettings:
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto", "fp32", "bf16"]
     batch_tokens: Count
-    suite: Annotated[GenerateSettings | ContextSettings | NeedleSettings, Field(discriminator="name")]
+    suite: Annotated[Suite, Field(discriminator="name")]
 
 
 def read_settings(config: DictConfig) -> EvaluateSettings:

@@ -1,16 +1,8 @@
 """What ``evaluate.py`` can do with a run: one function a suite, from settings to finished cells and what is shown."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
-from rich.table import Table
-
-from dma_lab.data.progress import BuildProgress
 from dma_lab.data.readers import FORMATS, format_of, read_documents
 from dma_lab.evaluation.checkpoint import TrainedRun, open_run
 from dma_lab.evaluation.context import loss_by_tokens_seen, score_sliding
@@ -18,22 +10,16 @@ from dma_lab.evaluation.generate import Sampling, generate
 from dma_lab.evaluation.needle import Haystack, NeedleTask
 from dma_lab.evaluation.needle_scores import score_samples
 from dma_lab.evaluation.record import EvaluationRecord
-from dma_lab.evaluation.settings import ContextSettings, EvaluateSettings, GenerateSettings, NeedleSettings
+from dma_lab.evaluation.session import Machine, finished, machine_of, open_model, progress_of, show
+from dma_lab.evaluation.settings import (
+    ContextSettings,
+    EvaluateSettings,
+    GenerateSettings,
+    LocalSettings,
+    NeedleSettings,
+    PaperSettings,
+)
 from dma_lab.messages import UserError, announce_once
-from dma_lab.model import Transformer
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where and how the model is run."""
-
-    device: torch.device
-    precision: str
-    """``fp32`` or ``bf16`` (mixed, as in training)."""
-    batch_tokens: int
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 def evaluate(settings: EvaluateSettings) -> Path:
@@ -43,7 +29,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
         UserError: for anything in the settings, the run or the text that a user can mend.
     """
     run = open_run(Path(settings.checkpoint))
-    machine = _machine(settings)
+    machine = machine_of(settings)
     suite = settings.suite
     with EvaluationRecord(run, suite.name, machine.precision) as record, machine.autocast():
         match suite:
@@ -53,25 +39,9 @@ def evaluate(settings: EvaluateSettings) -> Path:
                 _context(run, suite, machine, record)
             case NeedleSettings():
                 _needle(run, suite, machine, record)
+            case PaperSettings() | LocalSettings():
+                _benchmarks(run, suite, machine, record)
         return record.file
-
-
-def _machine(settings: EvaluateSettings) -> Machine:
-    has_cuda = torch.cuda.is_available()
-    if settings.device == "cuda" and not has_cuda:
-        raise UserError("device=cuda: PyTorch finds no CUDA device here; use device=cpu.")
-    on_gpu = has_cuda and settings.device != "cpu"
-    precision = settings.precision
-    if precision == "auto":
-        precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return Machine(torch.device("cuda" if on_gpu else "cpu"), precision, settings.batch_tokens)
-
-
-def _model(run: TrainedRun, length: int, rope_base: float | None, machine: Machine) -> Transformer:
-    """The model for sequences of ``length`` tokens, on the device."""
-    if length > run.context:
-        announce_once(f"{length} tokens are more than the {run.context} that {run.path.name} was trained on.")
-    return run.model(max(length, run.context), rope_base).to(machine.device)
 
 
 def _generate(run: TrainedRun, settings: GenerateSettings, machine: Machine, record: EvaluationRecord) -> None:
@@ -92,8 +62,8 @@ def _generate(run: TrainedRun, settings: GenerateSettings, machine: Machine, rec
     rows = max(1, machine.batch_tokens // length)
     batches = [slice(at, at + rows) for at in range(0, len(cells), rows)]
     pending = [batch for batch in batches if any(record.scores(cell) is None for cell in cells[batch])]
-    model = _model(run, length, settings.rope_base, machine) if pending else None
-    with _progress("generating", len(pending)) as advance:
+    model = open_model(run, length, settings.rope_base, machine) if pending else None
+    with progress_of("generating", len(pending)) as advance:
         for number, batch in enumerate(pending):
             assert model is not None
             new = generate(
@@ -110,7 +80,7 @@ def _generate(run: TrainedRun, settings: GenerateSettings, machine: Machine, rec
             for cell, tokens in zip(cells[batch], new, strict=True):
                 if record.scores(cell) is None:
                     record.add(cell, {"text": tokenizer.decode(tokens), "tokens": len(tokens)})
-    for cell, scores in _finished(cells, record):
+    for cell, scores in finished(cells, record):
         print(f"{cell['prompt']}{scores['text']}\n")
 
 
@@ -153,10 +123,10 @@ def _context(run: TrainedRun, settings: ContextSettings, machine: Machine, recor
             "has as much before it; set suite.tokens or data with more validation text."
         )
     pending = [cell for cell in cells if record.scores(cell) is None]
-    with _progress("scoring contexts", len(pending)) as advance:
+    with progress_of("scoring contexts", len(pending)) as advance:
         for number, cell in enumerate(pending):
             score = score_sliding(
-                _model(run, cell["context"], settings.rope_base, machine),
+                open_model(run, cell["context"], settings.rope_base, machine),
                 data,
                 context=cell["context"],
                 stride=cell["stride"],
@@ -169,12 +139,12 @@ def _context(run: TrainedRun, settings: ContextSettings, machine: Machine, recor
             score.save(record.beside(sums))
             figures = {"loss": score.loss, "perplexity": score.perplexity, "bits_per_byte": score.bits_per_byte}
             record.add(cell, {**figures, "by_tokens_seen": loss_by_tokens_seen(score), "sums": sums})
-    _show(
+    show(
         f"{run.path.name}: {tokens:,} validation tokens, trained on contexts of {run.context}",
         ("context", "stride", "loss", "perplexity", "bits per byte"),
         [
             (cell["context"], cell["stride"], scores["loss"], scores["perplexity"], scores["bits_per_byte"])
-            for cell, scores in _finished(cells, record)
+            for cell, scores in finished(cells, record)
         ],
     )
 
@@ -205,8 +175,8 @@ def _needle(run: TrainedRun, settings: NeedleSettings, machine: Machine, record:
         for task in tasks
     }
     pending = [(task, cell) for task in tasks for cell in cells[task] if record.scores(cell) is None]
-    model = _model(run, lengths[-1], settings.rope_base, machine) if pending else None
-    with _progress("looking for needles", sum(cell["length"] for _, cell in pending)) as advance:
+    model = open_model(run, lengths[-1], settings.rope_base, machine) if pending else None
+    with progress_of("looking for needles", sum(cell["length"] for _, cell in pending)) as advance:
         done = 0
         for task, cell in pending:
             assert model is not None
@@ -225,19 +195,14 @@ def _needle(run: TrainedRun, settings: NeedleSettings, machine: Machine, record:
             record.add(cell, scores)
             done += length
     for task in tasks:
-        found = _finished(cells[task], record)
-        _show(
+        found = finished(cells[task], record)
+        show(
             f"{run.path.name}: {task.kind}, {task.values}, {settings.samples} samples a cell, trained on contexts of "
             f"{run.context}",
             ("length", "depth", "exact", "substring", "log-probability gain"),
             [(c["length"], c["depth"], s["exact"], s["substring"], s["gain"]) for c, s in found],
         )
         _draw_needles(record.beside(f"needle-{task.kind}-{task.values}"), run, found)
-
-
-def _finished(cells: list[dict[str, Any]], record: EvaluationRecord) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Every cell with its scores."""
-    return [(cell, scores) for cell in cells if (scores := record.scores(cell)) is not None]
 
 
 def _draw_needles(path: Path, run: TrainedRun, found: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
@@ -249,17 +214,27 @@ def _draw_needles(path: Path, run: TrainedRun, found: list[tuple[dict[str, Any],
     draw_needles(path, run.path.name, run.context, found)
 
 
-def _show(title: str, columns: tuple[str, ...], rows: list[tuple[float, ...]]) -> None:
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(*(f"{value:,}" if isinstance(value, int) else f"{value:.4g}" for value in row))
-    Console().print(table)
-
-
-@contextmanager
-def _progress(title: str, total: float) -> Iterator[Any]:
-    """A bar with its ETA; yields what is told how much of ``total`` is done."""
-    with BuildProgress(title) as progress:
-        yield lambda done: progress.update(done / total, f"{done:.4g} of {total:.4g}")
+def _benchmarks(
+    run: TrainedRun, settings: PaperSettings | LocalSettings, machine: Machine, record: EvaluationRecord
+) -> None:
+    try:
+        from dma_lab.evaluation.benchmarks import run_benchmarks
+        from dma_lab.evaluation.hub_tasks import HubTasks
+        from dma_lab.evaluation.local_sets import local_benchmarks
+    except ModuleNotFoundError as error:
+        raise UserError(f"suite={settings.name} needs {error.name}: pip install -e '.[eval]'.") from error
+    options: dict[str, Any] = {"limit": settings.limit, "rope_base": settings.rope_base}
+    if isinstance(settings, PaperSettings):
+        tasks = HubTasks(settings, run)
+        run_benchmarks(
+            run,
+            tasks.benchmarks(),
+            tasks.means(),
+            machine=machine,
+            record=record,
+            check=tasks.check_reachable,
+            **options,
+        )
+    else:
+        sets = local_benchmarks(settings.path, settings.max_length or run.context)
+        run_benchmarks(run, sets, [], machine=machine, record=record, **options)

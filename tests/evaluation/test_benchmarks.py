@@ -1,0 +1,149 @@
+"""suite=paper and suite=local as a user runs them: names that lm-eval knows, no network said, killed and continued."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from dma_lab.evaluation.benchmarks import Mean, mean_scores
+from dma_lab.evaluation.checkpoint import open_run
+from dma_lab.evaluation.hub_tasks import HubTasks
+from dma_lab.evaluation.local_sets import local_benchmarks
+from dma_lab.evaluation.settings import PaperSettings, read_settings
+from dma_lab.messages import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+QUESTION = {"query": "Question: q", "choices": ["one", "two"], "gold": 0}
+
+
+def paper_settings(*overrides: str) -> PaperSettings:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        suite = read_settings(compose("evaluate", ["suite=paper", "checkpoint=run", *overrides])).suite
+    assert isinstance(suite, PaperSettings)
+    return suite
+
+
+def write_sets(folder: Path, questions: int) -> Path:
+    folder.mkdir()
+    for number in range(6):
+        rows = [{**QUESTION, "query": f"Question: {number}, {index}?"} for index in range(questions)]
+        (folder / f"set{number}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def test_the_papers_tasks_are_known_to_lm_eval_by_these_names(trained_run):
+    tasks = HubTasks(paper_settings("suite.max_length=512"), open_run(trained_run))
+    benchmarks = {benchmark.name: benchmark for benchmark in tasks.benchmarks()}
+    assert len(benchmarks) == 57 + 8 + 16 + 13, "MMLU's subjects, eight single ones, LongBench in English, RULER"
+    assert all(benchmark.identity["version"] is not None for benchmark in benchmarks.values())
+    assert benchmarks["arc_easy"].max_length == 512
+    assert benchmarks["niah_single_1"].max_length == benchmarks["ruler_vt"].max_length == 4096
+    means = {mean.name: mean for mean in tasks.means()}
+    assert {name: len(mean.members) for name, mean in means.items()} == {"mmlu": 57, "ruler": 13}
+    assert means["mmlu"].by_questions
+    assert not means["ruler"].by_questions
+
+
+def test_a_name_that_lm_eval_does_not_know_is_refused(trained_run, monkeypatch):
+    known = HubTasks(paper_settings(), open_run(trained_run))._manager
+    monkeypatch.setattr("dma_lab.evaluation.hub_tasks.TaskManager", lambda **_: known)  # all of them take half a minute
+    with pytest.raises(UserError, match=r"suite.tasks holds hellaswug, .*did you mean hellaswag"):
+        HubTasks(paper_settings("suite.tasks=[hellaswug]"), open_run(trained_run))
+
+
+def test_without_a_network_the_tasks_that_need_it_are_named(run_copy, monkeypatch):
+    command = [sys.executable, "evaluate.py", "suite=paper", f"checkpoint={run_copy}", "device=cpu"]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = subprocess.run(
+        [*command, "suite.tasks=[mmlu,piqa,ruler]"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: suite.tasks=mmlu,piqa,ruler needs the Hugging Face hub, which cannot be")
+    assert "(HF_HUB_OFFLINE is set)" in result.stderr
+    assert "suite=local" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_local_scores_lie_in_the_run_by_question_too_and_a_killed_evaluation_goes_on(run_copy, tmp_path):
+    sets = write_sets(tmp_path / "sets", 60)
+    file = run_copy / "evaluation" / "local.json"
+    command = [
+        sys.executable,
+        "evaluate.py",
+        "suite=local",
+        f"checkpoint={run_copy}",
+        f"suite.path={sets}",
+        "device=cpu",
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = json.loads(file.read_text())
+    assert 1 <= len(kept["cells"]) < 6, "the signal came in the middle"
+    kept["cells"][0]["scores"]["acc"] = 1234.5  # what is kept is not computed again
+    file.write_text(json.dumps(kept))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    cells = json.loads(file.read_text())["cells"]
+    assert [entry["cell"]["task"] for entry in cells] == [f"set{number}" for number in range(6)]
+    assert cells[0] == kept["cells"][0]
+    assert "1234" in done.stdout
+    scores = cells[-1]["scores"]
+    with np.load(file.parent / scores["by_question"]) as by_question:
+        assert by_question["acc"].mean() == pytest.approx(scores["acc"])
+        assert by_question["acc"].shape == (60,)
+    assert (scores["questions"], scores["chance"]) == (60, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b'{"query": "a", "choices": ["b", "c"], "gold": 2}', r"line 1: gold=2 is none of its 2 options"),
+        (b'{"query": "a", "choices": ["b"], "gold": 0}', "line 1: gold=0 is none of its 1 options, or there is one"),
+        (b'{"query": "a", "choices": ["b", ""], "gold": 0}', "line 1 has an empty answer"),
+        (b'{"query": "a", "choices": "bc", "gold": 0}', "line 1: choices input should be a valid list"),
+        (b'{"query": "a"}', "line 1 is no question: it has query, and a question has choices"),
+        (b'{"context": "a", "continuation": "b"}\n{"context": "a"}', "line 2: continuation field required"),
+        (b"[1]", "line 1 is a list"),
+        (b"{", "line 1 is not valid JSON"),
+        (b'{"query": "gr\xfc\xdfe"}', "line 1 is not UTF-8 text"),
+        (b"\n", "has no question"),
+    ],
+)
+def test_what_is_no_question_set_is_refused(tmp_path, content, sentence):
+    (tmp_path / "set.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=sentence):
+        local_benchmarks(str(tmp_path / "set.jsonl"), 64)
+
+
+def test_a_path_without_question_sets_is_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "none.jsonl", tmp_path / "set.txt"):
+        with pytest.raises(UserError, match=r"suite.path=.* is no file of JSON lines"):
+            local_benchmarks(str(path), 64)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "set.jsonl").write_text(json.dumps(QUESTION))
+    with pytest.raises(UserError, match="two sets by the name of set"):
+        local_benchmarks([str(tmp_path / "a"), str(tmp_path / "b")], 64)
+
+
+@pytest.mark.parametrize(("by_questions", "share", "acc"), [(True, 0.25, 0.35), (False, 0.5, 0.5)])
+def test_a_group_is_the_mean_of_its_tasks(by_questions, share, acc):
+    scores = {
+        "small": {"questions": 10, "acc": 0.8, "acc_error": 0.04, "f1": 1.0, "by_question": "a.npz"},
+        "large": {"questions": 30, "acc": 0.2, "acc_error": 0.092, "by_question": "b.npz"},
+    }
+    error = float(np.hypot(share * 0.04, (1 - share) * 0.092))
+    found = mean_scores(Mean("both", ["small", "large"], by_questions), scores)
+    assert found == {"questions": 40, "acc": pytest.approx(acc), "acc_error": pytest.approx(error)}
