@@ -81,7 +81,7 @@ def fit_joint(
 
 
 def _slots(backends: int, shared: Collection[str]) -> NDArray[np.intp]:
-    """(backends, 5): unknowns 0 to 4 are the first backend's parameters; the others add those that they do not share."""
+    """(backends, 5): unknowns 0 to 4 are the first backend's parameters; the others add what they do not share."""
     slots = np.tile(np.arange(5), (backends, 1))
     own = [index for index, name in enumerate(_SLOT_NAMES) if name not in shared]
     slots[1:, own] = 5 + np.arange((backends - 1) * len(own)).reshape(backends - 1, len(own))
