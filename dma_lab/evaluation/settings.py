@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from dma_lab.messages import UserError
@@ -109,7 +110,12 @@ def read_settings(config: DictConfig) -> EvaluateSettings:
     Raises:
         UserError: naming the first setting whose type or value cannot be.
     """
-    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    try:
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise UserError(
+            f"{error.full_key} must be given, as {error.full_key}=…; conf/suite/ says what it is."
+        ) from error
     try:
         # As JSON, whose objects strict validation takes for dataclasses while it still takes no "3" for a 3.
         return TypeAdapter(EvaluateSettings).validate_json(json.dumps(values))

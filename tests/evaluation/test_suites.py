@@ -118,6 +118,7 @@ def test_the_door_refuses_in_one_sentence_with_status_2(run_copy, evaluate, tmp_
         ("context", ["suite.lengths=[0]"], r"^suite.lengths.0=0: input should be greater than 0\.$"),
         ("context", ["suite.stride=65", "suite.lengths=[64]"], "suite.stride=65 is longer than the shortest context"),
         ("context", ["+suite.size=3"], "suite.size is no setting here"),
+        ("local", [], r"^suite\.path must be given, as suite\.path=…"),
         ("needle", ["suite.kinds=[double]"], "suite.kinds.0=double: input should be 'single', 'multikey'"),
         ("needle", ["suite.depths=[1.5]"], "suite.depths.0=1.5"),
         ("needle", ["suite.haystack=nowhere.txt"], "haystack=nowhere.txt is no file"),
