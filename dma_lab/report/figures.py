@@ -9,10 +9,10 @@ from dma_lab.evaluation.lifetimes import OBSERVED, Lifetimes
 from dma_lab.report.collect import Run
 from dma_lab.report.document import Figure, Heatmap, Series
 from dma_lab.report.laws import Laws, band
+from dma_lab.report.predictions import parabolas_of
 from dma_lab.scaling.fit import ParametricFit
+from dma_lab.scaling.isoflop import budgets
 
-_SAME_BUDGET = 0.1
-"""Largest relative difference of compute within an isoFLOP curve."""
 _POSITION_BINS = 24
 
 
@@ -62,30 +62,23 @@ def isoflop(runs: Sequence[Run]) -> Figure | None:
     """Loss against size at equal dense-equivalent compute; None unless some budget has three sizes of one backend."""
     series = []
     for backend in dict.fromkeys(run.backend for run in runs):
-        own = sorted((run for run in runs if run.backend == backend), key=lambda run: run.summary["flops"])
-        budgets: list[list[Run]] = []
-        for run in own:
-            if budgets and run.summary["flops"] <= budgets[-1][0].summary["flops"] * (1 + _SAME_BUDGET):
-                budgets[-1].append(run)
-            else:
-                budgets.append([run])
-        for budget in budgets:
-            budget.sort(key=lambda run: run.params)
-            x = [run.params for run in budget]
-            if len(set(x)) < 3:
-                continue
-            y = [run.summary["val_loss"] for run in budget]
-            # Approach 2 of Hoffmann et al. 2022: a parabola in log N through the runs of a budget.
-            over = np.geomspace(x[0], x[-1], 40)
-            parabola = np.polyval(np.polyfit(np.log(x), y, 2), np.log(over))
-            series.append(Series(backend, "line", list(over), list(parabola)))
-            series.append(Series(backend, "points", x, y, hover=[run.label for run in budget]))
+        own = [run for run in runs if run.backend == backend]
+        for budget in budgets([run.summary["flops"] for run in own]):
+            group = sorted((own[index] for index in budget), key=lambda run: run.params)
+            x = [run.params for run in group]
+            if len(set(x)) >= 3:
+                y = [run.summary["val_loss"] for run in group]
+                series.append(Series(backend, "points", x, y, hover=[run.label for run in group]))
+        for parabola in parabolas_of(own)[0]:
+            over = np.exp(np.linspace(parabola.log_params.min(), parabola.log_params.max(), 40))
+            series.append(Series(backend, "line", list(over), list(parabola.predict(over))))
     if not series:
         return None
     return Figure(
         "isoflop",
         "Loss against size at equal compute",
-        "Runs whose dense-equivalent compute agrees within 10 % share a curve, a parabola in log N.",
+        "Points: runs whose dense-equivalent compute agrees within 10 %. A line is the parabola in log N through those "
+        "of a budget, where it has a minimum within the sizes run: approach 2.",
         "non-embedding parameters",
         "validation loss (nats a token)",
         series,

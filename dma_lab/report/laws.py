@@ -44,11 +44,11 @@ def fit_laws(runs: Sequence[Run], progress: Callable[[str], None]) -> Laws:
         except UserError as error:
             laws[backend] = str(error)
         else:
-            laws[backend] = _vagueness(fit) or fit
+            laws[backend] = vagueness(fit) or fit
     return laws
 
 
-def _vagueness(fit: ParametricFit) -> str | None:
+def vagueness(fit: ParametricFit) -> str | None:
     """What the runs leave open of the law, if that is too much: an exponent that could as well be 0, or anything."""
     assert fit.intervals is not None
     exponents = {"α (of size)": fit.intervals["alpha"], "β (of tokens)": fit.intervals["beta"]}

@@ -12,6 +12,7 @@ from dma_lab.report.comparison import BASELINE
 from dma_lab.report.document import Block, Document, Figure, Heatmap, Notice, Section, Table
 from dma_lab.report.laws import best_runs, fit_laws
 from dma_lab.report.lifetimes import run_lifetimes
+from dma_lab.report.predictions import predictions
 from dma_lab.scaling.fit import ParametricFit
 
 _SHOWN_LIFETIMES = 3
@@ -138,6 +139,7 @@ def _scaling(finished: Sequence[Run], progress: Callable[[str], None]) -> Sectio
         blocks.append(tables.law_parameters(laws))
     if curves := figures.isoflop(best):
         blocks.append(curves)
+    blocks += predictions(best, laws, progress)
     return Section("Scaling", blocks)
 
 

@@ -28,7 +28,7 @@ def write_report(root: Path, output: Path) -> Path:
     with Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True)) as progress:
         # Fits and lifetimes take the time; that a fit is refused at once only shows when it is tried.
         finished = [run for members in cohorts(runs).values() for run in members if run.finished]
-        steps = len({run.backend for run in finished}) + sum(run.attention == "dma" for run in finished)
+        steps = 3 * len({run.backend for run in finished}) + sum(run.attention == "dma" for run in finished)
         task = progress.add_task("reading", total=steps)
         document, compared = build_document(
             runs, problems, lambda name: progress.update(task, description=name, advance=1)
