@@ -68,6 +68,9 @@ def isoflop(runs: Sequence[Run]) -> Figure | None:
             x = [run.params for run in group]
             if len(set(x)) >= 3:
                 y = [run.summary["val_loss"] for run in group]
+                sizes = sorted(set(x))
+                means = [float(np.mean([b for a, b in zip(x, y, strict=True) if a == size])) for size in sizes]
+                series.append(Series(backend, "line", sizes, means, faint=True))
                 series.append(Series(backend, "points", x, y, hover=[run.label for run in group]))
         for parabola in parabolas_of(own)[0]:
             over = np.exp(np.linspace(parabola.log_params.min(), parabola.log_params.max(), 40))
@@ -77,8 +80,8 @@ def isoflop(runs: Sequence[Run]) -> Figure | None:
     return Figure(
         "isoflop",
         "Loss against size at equal compute",
-        "Points: runs whose dense-equivalent compute agrees within 10 %. A line is the parabola in log N through those "
-        "of a budget, where it has a minimum within the sizes run: approach 2.",
+        "Points: runs whose dense-equivalent compute agrees within 10 %, a thin line joining the sizes' means. A thick "
+        "line is the parabola in log N of such a budget, where it has a minimum within the sizes run: approach 2.",
         "non-embedding parameters",
         "validation loss (nats a token)",
         series,
