@@ -34,7 +34,9 @@ from dma_lab.messages import UserError
 FORMAT_VERSION = 1
 """To be raised whenever the same recipe would give other files."""
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""What the system calls a full disk, a full quota and a file too large."""
+
 _ABANDONED_SECONDS = 3600
 
 
@@ -52,7 +54,7 @@ def prepare_data(settings: DataSettings, tokens_needed: int) -> TokenData:
     try:
         return _prepare(settings, tokens_needed, cache_dir)
     except OSError as error:
-        if error.errno in _NO_ROOM:
+        if error.errno in NO_ROOM:
             raise UserError(
                 f"No room left for token files under data.cache_dir={settings.cache_dir} ({error.strerror}); what was "
                 "begun is removed. Free some space there, set another data.cache_dir, or a smaller data.max_tokens."

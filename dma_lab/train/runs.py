@@ -18,6 +18,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from dma_lab.data.build import NO_ROOM
 from dma_lab.messages import UserError
 
 
@@ -58,17 +59,33 @@ class RunDirectory:
 
         Raises:
             RunHeldError: another process holds it.
+            UserError: the directory cannot be written, or its disk is full.
         """
         if not self.writer:
             yield
             return
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        with (self.path / "run.lock").open("w") as lock:
+        try:
+            self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / "run.lock").open("w")
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be written ({error.strerror}): set output_dir={self.path.parent} to a directory "
+                "that can."
+            ) from error
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise RunHeldError(self.path) from None
-            yield
+            try:
+                yield
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise
+                raise UserError(
+                    f"No room left for {self.path} ({error.strerror}); what was saved before is whole. Free some space "
+                    "there and give the same command to continue, or set another output_dir."
+                ) from error
 
     def summary(self) -> dict[str, Any] | None:
         """What ``write_summary`` last wrote; None before that."""

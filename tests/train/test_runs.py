@@ -1,14 +1,19 @@
-"""Run directories: identity, rewinding, and one writer at a time."""
+"""Run directories: identity, rewinding, one writer at a time, and disks that take no more."""
 
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from dma_lab.messages import UserError
+from dma_lab.train.fit_run import fit_run
 from dma_lab.train.runs import RunDirectory, identity
 
 
@@ -60,3 +65,30 @@ def test_a_summary_is_replaced_as_a_whole(tmp_path):
     assert run.summary() == {"status": "finished", "val_loss": 2.5}
     assert json.loads((tmp_path / "summary.json").read_text())["val_loss"] == 2.5
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_directory_that_cannot_be_is_named(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match=r"taken/run cannot be written \(Not a directory\): set output_dir="):
+        RunDirectory(tmp_path / "taken" / "run").claimed().__enter__()
+
+
+def test_a_full_disk_is_named_and_what_was_saved_before_continues(read, overrides):
+    settings = read([*overrides, "trainer.checkpoint_every=20"])
+    uncut = fit_run(settings)
+    run = RunDirectory(Path(uncut["run"]))
+    before = run.metrics.read_bytes(), torch.load(run.checkpoint, weights_only=True)["state_dict"]
+    shutil.rmtree(run.path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))  # a checkpoint has twice that
+    try:
+        with pytest.raises(UserError, match=r"No room left for .*File too large.*the same command"):
+            fit_run(settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert run.summary()["status"] == "failed"
+    assert not run.checkpoint.exists()
+    assert fit_run(settings)["val_loss"] == uncut["val_loss"]
+    assert run.metrics.read_bytes() == before[0]
+    after = torch.load(run.checkpoint, weights_only=True)["state_dict"]
+    assert all(torch.equal(after[name], weight) for name, weight in before[1].items())
