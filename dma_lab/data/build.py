@@ -94,7 +94,7 @@ def _prepare(settings: DataSettings, tokens_needed: int, cache_dir: Path) -> Tok
     partial.mkdir()
     try:
         if tokenizer is None:
-            tokenizer = train_tokenizer(_training_texts(corpus), vocab_size)
+            tokenizer = train_tokenizer(_training_texts(corpus, settings.name), vocab_size)
         _build(partial, corpus, tokenizer, limit, {"name": settings.name, "recipe": recipe})
         _move(partial, folder)
     finally:
@@ -113,8 +113,8 @@ def _open(settings: DataSettings, cache_dir: Path) -> Corpus:
     return corpus
 
 
-def _training_texts(corpus: Corpus) -> Iterator[str]:
-    """The first ``TRAINING_BYTES`` of the training documents."""
+def _training_texts(corpus: Corpus, name: str) -> Iterator[str]:
+    """The first ``TRAINING_BYTES`` of the training documents. Raises UserError if they hold none."""
     done = 0
     with BuildProgress("training the tokenizer") as progress:
         for document, _ in corpus.documents(training_only=True):
@@ -124,6 +124,8 @@ def _training_texts(corpus: Corpus) -> Iterator[str]:
                 progress.update(max(done / TRAINING_BYTES, corpus.fraction_read()), f"{done / 1e6:.1f} MB of text")
                 if done >= TRAINING_BYTES:
                     return
+    if not done:
+        raise UserError(f"data={name} has no text at all to train on: check data.path and data.text_field.")
 
 
 def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer, limit: int | None, made_of: dict[str, Any]) -> None:

@@ -153,7 +153,9 @@ def _parquet_documents(path: Path, text_field: str, on_bytes: OnBytes) -> Iterat
                     yield whole_document(field_text({text_field: value}, text_field, where), where)
                 on_bytes(size * row // rows - size * (row - len(batch)) // rows)
     except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path} is damaged or ends early, after row {row}: {error}. Fetch it again.") from error
+        raise UserError(
+            f"{path} is damaged or ends early, after row {row}: {str(error).rstrip('.')}. Fetch it again."
+        ) from error
 
 
 def _not_utf8(where: str, error: UnicodeDecodeError) -> UserError:
