@@ -113,5 +113,5 @@ def _nearest(key: str, reason: str) -> str:
         for path in _CONFIG_DIR.rglob("*.yaml")
         for name in re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     }
-    match = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.7)
+    match = difflib.get_close_matches(key, sorted(known - {key}), n=1, cutoff=0.7)
     return f" (did you mean {match[0]}?)" if match else ""

@@ -12,7 +12,7 @@ from dma_lab.data.mqar import RecallSettings
 from dma_lab.data.settings import DataSettings
 from dma_lab.messages import UserError
 
-_STRICT = ConfigDict(extra="forbid", strict=True)
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _UNION_MEMBER = re.compile(r"int|float|str|bool|literal\['auto'\]|list\[.*\]|<.*>")
 
 Count = Annotated[int, Field(gt=0)]
@@ -143,6 +143,8 @@ def read_settings(config: DictConfig) -> TrainSettings:
         setting = ".".join(str(part) for part in first["loc"] if not _UNION_MEMBER.fullmatch(str(part)))
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             raise UserError(f"{setting} is no setting here; see conf/ for those there are.") from error
+        if first["type"] == "missing":
+            raise UserError(f"{setting} is missing; give it, as in conf/{setting.partition('.')[0]}/.") from error
         raise UserError(f"{setting}={first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}.") from error
     _check_values(settings)
     return settings
@@ -150,6 +152,8 @@ def read_settings(config: DictConfig) -> TrainSettings:
 
 def _check_values(settings: TrainSettings) -> None:
     model, trainer, schedule = settings.model, settings.trainer, settings.schedule
+    if not settings.study or "/" in settings.study:
+        raise UserError(f"study={settings.study} names the run's directory: give a word without a slash.")
     if "name" not in settings.attention:
         raise UserError("attention.name is missing: choose a backend, as in attention=dma.")
     if model.n_heads * model.head_dim != model.d_model:
