@@ -72,11 +72,11 @@ class SweepReport(Callback):
         for point in points:
             if point.held is not None:
                 print(f"left to another process: {point.overrides}: {point.held}", file=sys.stderr)
-        failed = [point for point in points if point.failure is not None or not point.ended]
-        for point in failed:
-            reason = point.failure or "stopped before its end; the same command continues it"
-            print(f"failed: {point.overrides}: {reason}", file=sys.stderr)
-        return bool(failed)
+            elif point.failure is not None:
+                print(f"failed: {point.overrides}: {point.failure}", file=sys.stderr)
+            elif not point.ended:
+                print(f"stopped at: {point.overrides}; the same command goes on from there", file=sys.stderr)
+        return any(point.failure is not None or not point.ended for point in points)
 
 
 def _overrides(config: DictConfig) -> str:

@@ -68,15 +68,17 @@ def fit_run(
         summary = _known_before(run, settings, plan, task, hardware)
         run.write_summary(summary | {"status": "running"})
         try:
-            summary |= _train(settings, plan, task, draw, run, hardware, keep_step)
+            outcome, stop_signal = _train(settings, plan, task, draw, run, hardware, keep_step)
         except Exception as error:
             run.write_summary(summary | {"status": "failed", "reason": f"{type(error).__name__}: {error}"})
             raise
+        summary |= outcome
         run.write_summary(summary)
-        if summary["status"] == "interrupted":
+        if stop_signal is not None:  # also of a finished run: what would come after it was not to begin
             if run.writer:
-                print(f"stopped and saved; the same command continues {run.path}", file=sys.stderr)
-            raise SystemExit(128 + summary["signal"])
+                how = "finished before it stopped" if summary["status"] == "finished" else "stopped and saved"
+                print(f"{how}; the same command continues {run.path}", file=sys.stderr)
+            raise SystemExit(128 + stop_signal)
         return summary
 
 
@@ -129,7 +131,8 @@ def _train(
     run: RunDirectory,
     hardware: Hardware,
     keep_step: int | None,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], int | None]:
+    """What is known of the run after training, and the signal that asked it to stop."""
     optimizer, trainer_settings = settings.optimizer, settings.trainer
     multiplier = learning_rate_multiplier(settings.schedule, plan.steps)
     module = LanguageModel(
@@ -193,7 +196,13 @@ def _train(
     checkpoint = run.checkpoint if run.checkpoint.exists() else None
     if checkpoint is None:
         run.rewind(0)
-    trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as end:
+        # Before training begins, Lightning makes status 1 of Ctrl-C.
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
 
     tokens_per_second = trainer.global_step * plan.tokens_per_step / max(recorder.training_seconds, 1e-9)
     outcome: dict[str, Any] = {
@@ -202,12 +211,13 @@ def _train(
         "peak_memory_bytes": _peak_memory(hardware),
     }
     if recorder.stop_signal is not None and trainer.global_step < plan.steps:
-        return outcome | {"status": "interrupted", "signal": recorder.stop_signal, "step": trainer.global_step}
+        stopped = {"status": "interrupted", "signal": recorder.stop_signal, "step": trainer.global_step}
+        return outcome | stopped, recorder.stop_signal
     # A run killed between its last checkpoint and its summary is complete but for its score.
     score = recorder.score or validate()
     if run.writer:
         score.save(run.validation)
-    return outcome | score.metrics() | {"status": "finished"}
+    return outcome | score.metrics() | {"status": "finished"}, recorder.stop_signal
 
 
 def _known_before(

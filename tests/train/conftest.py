@@ -47,12 +47,18 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def overrides(corpus: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> list[str]:
-    """A tiny run whose outputs lie in the test's own folder; the prepared data is shared."""
+@pytest.fixture(scope="session")
+def tiny_run(corpus: Path) -> list[str]:
+    """A tiny run; the prepared data is shared."""
     cache = corpus.parent / "cache"
     data = ["data=local", f"data.path={corpus}", f"data.cache_dir={cache}", "data.validation_fraction=0.1"]
-    return [*TINY, *data, f"output_dir={tmp_path}"]
+    return [*TINY, *data]
+
+
+@pytest.fixture
+def overrides(tiny_run: list[str], tmp_path: Path) -> list[str]:
+    """A tiny run whose outputs lie in the test's own folder."""
+    return [*tiny_run, f"output_dir={tmp_path}"]
 
 
 def settings_of(overrides: list[str], config_name: str = "train") -> TrainSettings:

@@ -1,0 +1,96 @@
+"""SIGINT and SIGTERM at every stage of a sweep: it ends at once, says so, and the same command continues it."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+# Steps 1 to 4 and 1 to 6; every second one is followed by a validation and a checkpoint.
+POINTS = ["tokens=2048,3072", "trainer.log_every=1", "trainer.validate_every=2", "trainer.checkpoint_every=2"]
+OF_THE_MOMENT = {"run", "tokens_per_second", "training_seconds", "peak_memory_bytes"}
+
+
+@pytest.fixture(scope="module")
+def interrupted_door(tmp_path_factory):
+    """``interrupted_door(arguments, moment, signal)`` → exit status and what was said."""
+    log = tmp_path_factory.mktemp("said") / "log"
+    command = [sys.executable, str(Path(__file__).with_name("interrupted_door.py"))]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, text=True, bufsize=1,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+
+    def opened(arguments, moment=None, sent=signal.SIGINT):
+        log.write_text("")
+        request = {"arguments": arguments, "log": str(log), "signal": int(sent)}
+        process.stdin.write(json.dumps(request | ({"moment": moment} if moment else {})) + "\n")
+        return int(process.stdout.readline()), log.read_text()
+
+    yield opened
+    process.stdin.close()
+    process.wait(timeout=60)
+
+
+def results(sweep: Path) -> dict:
+    """What the runs of a sweep came to, but for what was measured on the way."""
+    found = {}
+    for file in sweep.glob("*/summary.json"):
+        summary, run = json.loads(file.read_text()), file.parent
+        weights = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        with np.load(run / "validation.npz") as scores:
+            arrays = {name: scores[name].tobytes() for name in scores}
+        found[summary["tokens"]] = (
+            {name: value for name, value in summary.items() if name not in OF_THE_MOMENT},
+            (run / "metrics.jsonl").read_bytes(),
+            {name: tensor.numpy().tobytes() for name, tensor in weights.items()},
+            arrays,
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def uncut(interrupted_door, tiny_run, tmp_path_factory):
+    sweep = tmp_path_factory.mktemp("uncut")
+    status, said = interrupted_door(["-m", *tiny_run, *POINTS, f"output_dir={sweep}"])
+    assert status == 0, said
+    return results(sweep)
+
+
+LIGHTNING = "lightning.pytorch.trainer.connectors"
+MOMENTS = {
+    "as a point begins": ("dma_lab.report.sweep:SweepReport.on_job_start", 2),
+    "while its data is prepared": ("dma_lab.train.fit_run:prepare_task", 2),
+    "while its first summary is written": ("dma_lab.train.runs:RunDirectory.write_summary", 3),
+    "while the model is built": ("dma_lab.train.fit_run:build_model", 2),
+    "while Lightning sets up": ("dma_lab.train.module:LanguageModel.configure_optimizers", 2),
+    "while the loader is made": ("dma_lab.data.module:TokenDataModule.train_dataloader", 2),
+    "as training begins": ("dma_lab.train.callbacks:RunRecorder.on_train_start", 2),
+    "in a step": ("dma_lab.train.module:LanguageModel.training_step", 4 + 3),
+    "in a validation": ("dma_lab.train.task:TextTask.score", 2 + 1),
+    "while a checkpoint is written": ("dma_lab.train.callbacks:RunRecorder._save", 2 + 2),
+    "in the last validation": ("dma_lab.train.task:TextTask.score", 2 + 3),
+    "while its last summary is written": ("dma_lab.train.runs:RunDirectory.write_summary", 4),
+    "while its figures are printed": ("train:print_summary", 2),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS)
+def test_an_interrupted_sweep_ends_and_the_same_command_continues_it(
+    interrupted_door, tiny_run, uncut, tmp_path, moment
+):
+    command = ["-m", *tiny_run, *POINTS, f"output_dir={tmp_path}"]
+    status, said = interrupted_door(command, moment)
+    assert status == 130, said
+    assert "failed" not in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob(".*"))
+    assert said.count("comparison") == 1, "it is reported as far as it came"
+    status, said = interrupted_door(command)
+    assert status == 0, said
+    assert results(tmp_path) == uncut
