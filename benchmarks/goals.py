@@ -56,8 +56,7 @@ def judge_kernels(points: list[Point], flex: Point | None) -> list[Verdict]:
             for part, goal in zip(("forward", "total"), goals, strict=True):
                 verdicts.append(Verdict(f"{part}, times faster: {name}", goal, point[f"{part}_times_faster"], True))
         if (N, window) in INDEX_SHARE:
-            # Key lists are made twice, in the forward and again in the backward pass.
-            index = ours["selection"] + 2 * ours["key_lists"] + ours["key_order"]
+            index = ours["selection"] + ours["key_lists"] + ours["key_order"]
             verdicts.append(
                 Verdict(
                     f"selection and indices over total: {name}", INDEX_SHARE[N, window], index / ours["total"], False

@@ -48,19 +48,26 @@ class Work:
         self.group = heads_together(H // k.shape[1])
         self.queries = LIST_ROWS // self.group
         self.blocks = triton.cdiv(N, self.queries)
-        self.items = self.blocks * (B * H // self.group)
+        self.head_groups = B * H // self.group
+        self.items = self.blocks * self.head_groups
+        self.abreast = max(1, 512 // self.blocks)
         self.programs = min(self.items, torch.cuda.get_device_properties(q.device).multi_processor_count)
 
 
 @gluon.jit
-def place(item, blocks, H, heads_a_key, GROUP: gl.constexpr):
+def place(item, blocks, head_groups, abreast, H, heads_a_key, GROUP: gl.constexpr):
     """Of an item: its block of queries, batch entry, first query head, and key/value head.
 
-    The last queries first: they have most keys where lifetimes are unbounded.
+    The last queries first: blocks near the start have few keys, and end the launch with little to wait for. Where a
+    head has few blocks, ``abreast`` of them go side by side, so that all of them end so; not more, because blocks that
+    run together should find each other's keys in the L2 cache.
     """
-    head0 = item // blocks * GROUP
+    first = item // (blocks * abreast) * abreast
+    width = gl.minimum(head_groups - first, abreast)
+    within = item - first * blocks
+    head0 = (first + within % width) * GROUP
     b, h0 = (head0 // H).to(gl.int64), head0 % H
-    return blocks - 1 - item % blocks, b, h0, h0 // heads_a_key
+    return blocks - 1 - within // width, b, h0, h0 // heads_a_key
 
 
 @gluon.jit
@@ -96,7 +103,7 @@ def fetch_lists(
     """The fetching warps: the lists of this program's items, tile after tile, as fast as the ring is emptied."""
     k_ptr, v_ptr, list_ptr, span_ptr, list_bias_ptr, total_ptr = pointers
     k_b, k_h, k_n, v_b, v_h, v_n = strides
-    H, heads_a_key, _N, capacity, items, blocks = sizes
+    H, heads_a_key, _N, capacity, items, blocks, head_groups, abreast = sizes
     k_ring, v_ring, span_ring, bias_ring, full, free = ring
     k_layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
     v_layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D_V, D_V // 8], [4, 1], [1, 0])
@@ -106,7 +113,7 @@ def fetch_lists(
     line_slot = gl.arange(0, KEYS, layout=gl.BlockedLayout([1], [32], [4], [0]))
     n = 0  # tiles since the program began: their stage and the barriers' phases follow from it
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        query_block, b, _h0, kv_head = place(item, blocks, H, heads_a_key, GROUP)
+        query_block, b, _h0, kv_head = place(item, blocks, head_groups, abreast, H, heads_a_key, GROUP)
         block = (b * (H // heads_a_key) + kv_head) * blocks + query_block
         k_head = k_ptr + b * k_b + kv_head.to(gl.int64) * k_h
         v_head = v_ptr + b * v_b + kv_head.to(gl.int64) * v_h

@@ -27,7 +27,8 @@ from dma_lab.kernels.hopper_ring import (
 )
 from dma_lab.kernels.interval_triton_backward import sum_query_heads
 from dma_lab.kernels.interval_triton_forward import needs_wide_offsets
-from dma_lab.kernels.key_lists import LOG2_E, bucket_size
+from dma_lab.kernels.key_lists import LOG2_E
+from dma_lab.kernels.key_order import bucket_size
 
 _KEYS = gl.constexpr(64)  # of each group
 _QUERIES = gl.constexpr(32)

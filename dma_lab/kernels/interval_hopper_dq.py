@@ -65,6 +65,8 @@ def hopper_dq(
         lists.index_rbs.shape[2],
         work.items,
         work.blocks,
+        work.head_groups,
+        work.abreast,
         scale,
         D=D,
         D_V=v.shape[-1],
@@ -108,7 +110,7 @@ def _attend(
     """
     q_ptr, mask_ptr, total_ptr, reference_ptr, out_ptr, do_ptr, lse_ptr, delta_ptr, dq_ptr = pointers
     q_b, q_h, q_n, o_b, o_h, o_n, do_b, do_h, do_n, dq_b, dq_h, dq_n = strides
-    H, heads_a_key, N, capacity, items, blocks = sizes
+    H, heads_a_key, N, capacity, items, blocks, head_groups, abreast = sizes
     k_ring, v_ring, span_ring, bias_ring, full, free = ring
     ROWS: gl.constexpr = WARPGROUP_ROWS
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
@@ -129,7 +131,7 @@ def _attend(
     q = q_lines.index(HALF)
     n = 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        query_block, b, h0, kv_head = place(item, blocks, H, heads_a_key, GROUP)
+        query_block, b, h0, kv_head = place(item, blocks, head_groups, abreast, H, heads_a_key, GROUP)
         block = (b * (H // heads_a_key) + kv_head) * blocks + query_block
         t0 = query_block * QUERIES
         t_q, head_q = t0 + row_q % QUERIES, (h0 + row_q // QUERIES).to(gl.int64)
@@ -234,6 +236,8 @@ def _dq_kernel(
     capacity,
     items,
     blocks,
+    head_groups,
+    abreast,
     scale,
     D: gl.constexpr,
     D_V: gl.constexpr,
@@ -248,7 +252,7 @@ def _dq_kernel(
     q_lines = gl.allocate_shared_memory(q_ptr.dtype.element_ty, [2, WARPGROUP_ROWS, D], matrix)
     pointers = (q_ptr, mask_ptr, total_ptr, reference_ptr, out_ptr, do_ptr, lse_ptr, delta_ptr, dq_ptr)
     strides = (q_b, q_h, q_n, o_b, o_h, o_n, do_b, do_h, do_n, dq_b, dq_h, dq_n)
-    sizes = (H, heads_a_key, N, capacity, items, blocks)
+    sizes = (H, heads_a_key, N, capacity, items, blocks, head_groups, abreast)
     listed = (k_ptr, v_ptr, list_ptr, span_ptr, list_bias_ptr, total_ptr)
     key_strides = (k_b, k_h, k_n, v_b, v_h, v_n)
     upper: gl.constexpr = 0

@@ -58,6 +58,8 @@ def hopper_forward(q: Tensor, k: Tensor, v: Tensor, lists: KeyLists, scale: floa
         lists.index_rbs.shape[2],
         work.items,
         work.blocks,
+        work.head_groups,
+        work.abreast,
         scale,
         D=D,
         D_V=D_v,
@@ -68,7 +70,7 @@ def hopper_forward(q: Tensor, k: Tensor, v: Tensor, lists: KeyLists, scale: floa
         WIDE=needs_wide_offsets(k, v),
         num_warps=4,
     )
-    return interval_forward(q, k, v, lists, work.queries, scale, Tile(LIST_ROWS, TILE, 8, 2), redo=(out, lse, unsound))
+    return interval_forward(q, k, v, lists, work.queries, scale, Tile(LIST_ROWS, TILE, 8, 1), redo=(out, lse, unsound))
 
 
 @gluon.jit
@@ -89,7 +91,7 @@ def _attend(
     """One of the two attending warp groups. While softmax of a tile is made, the one before is multiplied with V."""
     q_ptr, mask_ptr, total_ptr, reference_ptr, out_ptr, lse_ptr, unsound_ptr = pointers
     q_b, q_h, q_n, o_b, o_h, o_n = strides
-    H, heads_a_key, N, capacity, items, blocks = sizes
+    H, heads_a_key, N, capacity, items, blocks, head_groups, abreast = sizes
     k_ring, v_ring, span_ring, bias_ring, full, free = ring
     ROWS: gl.constexpr = WARPGROUP_ROWS
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
@@ -108,7 +110,7 @@ def _attend(
     query = row % QUERIES
     n = 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        query_block, b, h0, kv_head = place(item, blocks, H, heads_a_key, GROUP)
+        query_block, b, h0, kv_head = place(item, blocks, head_groups, abreast, H, heads_a_key, GROUP)
         block = (b * (H // heads_a_key) + kv_head) * blocks + query_block
         t0 = query_block * QUERIES
         t_q = t0 + row_q % QUERIES
@@ -203,6 +205,8 @@ def _forward_kernel(
     capacity,
     items,
     blocks,
+    head_groups,
+    abreast,
     scale,
     D: gl.constexpr,
     D_V: gl.constexpr,
@@ -215,7 +219,7 @@ def _forward_kernel(
     ring = new_ring(k_ptr, v_ptr, D, D_V, STAGES)
     pointers = (q_ptr, mask_ptr, total_ptr, reference_ptr, out_ptr, lse_ptr, unsound_ptr)
     strides = (q_b, q_h, q_n, o_b, o_h, o_n)
-    sizes = (H, heads_a_key, N, capacity, items, blocks)
+    sizes = (H, heads_a_key, N, capacity, items, blocks, head_groups, abreast)
     listed = (k_ptr, v_ptr, list_ptr, span_ptr, list_bias_ptr, total_ptr)
     key_strides = (k_b, k_h, k_n, v_b, v_h, v_n)
     upper: gl.constexpr = 0

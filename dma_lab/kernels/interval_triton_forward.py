@@ -34,8 +34,8 @@ def interval_forward(
     Arguments as in ``interval_attention``; ``lists`` are for blocks of ``block`` queries. A query that sees no key has
     output 0 and sum infinity, so that its weights come out 0 in the backward pass; one whose list overflowed has NaN.
 
-    ``redo`` has both as another kernel wrote them, and int32 marks, two of them a block: only blocks with a mark are
-    computed, and its tensors returned. ``tile`` then is as tall as a block.
+    ``redo`` has both as another kernel wrote them, and int32 marks, two of them a block: only in blocks with a mark are
+    rows computed whose sum left the exact range, and its tensors returned. ``tile`` then is as tall as a block.
     """
     B, H, N, D = q.shape
     K, D_v = k.shape[1], v.shape[-1]
@@ -303,6 +303,7 @@ def _forward_kernel(
         not FIXED,
         PRECISION,
     )
+    written = inside
     if FIXED:
         sound = ((total > 1 / SOUND) & (total < SOUND)) | (t >= N)
         if tl.min(sound.to(tl.int32), 0) == 0:
@@ -333,6 +334,8 @@ def _forward_kernel(
             acc = tl.where(sound[:, None], acc, acc_again)
             total = tl.where(sound, total, total_again)
             peak = tl.where(sound, peak, peak_again)
+        if marks_ptr is not None:  # by its own sum alone, or later tokens would decide which kernel's rounding it gets
+            written = inside & (sound == 0)
 
     sees = total > 0
     acc = acc / tl.where(sees, total, 1.0)[:, None]
@@ -340,5 +343,5 @@ def _forward_kernel(
     acc = tl.where(listed < 0, float("nan"), acc)
     column_v = tl.arange(0, D_V_PAD)
     out_rows = out_ptr + b * o_b + head[:, None] * o_h + t.to(tl.int64)[:, None] * o_n + column_v[None, :]
-    tl.store(out_rows, acc.to(out_ptr.dtype.element_ty), mask=inside[:, None] & (column_v < D_V)[None, :])
-    tl.store(lse_ptr + (b * H + head) * N + t, lse, mask=inside)
+    tl.store(out_rows, acc.to(out_ptr.dtype.element_ty), mask=written[:, None] & (column_v < D_V)[None, :])
+    tl.store(lse_ptr + (b * H + head) * N + t, lse, mask=written)
