@@ -1,5 +1,6 @@
 """Matching: the feed-forward width at which a backend costs what the MHA rung costs."""
 
+import functools
 from collections.abc import Callable
 
 from dma_lab.messages import UserError
@@ -31,12 +32,16 @@ def match_width(count: Callable[[int], int], target: int, *, start: int, kind: s
     slope = count(start + 1) - at_start
     exact = start + (target - at_start) / slope
     candidates = [max(1, multiple * round(exact / multiple)) for multiple in _MULTIPLES]
-    differences = {width: abs(count(width) / target - 1) for width in candidates}
+
+    @functools.cache  # counting builds a model
+    def difference(width: int) -> float:
+        return abs(count(width) / target - 1)
+
     for width in candidates:
-        if differences[width] <= tolerance / 10:
+        if difference(width) <= tolerance / 10:
             return width
-    closest = min(differences, key=lambda width: differences[width])
-    if differences[closest] > tolerance:
+    closest = min(candidates, key=difference)
+    if difference(closest) > tolerance:
         raise UserError(
             f"this backend cannot be matched to the MHA rung: at the feed-forward width that comes closest, {closest}, "
             f"it has {count(closest):,} {kind} and the rung has {target:,}; choose another rung, other options of the "
