@@ -2,21 +2,21 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from dma_lab.model import Transformer  # noqa: E402
 from dma_lab.model.accounting import count_parameters, training_flops_per_sequence  # noqa: E402
 from dma_lab.scaling.ladder import reference_parameters  # noqa: E402
 from dma_lab.train.plan import matched_shape, meta_model  # noqa: E402
 from dma_lab.train.settings import read_settings  # noqa: E402
 
 PAGE = ROOT / "docs" / "backends.md"
-RUNGS = ("nano", "1m", "3m", "10m", "30m", "80m", "200m", "680m", "1.7b")
 BACKENDS = ("mha", "swa", "mla", "nsa", "dma")
 _BEGIN, _END = "<!-- python docs/backends.py writes from here -->\n", "<!-- to here -->\n"
 _FLOPS_AT, _CACHE_AT = (2048, 8192, 32_768), (8192, 131_072)
@@ -27,23 +27,24 @@ _HEADER = (
 )
 
 
-def matched_model(rung: str, backend: str, *overrides: str) -> tuple[Transformer, int]:
-    """The backend at the rung as ``train.py`` builds it, on the meta device; and the MHA rung's parameters."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        settings = read_settings(compose("train", [f"model={rung}", f"attention={backend}", *overrides]))
-    r = settings.model
-    reference = reference_parameters(r.n_layers, r.d_model, r.n_heads, r.n_kv_heads, r.head_dim, r.d_ff)
-    return meta_model(settings, matched_shape(settings, r.vocab_size, reference)), reference
-
-
 def table() -> str:
-    """The table in Markdown."""
-    rows = (_row(rung, backend) for rung in RUNGS for backend in BACKENDS)
+    """The table in Markdown, smallest rung first."""
+    rungs = [OmegaConf.load(path) for path in (ROOT / "conf" / "model").glob("*.yaml")]
+    rungs.sort(key=_mha_parameters)
+    rows = (_row(rung.name, backend) for rung in rungs for backend in BACKENDS)
     return _HEADER + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
+def _mha_parameters(rung: Any) -> int:
+    return reference_parameters(rung.n_layers, rung.d_model, rung.n_heads, rung.n_kv_heads, rung.head_dim, rung.d_ff)
+
+
 def _row(rung: str, backend: str) -> list[str]:
-    model, reference = matched_model(rung, backend)
+    """Of the model that ``train.py`` builds."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        settings = read_settings(compose("train", [f"model={rung}", f"attention={backend}"]))
+    reference = _mha_parameters(settings.model)
+    model = meta_model(settings, matched_shape(settings, settings.model.vocab_size, reference))
     parameters = count_parameters(model).non_embedding
     flops = {n: training_flops_per_sequence(model, n) for n in _FLOPS_AT}
     cache = (sum(block.attention.cache_bytes(n, torch.bfloat16) for block in model.blocks) for n in _CACHE_AT)
