@@ -64,7 +64,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Heatmap:
-    """Shares (0 to 1) by row and column; ``rows`` are listed from the top."""
+    """Values by row and column; ``rows`` are listed from the top."""
 
     slug: str
     title: str
@@ -75,7 +75,14 @@ class Heatmap:
     """Left edges of the columns, and the right edge of the last."""
     x_ticks: dict[float, str]
     rows: Sequence[str]
-    shares: Sequence[Sequence[float]]
+    values: Sequence[Sequence[float | None]]
+    """None: left white."""
+    columns: Sequence[str] = ()
+    """What to call each column; without names they are lifetimes in windows."""
+    scale: str = "share of keys"
+    """What the values are."""
+    reach: float | None = None
+    """Values go from ``-reach`` to ``reach``; None: they are shares, 0 to 1."""
 
 
 Block = str | Notice | Table | Figure | Heatmap

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
 from dma_lab.report.document import Figure, Heatmap
-from dma_lab.report.palette import HEAT
+from dma_lab.report.palette import DIVERGING, HEAT
 
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -54,11 +54,12 @@ def _curves(axes: Axes, figure: Figure, colours: dict[str, str]) -> None:
 
 
 def _heatmap(axes: Axes, figure: Heatmap) -> None:
-    shades = LinearSegmentedColormap.from_list("heat", HEAT)
+    shades = LinearSegmentedColormap.from_list("heat", HEAT if figure.reach is None else DIVERGING)
+    low, high = (0.0, 1.0) if figure.reach is None else (-figure.reach, figure.reach)
     rows = np.arange(len(figure.rows) + 1) - 0.5
-    mesh = axes.pcolormesh(figure.x, rows, np.asarray(figure.shares), cmap=shades, vmin=0, vmax=1)
+    mesh = axes.pcolormesh(figure.x, rows, np.array(figure.values, float), cmap=shades, vmin=low, vmax=high)
     axes.set_yticks(range(len(figure.rows)), figure.rows)
     axes.invert_yaxis()
     axes.grid(False)
     axes.set_xticks(list(figure.x_ticks), figure.x_ticks.values())
-    plt.colorbar(mesh, ax=axes, label="share of keys")
+    plt.colorbar(mesh, ax=axes, label=figure.scale)

@@ -116,7 +116,7 @@ def loss_by_position(runs: Sequence[Run]) -> Figure | None:
     if not scored:
         return None
     series = []
-    for run in (shown := _at_one_point(scored)):
+    for run in (shown := at_one_point(scored)):
         assert run.scores is not None
         nats, tokens = run.scores["position_nats"], run.scores["position_tokens"]
         edges = np.unique(np.geomspace(1, len(nats) + 1, _POSITION_BINS + 1).round().astype(int)) - 1
@@ -131,7 +131,7 @@ def loss_by_position(runs: Sequence[Run]) -> Figure | None:
     return Figure(
         "position",
         "Loss by position in the context",
-        f"{_point_text(shown[0])}: mean over the validation tokens at each position, positions gathered into bins that "
+        f"{point_text(shown[0])}: mean over the validation tokens at each position, positions gathered into bins that "
         "widen with distance.",
         "position of the target in its window",
         "validation loss (nats a token)",
@@ -146,7 +146,7 @@ def recall(runs: Sequence[Run]) -> Figure | None:
     if not scored:
         return None
     series = []
-    for run in (shown := _at_one_point(scored)):
+    for run in (shown := at_one_point(scored)):
         octaves = run.summary["val_accuracy_by_gap"]
         x, y = [int(octave.split("-")[1]) for octave in octaves], list(octaves.values())
         hover = [f"{run.label}: gaps of {octave} tokens" for octave in octaves]
@@ -154,7 +154,7 @@ def recall(runs: Sequence[Run]) -> Figure | None:
     return Figure(
         "recall",
         "Recall by gap",
-        f"{_point_text(shown[0])}: share of queries answered right, by the gap to the key's binding in octaves.",
+        f"{point_text(shown[0])}: share of queries answered right, by the gap to the key's binding in octaves.",
         "gap up to (tokens)",
         "accuracy",
         series,
@@ -162,7 +162,7 @@ def recall(runs: Sequence[Run]) -> Figure | None:
     )
 
 
-def _at_one_point(runs: Sequence[Run]) -> list[Run]:
+def at_one_point(runs: Sequence[Run]) -> list[Run]:
     """A run of every backend at the rung, budget and seed that most backends share; of such the one of most compute."""
     backends = {run.point: {other.backend for other in runs if other.point == run.point} for run in runs}
     chosen = max(runs, key=lambda run: (len(backends[run.point]), run.summary["flops"])).point
@@ -170,7 +170,7 @@ def _at_one_point(runs: Sequence[Run]) -> list[Run]:
     return list({run.backend: run for run in reversed(runs) if run.point == chosen}.values())[::-1]
 
 
-def _point_text(run: Run) -> str:
+def point_text(run: Run) -> str:
     model, tokens, seed = run.point
     return f"Rung {model}, {tokens:,} tokens, seed {seed}"
 

@@ -4,7 +4,7 @@ from math import log10
 from typing import Any
 
 from dma_lab.report.document import Figure, Heatmap, Series
-from dma_lab.report.palette import HEAT
+from dma_lab.report.palette import DIVERGING, HEAT
 
 _AXIS = {"gridcolor": "#ebebe8", "zeroline": False, "linecolor": "#b8b8b4", "ticks": "outside", "automargin": True}
 _MINOR = {"ticks": "outside", "ticklen": 3, "showgrid": False}
@@ -84,14 +84,26 @@ def _trace(series: Series, colour: str) -> dict[str, Any]:
 
 
 def _heatmap(figure: Heatmap) -> dict[str, Any]:
+    low, high = (0.0, 1.0) if figure.reach is None else (-figure.reach, figure.reach)
+    colours = HEAT if figure.reach is None else DIVERGING
+    value = "%{z:.1%}" if figure.reach is None else "%{z:.3f}"
+    named: dict[str, Any] = {
+        "text": [list(figure.columns)] * len(figure.rows),
+        "hovertemplate": f"%{{y}}, %{{text}}: {value} ({figure.scale})<extra></extra>",
+    }
+    lifetimes = {"hovertemplate": "%{y}: %{z:.1%} of keys live about %{x:.2f} W<extra></extra>"}
     return {
         "type": "heatmap",
         "x": list(figure.x),
         "y": list(figure.rows),
-        "z": [list(row) for row in figure.shares],
-        "zmin": 0,
-        "zmax": 1,
-        "colorscale": [[index / (len(HEAT) - 1), colour] for index, colour in enumerate(HEAT)],
-        "hovertemplate": "%{y}: %{z:.1%} of keys live about %{x:.2f} W<extra></extra>",
-        "colorbar": {"title": {"text": "share"}, "thickness": 10, "tickformat": ".0%"},
+        "z": [list(row) for row in figure.values],
+        "zmin": low,
+        "zmax": high,
+        "colorscale": [[index / (len(colours) - 1), colour] for index, colour in enumerate(colours)],
+        "colorbar": {
+            "title": {"text": figure.scale, "side": "right"},
+            "thickness": 10,
+            "tickformat": ".0%" if figure.reach is None else "",
+        },
+        **(named if figure.columns else lifetimes),
     }

@@ -7,6 +7,8 @@ _FURTHER = ("#56b4e9", "#8a6d00", "#7a3fb5", "#e69f00", "#7f8c1f", "#a3264d", "#
 
 HEAT = ("#ffffff", "#fde3c8", "#f5a35c", "#d55e00", "#6b2b00")
 """Shares from none to all."""
+DIVERGING = ("#0b3c5d", "#7fb3d5", "#ffffff", "#f5a35c", "#6b2b00")
+"""From less than nothing, over nothing, to more."""
 
 
 def colours_of(backends: Iterable[str]) -> dict[str, str]:

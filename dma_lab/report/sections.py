@@ -10,6 +10,7 @@ from dma_lab.report import figures, tables
 from dma_lab.report.collect import Run, Unreadable, cohorts
 from dma_lab.report.comparison import BASELINE
 from dma_lab.report.document import Block, Document, Figure, Heatmap, Notice, Section, Table
+from dma_lab.report.evaluations import evaluations
 from dma_lab.report.laws import best_runs, fit_laws
 from dma_lab.report.lifetimes import run_lifetimes
 from dma_lab.report.predictions import predictions
@@ -61,6 +62,8 @@ def _cohort(
         sections.append(Section("Recall", [recall]))
     if position := figures.loss_by_position(finished):
         sections.append(Section("Position in the context", [position]))
+    if evaluated := evaluations(finished):
+        sections.append(evaluated)
     return [*sections, _lifetimes(finished, progress)], compared
 
 

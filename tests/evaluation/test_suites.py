@@ -16,6 +16,8 @@ from hydra.core.global_hydra import GlobalHydra
 from dma_lab.evaluation.settings import read_settings
 from dma_lab.evaluation.suites import evaluate
 from dma_lab.messages import UserError
+from dma_lab.report.collect import cohorts, read_runs
+from dma_lab.report.evaluations import evaluations
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,6 +80,25 @@ def test_needles_are_scored_by_length_and_depth_and_drawn(run_suite, run_copy):
         png = (run_copy / "evaluation" / f"needle-{kind}-numbers.png").read_bytes()
         assert png.startswith(b"\x89PNG")
         assert "beyond the 64 trained on" in (run_copy / "evaluation" / f"needle-{kind}-numbers.svg").read_text()
+
+
+def test_the_report_shows_what_was_written(run_suite, run_copy, tmp_path):
+    needles = run_suite("needle", *NEEDLE)
+    contexts = run_suite("context", "suite.lengths=[32,64]")
+    (tmp_path / "set.jsonl").write_text('{"query": "abc", "choices": ["de", "fg"], "gold": 0}\n' * 2)
+    (score,) = (entry["scores"] for entry in run_suite("local", f"suite.path={tmp_path / 'set.jsonl'}"))
+    (runs,) = cohorts(read_runs(run_copy)[0]).values()
+    exact, gain, perplexity, table = evaluations(runs).blocks
+    assert gain.rows == ["dma 0%", "dma 100%"]
+    for column, length in enumerate((400, 700)):
+        own = [entry["scores"] for entry in needles if entry["cell"]["length"] == length]
+        assert [row[column] for row in exact.values] == [scores["exact"] for scores in own]
+        assert [row[column] for row in gain.values] == [scores["gain"] for scores in own]
+    assert perplexity.series[-1].x == [32, 64]
+    assert perplexity.series[-1].y == [entry["scores"]["perplexity"] for entry in contexts]
+    row = dict(zip(table.columns, table.rows[0], strict=True))
+    assert (row["task"], row["score"], row["chance"]) == ("set", "acc", "0.500")
+    assert row["dma"] == f"{score['acc']:.3f} ± 0.000"
 
 
 def test_a_killed_evaluation_keeps_its_cells_and_goes_on(run_copy):

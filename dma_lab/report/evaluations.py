@@ -1,0 +1,182 @@
+"""What evaluate.py found out about the runs: needles, context lengths and benchmarks, backend beside backend.
+
+Read from ``evaluation/SUITE.json`` in each run's directory. Only scores of a run's last step are shown, and only cells
+of equal settings stand side by side.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from dma_lab.report.collect import Run
+from dma_lab.report.document import Block, Figure, Heatmap, Notice, Section, Series, Table
+from dma_lab.report.figures import at_one_point, point_text
+from dma_lab.report.laws import best_runs
+
+_NEEDED = {
+    "needle": ({"kind", "values", "length", "depth"}, {"exact", "gain"}),
+    "context": ({"context", "stride", "tokens"}, {"perplexity"}),
+    "local": ({"task"}, {"questions"}),
+    "paper": ({"task"}, {"questions"}),
+}
+"""By suite: what a cell and its scores must hold to be shown."""
+
+
+class _Cell(NamedTuple):
+    run: Run
+    settings: dict[str, Any]
+    """Everything that fixes the scores, except the weights."""
+    scores: dict[str, Any]
+
+
+def evaluations(finished: Sequence[Run]) -> Section | None:
+    """The section of a cohort's finished runs; None when none of them was evaluated."""
+    blocks: list[Block] = []
+    cells: dict[str, list[_Cell]] = {suite: [] for suite in _NEEDED}
+    for run in best_runs(finished):
+        for suite in _NEEDED:
+            try:
+                cells[suite] += _read(run, suite)
+            except Exception as error:  # whatever a damaged file raises: the others are shown all the same
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                blocks.append(Notice(f"evaluation/{suite}.json of {run.name} cannot be read: {reason}."))
+    for number, (settings, group) in enumerate(_groups(cells["needle"], ("length", "depth")), 1):
+        blocks += _needles(number, settings, group)
+    for number, (settings, group) in enumerate(_groups(cells["context"], ("context",)), 1):
+        blocks.append(_contexts(number, settings, group))
+    if benchmarks := [*cells["local"], *cells["paper"]]:
+        blocks.append(_benchmarks(benchmarks))
+    return Section("Beyond the loss", blocks) if blocks else None
+
+
+def _read(run: Run, suite: str) -> list[_Cell]:
+    """Cells of the run's last step; none when the suite was not evaluated."""
+    file = run.path / "evaluation" / f"{suite}.json"
+    if not file.exists():
+        return []
+    cells = []
+    for entry in json.loads(file.read_text(encoding="utf-8"))["cells"]:
+        # A mean over tasks is named by its members, whose settings are alike.
+        settings, scores = {**entry["cell"].get("mean_of", [{}])[0], **entry["cell"]}, entry["scores"]
+        lacking = [
+            name for names, part in zip(_NEEDED[suite], (settings, scores), strict=True) for name in names - part.keys()
+        ]
+        if lacking:
+            raise ValueError(f"a cell lacks {', '.join(sorted(lacking))}")
+        if settings["step"] != run.summary["steps"]:
+            continue
+        if suite == "context" and settings["stride"] == max(1, settings["context"] // 2):
+            settings["stride"] = "half the context"  # what lengths of one evaluation have in common
+        unsaid = ("checkpoint", "step", "mean_of")
+        cells.append(_Cell(run, {name: settings[name] for name in settings if name not in unsaid}, scores))
+    return cells
+
+
+def _groups(cells: Iterable[_Cell], axes: Sequence[str]) -> list[tuple[dict[str, Any], list[_Cell]]]:
+    """Cells whose settings differ in ``axes`` alone, of one run a backend; with what they have in common."""
+    groups: dict[str, tuple[dict[str, Any], list[_Cell]]] = {}
+    for cell in cells:
+        common = {name: value for name, value in cell.settings.items() if name not in axes}
+        groups.setdefault(json.dumps(common, sort_keys=True), (common, []))[1].append(cell)
+    shown = []
+    for common, group in groups.values():
+        runs = {run.path for run in at_one_point([cell.run for cell in group])}
+        shown.append((common, [cell for cell in group if cell.run.path in runs]))
+    return shown
+
+
+def _needles(number: int, settings: dict[str, Any], cells: Sequence[_Cell]) -> list[Heatmap]:
+    """How often needles are answered exactly, and what they add to the log-probability of their values."""
+    lengths = sorted({cell.settings["length"] for cell in cells})
+    depths = sorted({cell.settings["depth"] for cell in cells})
+    rows = [(backend, depth) for backend in dict.fromkeys(cell.run.backend for cell in cells) for depth in depths]
+    scores = {(cell.run.backend, cell.settings["depth"], cell.settings["length"]): cell.scores for cell in cells}
+
+    def heatmap(score: str, title: str, scale: str) -> Heatmap:
+        grid = [[_finite(scores.get((*row, length), {}).get(score)) for length in lengths] for row in rows]
+        reach = max([1.0, *(abs(value) for row in grid for value in row if value is not None)])
+        return Heatmap(
+            f"needle-{number}-{score}",
+            f"{title}: {settings['kind']}, {settings['values']}",
+            f"{_about(cells)} {_spelled(settings)}. A row is a backend and the needle's depth in the text; white where "
+            "nothing was evaluated.",
+            "length of the text (tokens)",
+            "backend, depth",
+            list(range(len(lengths) + 1)),
+            {column + 0.5: f"{length:,}" for column, length in enumerate(lengths)},
+            [f"{backend} {depth:.0%}" for backend, depth in rows],
+            grid,
+            columns=[f"{length:,} tokens" for length in lengths],
+            scale=scale,
+            reach=reach if score == "gain" else None,
+        )
+
+    return [
+        heatmap("exact", "Needles answered exactly", "share of samples"),
+        heatmap("gain", "Log-probability that needles add to their values", "nats a token"),
+    ]
+
+
+def _contexts(number: int, settings: dict[str, Any], cells: Sequence[_Cell]) -> Figure:
+    """Perplexity of the same targets by the length of the context they are predicted from."""
+    series = []
+    for backend in dict.fromkeys(cell.run.backend for cell in cells):
+        own = sorted((cell for cell in cells if cell.run.backend == backend), key=lambda cell: cell.settings["context"])
+        x, y = [cell.settings["context"] for cell in own], [cell.scores["perplexity"] for cell in own]
+        hover = [f"{cell.run.label}: contexts of {cell.settings['context']:,} tokens" for cell in own]
+        series += [Series(backend, "line", x, y), Series(backend, "points", x, y, hover=hover)]
+    return Figure(
+        f"context-{number}",
+        "Perplexity by context length",
+        f"{_about(cells)} The same validation targets at every length, each scored once. {_spelled(settings)}.",
+        "context (tokens)",
+        "perplexity",
+        series,
+        x_log=True,
+    )
+
+
+def _benchmarks(cells: Sequence[_Cell]) -> Table:
+    """Task by backend, at every point that was evaluated."""
+    backends = list(dict.fromkeys(cell.run.backend for cell in cells))
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for cell in sorted(cells, key=lambda cell: cell.settings["task"]):
+        model, tokens, seed = cell.run.point
+        for label, value in cell.scores.items():
+            if label in ("questions", "by_question", "chance") or label.endswith("_error"):
+                continue
+            error = cell.scores.get(f"{label}_error")
+            chance = cell.scores.get("chance") if label.startswith("acc") else None
+            task = f"{cell.settings['task']}{_varied(cell, cells)}"
+            questions = f"{cell.scores['questions']:,}"
+            key = (task, label, model, f"{tokens:,}", f"{seed}", questions, "" if chance is None else f"{chance:.3f}")
+            score = f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
+            rows.setdefault(key, {})[cell.run.backend] = score
+    return Table(
+        "Benchmarks by lm-eval's names of tasks and scores. ±: standard error over questions; chance: what guessing "
+        "scores. An empty cell was not evaluated.",
+        ("task", "score", "rung", "tokens", "seed", "questions", "chance", *backends),
+        [(*key, *(scores.get(backend, "") for backend in backends)) for key, scores in rows.items()],
+        frozenset(("task", "score", "rung")),
+    )
+
+
+def _varied(cell: _Cell, cells: Sequence[_Cell]) -> str:
+    """The settings in which cells of one task differ."""
+    peers = [peer.settings for peer in cells if peer.settings["task"] == cell.settings["task"]]
+    varied = {name: value for name, value in cell.settings.items() if any(peer.get(name) != value for peer in peers)}
+    return f" ({_spelled(varied)})" if varied else ""
+
+
+def _about(cells: Sequence[_Cell]) -> str:
+    contexts = ", ".join(f"{context:,}" for context in sorted({cell.run.summary["context"] for cell in cells}))
+    return f"{point_text(cells[0].run)}, trained on contexts of {contexts} tokens."
+
+
+def _spelled(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

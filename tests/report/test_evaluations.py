@@ -1,0 +1,157 @@
+"""Scores that evaluate.py wrote into the runs' directories, as the report shows them."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from dma_lab.evaluation.record import EvaluationRecord
+from dma_lab.report.collect import cohorts, read_runs
+from dma_lab.report.document import Figure, Notice, Section, Table
+from dma_lab.report.evaluations import evaluations
+from dma_lab.report.write import write_report
+
+TITLE = "Beyond the loss"
+
+
+def record(run: Path, suite: str, *cells: tuple[dict, dict], step: int = 100) -> None:
+    """Cells as evaluate.py keeps them, by its own code; the runs that ``add_run`` makes have 100 steps."""
+    trained = SimpleNamespace(path=run, checkpoint=Path("last.ckpt"), step=step)
+    with EvaluationRecord(trained, suite, "fp32") as file:
+        for cell, scores in cells:
+            file.add(cell, scores)
+
+
+def needle(length: int, depth: float, exact: float, gain: float, kind: str = "single") -> tuple[dict, dict]:
+    cell = {"kind": kind, "values": "numbers", "length": length, "depth": depth, "samples": 4, "seed": 0}
+    return cell, {"exact": exact, "substring": 1.0, "gain": gain, "gain_error": None}
+
+
+def context(length: int, perplexity: float, stride: int | None = None) -> tuple[dict, dict]:
+    cell = {"context": length, "stride": stride or length // 2, "tokens": 4096, "rope_base": 10_000.0}
+    return cell, {"loss": 0.0, "perplexity": perplexity, "bits_per_byte": 0.0, "sums": "context-0.npz"}
+
+
+def task(name: str, limit: int | None = None, **scores: float) -> tuple[dict, dict]:
+    cell = {"task": name, "digest": "d", "max_length": 64, "limit": limit}
+    return cell, {"questions": 20, **scores, "by_question": "local-0.npz"}
+
+
+@pytest.fixture
+def section(tmp_path):
+    """The section of the only cohort."""
+
+    def build() -> Section | None:
+        (members,) = cohorts(read_runs(tmp_path / "runs")[0]).values()
+        return evaluations(members)
+
+    return build
+
+
+def tables(section: Section | None) -> list[dict[str, str]]:
+    assert section is not None
+    (table,) = [block for block in section.blocks if isinstance(block, Table)]
+    return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+
+
+def test_runs_that_were_not_evaluated_have_no_section(add_run, section):
+    add_run("mha")
+    (add_run("dma") / "evaluation").mkdir()
+    assert section() is None
+
+
+def test_needles_lie_by_backend_depth_and_length_and_what_is_missing_is_white(add_run, section):
+    record(add_run("mha"), "needle", *(needle(n, d, d / 2, n * d / 64 - 1) for n in (128, 64) for d in (0.0, 1.0)))
+    record(add_run("dma"), "needle", needle(64, 1.0, 1.0, float("nan")), needle(128, 1.0, 0.25, -3.5))
+    exact, gain = section().blocks
+    assert exact.rows == gain.rows == ["mha 0%", "mha 100%", "dma 0%", "dma 100%"]
+    assert exact.columns == ["64 tokens", "128 tokens"]
+    assert exact.values == [[0.0, 0.0], [0.5, 0.5], [None, None], [1.0, 0.25]]
+    assert gain.values == [[-1.0, -1.0], [0.0, 1.0], [None, None], [None, -3.5]]
+    assert (exact.reach, gain.reach) == (None, 3.5)
+    assert "Rung nano, 1,000,000 tokens, seed 0, trained on contexts of 64 tokens" in exact.caption
+
+
+def test_every_kind_of_needle_has_maps_of_its_own(add_run, section):
+    record(add_run("mha"), "needle", needle(64, 0.5, 1.0, 2.0), needle(64, 0.5, 0.25, 1.0, kind="multikey"))
+    maps = {block.slug: block for block in section().blocks}
+    assert list(maps) == ["needle-1-exact", "needle-1-gain", "needle-2-exact", "needle-2-gain"]
+    assert "single, numbers" in maps["needle-1-exact"].title
+    assert "multikey, numbers" in maps["needle-2-exact"].title
+    assert maps["needle-2-exact"].values == [[0.25]]
+
+
+def test_perplexity_is_drawn_by_context_in_order(add_run, section):
+    record(add_run("mha"), "context", context(128, 9.0), context(32, 12.0), context(64, 10.0))
+    record(add_run("dma"), "context", context(64, 9.5))
+    (figure,) = section().blocks
+    assert isinstance(figure, Figure)
+    points = {series.group: (series.x, series.y) for series in figure.series if series.kind == "points"}
+    assert points == {"mha": ([32, 64, 128], [12.0, 10.0, 9.0]), "dma": ([64], [9.5])}
+
+
+def test_contexts_scored_in_another_way_share_no_figure(add_run, section):
+    record(add_run("mha"), "context", context(64, 10.0))
+    record(add_run("dma"), "context", context(64, 8.0, stride=1))
+    assert [{series.group for series in figure.series} for figure in section().blocks] == [{"mha"}, {"dma"}]
+
+
+def test_benchmarks_stand_task_by_backend_with_error_and_chance(add_run, section):
+    both = {"acc": 0.4, "acc_error": 0.1, "chance": 0.25}
+    record(add_run("mha"), "local", task("piqa", **both), task("cloze", exact_match=0.5))
+    record(add_run("dma"), "local", task("piqa", **{**both, "acc": 0.45}))
+    record(add_run("dma", "1m"), "paper", task("arc_easy", acc=0.3))
+    same = {"rung": "nano", "tokens": "1,000,000", "seed": "0", "questions": "20"}
+    assert tables(section()) == [
+        {"task": "arc_easy", "score": "acc", **same, "rung": "1m", "chance": "", "mha": "", "dma": "0.300"},
+        {"task": "cloze", "score": "exact_match", **same, "chance": "", "mha": "0.500", "dma": ""},
+        {"task": "piqa", "score": "acc", **same, "chance": "0.250", "mha": "0.400 ± 0.100", "dma": "0.450 ± 0.100"},
+    ]
+
+
+def test_scores_of_other_questions_or_lengths_stand_in_other_rows(add_run, section):
+    members = [{"task": "a", "max_length": 64, "limit": 5}, {"task": "b", "max_length": 64, "limit": 5}]
+    record(
+        add_run("mha"),
+        "paper",
+        task("a", acc=0.5),
+        ({"task": "mean", "mean_of": members}, {"questions": 10, "acc": 0.1}),
+    )
+    record(add_run("dma"), "paper", task("a", limit=5, acc=0.25))
+    rows = [(row["task"], row["mha"], row["dma"]) for row in tables(section())]
+    assert rows == [("a (limit None)", "0.500", ""), ("a (limit 5)", "", "0.250"), ("mean", "0.100", "")]
+
+
+def test_scores_of_an_earlier_checkpoint_are_not_the_runs(add_run, section):
+    record(run := add_run("mha"), "local", task("piqa", acc=0.1), step=50)
+    assert section() is None
+    record(run, "local", task("piqa", acc=0.2))
+    assert [row["mha"] for row in tables(section())] == ["0.200"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"cells": [{"cell": {"step": 100}, "scores": {}}]}', '{"cells": [1]}'])
+def test_a_damaged_file_is_named_and_hides_no_other(add_run, section, text):
+    record(run := add_run("mha"), "local", task("piqa", acc=0.2))
+    (run / "evaluation/needle.json").write_text(text)
+    notice, table = section().blocks
+    assert isinstance(notice, Notice)
+    assert isinstance(table, Table)
+    assert notice.text.startswith(f"evaluation/needle.json of {run.name} cannot be read: ")
+
+
+def test_the_whole_report_holds_them(add_run, tmp_path):
+    record(run := add_run("mha"), "needle", needle(64, 0.0, 1.0, 2.5), needle(64, 1.0, 0.0, float("nan")))
+    record(run, "context", context(32, 12.0), context(64, 10.0))
+    record(run, "local", task("piqa", acc=0.25))
+    page = write_report(tmp_path / "runs", tmp_path / "report").read_text()
+    figures = json.loads(page.split('id="figures">')[1].split("</script>")[0])
+    (gain,) = figures["needle-1-gain"]["data"]
+    assert gain["z"] == [[2.5], [None]]
+    assert (gain["zmin"], gain["zmax"], gain["text"]) == (-2.5, 2.5, [["64 tokens"], ["64 tokens"]])
+    markdown = (tmp_path / "report/report.md").read_text()
+    assert f"## {TITLE}" in markdown
+    assert "| piqa | acc | nano |" in markdown
+    for slug in ("needle-1-exact", "needle-1-gain", "context-1"):
+        assert (tmp_path / "report/figures" / f"{slug}.svg").is_file()
+        assert f"(figures/{slug}.svg)" in markdown
