@@ -76,7 +76,7 @@ class Heatmap:
     x_ticks: dict[float, str]
     rows: Sequence[str]
     values: Sequence[Sequence[float | None]]
-    """None: left white."""
+    """None: there is none."""
     columns: Sequence[str] = ()
     """What to call each column; without names they are lifetimes in windows."""
     scale: str = "share of keys"

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
 from dma_lab.report.document import Figure, Heatmap
-from dma_lab.report.palette import DIVERGING, HEAT
+from dma_lab.report.palette import DIVERGING, HEAT, MISSING
 
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -60,6 +60,7 @@ def _heatmap(axes: Axes, figure: Heatmap) -> None:
     mesh = axes.pcolormesh(figure.x, rows, np.array(figure.values, float), cmap=shades, vmin=low, vmax=high)
     axes.set_yticks(range(len(figure.rows)), figure.rows)
     axes.invert_yaxis()
+    axes.set_facecolor(MISSING)
     axes.grid(False)
     axes.set_xticks(list(figure.x_ticks), figure.x_ticks.values())
     plt.colorbar(mesh, ax=axes, label=figure.scale)

@@ -99,8 +99,8 @@ def _needles(number: int, settings: dict[str, Any], cells: Sequence[_Cell]) -> l
         return Heatmap(
             f"needle-{number}-{score}",
             f"{title}: {settings['kind']}, {settings['values']}",
-            f"{_about(cells)} {_spelled(settings)}. A row is a backend and the needle's depth in the text; white where "
-            "nothing was evaluated.",
+            f"{_about(cells)} Settings: {_spelled(settings)}. A row is a backend and the needle's depth in the text; "
+            "grey where nothing was evaluated.",
             "length of the text (tokens)",
             "backend, depth",
             list(range(len(lengths) + 1)),
@@ -129,7 +129,8 @@ def _contexts(number: int, settings: dict[str, Any], cells: Sequence[_Cell]) -> 
     return Figure(
         f"context-{number}",
         "Perplexity by context length",
-        f"{_about(cells)} The same validation targets at every length, each scored once. {_spelled(settings)}.",
+        f"{_about(cells)} The same validation targets at every length, each scored once. Settings: "
+        f"{_spelled(settings)}.",
         "context (tokens)",
         "perplexity",
         series,

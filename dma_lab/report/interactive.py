@@ -4,7 +4,7 @@ from math import log10
 from typing import Any
 
 from dma_lab.report.document import Figure, Heatmap, Series
-from dma_lab.report.palette import DIVERGING, HEAT
+from dma_lab.report.palette import DIVERGING, HEAT, MISSING
 
 _AXIS = {"gridcolor": "#ebebe8", "zeroline": False, "linecolor": "#b8b8b4", "ticks": "outside", "automargin": True}
 _MINOR = {"ticks": "outside", "ticklen": 3, "showgrid": False}
@@ -26,6 +26,7 @@ def plotly_figure(figure: Figure | Heatmap, colours: dict[str, str]) -> dict[str
     if isinstance(figure, Heatmap):
         layout["yaxis"] |= {"autorange": "reversed", "type": "category"}
         layout["xaxis"] |= {"tickvals": list(figure.x_ticks), "ticktext": list(figure.x_ticks.values())}
+        layout["plot_bgcolor"] = MISSING
         layout["height"] = 110 + 22 * max(6, len(figure.rows))
         return {"data": [_heatmap(figure)], "layout": layout}
     layout["height"] = 440

@@ -9,6 +9,8 @@ HEAT = ("#ffffff", "#fde3c8", "#f5a35c", "#d55e00", "#6b2b00")
 """Shares from none to all."""
 DIVERGING = ("#0b3c5d", "#7fb3d5", "#ffffff", "#f5a35c", "#6b2b00")
 """From less than nothing, over nothing, to more."""
+MISSING = "#d4d4d0"
+"""Of a heat map's cells without a value: white stands for nothing in both scales."""
 
 
 def colours_of(backends: Iterable[str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from dma_lab.evaluation.record import EvaluationRecord
 from dma_lab.report.collect import cohorts, read_runs
 from dma_lab.report.document import Figure, Notice, Section, Table
 from dma_lab.report.evaluations import evaluations
+from dma_lab.report.palette import MISSING
 from dma_lab.report.write import write_report
 
 TITLE = "Beyond the loss"
@@ -61,7 +62,7 @@ def test_runs_that_were_not_evaluated_have_no_section(add_run, section):
     assert section() is None
 
 
-def test_needles_lie_by_backend_depth_and_length_and_what_is_missing_is_white(add_run, section):
+def test_needles_lie_by_backend_depth_and_length_and_what_is_missing_is_empty(add_run, section):
     record(add_run("mha"), "needle", *(needle(n, d, d / 2, n * d / 64 - 1) for n in (128, 64) for d in (0.0, 1.0)))
     record(add_run("dma"), "needle", needle(64, 1.0, 1.0, float("nan")), needle(128, 1.0, 0.25, -3.5))
     exact, gain = section().blocks
@@ -148,6 +149,8 @@ def test_the_whole_report_holds_them(add_run, tmp_path):
     figures = json.loads(page.split('id="figures">')[1].split("</script>")[0])
     (gain,) = figures["needle-1-gain"]["data"]
     assert gain["z"] == [[2.5], [None]]
+    assert figures["needle-1-gain"]["layout"]["plot_bgcolor"] == MISSING, "white would be a gain of 0"
+    assert MISSING in (tmp_path / "report/figures/needle-1-gain.svg").read_text()
     assert (gain["zmin"], gain["zmax"], gain["text"]) == (-2.5, 2.5, [["64 tokens"], ["64 tokens"]])
     markdown = (tmp_path / "report/report.md").read_text()
     assert f"## {TITLE}" in markdown
