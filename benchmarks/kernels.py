@@ -7,6 +7,7 @@ few they are is nothing to dense attention's arithmetic. The floor of a figure i
 """
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,15 @@ def bench_kernels(config: DictConfig) -> Path:
     N, window = config.scores_at
     points = [(n, w, K, "random") for K in config.kv_heads for n, w in config.shapes]
     points += [(N, window, config.heads, kind) for kind in KINDS]
-    measured = []
+    record: dict[str, Any] = {"settings": OmegaConf.to_container(config), "units": "milliseconds, medians"}
+    measured: list[dict[str, Any]] = []
+    started = datetime.now(UTC)
     with progress() as bar:
         flex = _flex(N, window, config.heads, config.head_dim) if config.flex else None
         for case in bar.track(points, description="interval attention"):
             measured.append(_measure(*case, config.heads, config.head_dim))
-    record = {"settings": OmegaConf.to_container(config), "units": "milliseconds, medians", "points": measured}
-    path = write_record(config.results_dir, "kernels", record | {"flex": flex})
+            # After every point, so that what was measured survives a run that is cut off.
+            path = write_record(config.results_dir, "kernels", record | {"points": measured, "flex": flex}, started)
     console = Console(width=150)
     console.print(_table(measured))
     if flex is not None:
