@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -66,6 +67,10 @@ def open_door(main: Callable[[DictConfig], Any], config_name: str) -> None:
         raise SystemExit(130) from None
     except (HydraException, OmegaConfBaseException) as error:
         _refuse(_one_sentence(error))
+    except ValueError:
+        if (sentence := _unnamed_choice()) is None:
+            raise
+        _refuse(sentence)
 
 
 def _outcome_of_point(error: Exception) -> FailedPoint | HeldPoint:
@@ -92,7 +97,7 @@ def _one_sentence(error: Exception) -> str:
     while cause.__cause__ is not None:
         cause = cause.__cause__
     text, reason = str(error), str(cause)
-    if choice := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+    if choice := re.search(r"Could not find '([^']+)/([^'/]*)'", text):
         group, value = choice.groups()
         options = re.findall(r"^\t([\w.-]+)$", text, flags=re.MULTILINE)  # those of installed launchers too
         more = "; pip install 'dma-lab[sweeps]' brings joblib and submitit" if group == "hydra/launcher" else ""
@@ -105,6 +110,19 @@ def _one_sentence(error: Exception) -> str:
     if missing := re.search(r"Missing mandatory value: (\S+)", reason):
         return f"{missing.group(1)} must be given, as {missing.group(1)}=…; see conf/ for what it is."
     return " ".join(reason.split())
+
+
+def _unnamed_choice() -> str | None:
+    """A group of conf/ that the command line gives something other than a name, which Hydra's ValueError leaves out."""
+    for argument in sys.argv[1:]:
+        group = argument.lstrip("+").partition("=")[0]
+        files = _CONFIG_DIR / group
+        if not group or not files.is_dir():
+            continue
+        if not isinstance(OverridesParser.create().parse_override(argument).value(), (str, list)):
+            options = ", ".join(sorted(path.stem for path in files.glob("*.yaml")))
+            return f"{argument} is not known; choose one of: {options}."
+    return None
 
 
 def _nearest(key: str, reason: str) -> str:

@@ -7,6 +7,9 @@ from dma_lab.messages import UserError
 REFUSED_AT_THE_DOOR = [
     (["attention=flash"], ["attention=flash", "dma", "mha"]),
     (["model=7b"], ["model=7b", "nano", "1.7b"]),
+    (["model=80"], ["model=80", "nano", "80m"]),
+    (["attention=null"], ["attention=null", "dma", "mha"]),
+    (["attention="], ["attention=", "dma", "mha"]),
     (["data=the_pile"], ["data=the_pile", "stdlib", "local"]),
     (["experiment=chinchila_dma"], ["experiment=chinchila_dma", "chinchilla_dma", "mqar"]),
     (["sweep=chinchila"], ["sweep=chinchila", "chinchilla", "isoflop"]),
