@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dma_lab.attention import AttentionBackend, attention_options, build_attention, registered_backends
+from dma_lab.kernels import prefix_topk_expiry
 from dma_lab.messages import UserError
 
 # Option sets of each backend, for a context of 64 tokens.
@@ -145,6 +146,15 @@ def test_flops_are_those_counted(name: str, heads: tuple[int, int], options: dic
         blocks = (seq_len - attention.block) // attention.stride + 1
         rectangles = 2 * square + square // seq_len * blocks
     assert counter.get_total_flops() == flops.projections + rectangles
+
+
+@pytest.mark.parametrize("name", ["swa", "dma"])
+@pytest.mark.parametrize("window", [1, 5, 64])
+@pytest.mark.parametrize("seq_len", [1, 5, 40])
+def test_flops_of_a_window_are_those_of_the_pairs_that_live(name: str, window: int, seq_len: int) -> None:
+    lifetimes = prefix_topk_expiry(noise(1, 1, seq_len), window) - torch.arange(seq_len)
+    pairs = int(lifetimes.sum()) if name == "dma" else sum(min(t + 1, window) for t in range(seq_len))
+    assert build(name, (4, 2), {"window": window}).flops(seq_len).mixing == 4 * 4 * 8 * pairs
 
 
 @pytest.mark.parametrize("name", sorted(VARIANTS))
