@@ -3,6 +3,8 @@
 import functools
 import sys
 
+import torch
+
 
 class UserError(Exception):
     """A mistake of the user's. The message is one sentence: the setting, its value, what would do.
@@ -11,7 +13,15 @@ class UserError(Exception):
     """
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def announce_once(message: str) -> None:
-    """Print ``message`` to stderr the first time it is given in this process, and never again."""
+    """Print ``message`` to stderr the first time it is given in this process, and never again.
+
+    A compiler that meets it calls it, instead of stumbling over it.
+    """
+    print_once(message)
+
+
+@functools.cache
+def print_once(message: str) -> None:
     print(f"dma_lab: {message}", file=sys.stderr, flush=True)

@@ -17,8 +17,7 @@ def probe_step_seconds(settings: TrainSettings, plan: RunPlan, hardware: Hardwar
     Compilation is left out, both from the probe's steps and from the time.
     """
     optimizer_settings = settings.optimizer
-    with hardware.device:
-        model = build_model(settings, plan.shape)
+    model = build_model(settings, plan.shape).to(hardware.device)
     optimizer = build_adamw(
         model,
         learning_rate=optimizer_settings.learning_rate,

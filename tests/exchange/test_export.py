@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.exchange import export_model, export_run
-from dma_lab.messages import UserError, announce_once
+from dma_lab.messages import UserError, print_once
 from dma_lab.model import ModelShape, Transformer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,7 +117,7 @@ def test_a_run_becomes_a_folder_in_one_command(trained_run, tmp_path):
 
 
 def test_doge_differs_in_nothing_but_which_of_equally_scored_keys_it_keeps(tmp_path, monkeypatch, capfd):
-    announce_once.cache_clear()
+    print_once.cache_clear()
     model = make_model("dma", {"window": 23})
     folder, tokens = export_model(model, "dma", {"window": 23}, tmp_path / "folder"), distinct_tokens() // 3
     assert "past attention.window=23 tokens single logits differ (format=custom" in capfd.readouterr().err

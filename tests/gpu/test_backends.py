@@ -8,7 +8,7 @@ import torch
 from benchmarks.attention_ops import attention_ops
 from dma_lab.attention import build_attention, registered_backends
 from dma_lab.kernels import document_bounds, flash_attention, flash_attention_suits, interval_attention
-from dma_lab.messages import announce_once
+from dma_lab.messages import print_once
 from dma_lab.model import ModelShape, Transformer
 
 pytestmark = [
@@ -84,7 +84,7 @@ def test_with_flash_attn_a_layer_gives_what_it_gives_without(name, options, head
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_no_backend_takes_quadratic_memory_and_quadratic_work_is_said(name, packed, precision, capfd):
-    announce_once.cache_clear()
+    print_once.cache_clear()
     peaks = []
     for N in (8192, 16_384):
         shape = {"d_model": 256, "n_heads": 4, "n_kv_heads": 2, "head_dim": 64, "max_seq_len": N}

@@ -178,9 +178,9 @@ def test_decoding_equals_the_whole_sequence(recent):
 
 
 def test_a_fall_back_on_the_gpu_is_announced(capsys):
-    from dma_lab.messages import announce_once
+    from dma_lab.messages import print_once
 
-    announce_once.cache_clear()
+    print_once.cache_clear()
     x = torch.randn(1, 1, 8, 16, device="cuda", dtype=torch.float64)
     interval_attention(x, x, x, torch.full((1, 1, 8), 8, dtype=torch.int32, device="cuda"))
     assert "plain PyTorch runs instead" in capsys.readouterr().err
