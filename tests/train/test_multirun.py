@@ -26,8 +26,17 @@ OF_THE_MOMENT = {"run", "tokens_per_second", "training_seconds", "peak_memory_by
 
 
 def start(overrides: list[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "train.py", *overrides]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def heed_interrupts() -> None:  # what a shell starts in the background ignores them, and so would its children
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(
+        [sys.executable, "train.py", *overrides],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
+    )
 
 
 def runs_of(sweep: Path) -> dict[str, Path]:
