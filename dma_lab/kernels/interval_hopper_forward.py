@@ -162,7 +162,8 @@ def _attend(
         lse = gl.where(sees, lse, float("inf"))
         gl.store(lse_ptr + (b * H + h0 + row // QUERIES) * N + t, lse, mask=t < N)
         sound = ((total > 1 / SOUND) & (total < SOUND)) | (t >= N)
-        gl.store(unsound_ptr + item * 2 + HALF, 1 - gl.min(sound.to(gl.int32), 0))
+        mark = unsound_ptr + ((b * H + h0) // GROUP * blocks + query_block) * 2 + HALF
+        gl.store(mark, 1 - gl.min(sound.to(gl.int32), 0))
         divisor = gl.where(sees, total, 1.0)
         divisor = gl.where(listed < 0, float("nan"), divisor)
         acc = acc / gl.convert_layout(divisor, gl.SliceLayout(1, acc_layout))[:, None]

@@ -34,8 +34,9 @@ def interval_forward(
     Arguments as in ``interval_attention``; ``lists`` are for blocks of ``block`` queries. A query that sees no key has
     output 0 and sum infinity, so that its weights come out 0 in the backward pass; one whose list overflowed has NaN.
 
-    ``redo`` has both as another kernel wrote them, and int32 marks, two of them a block: only in blocks with a mark are
-    rows computed whose sum left the exact range, and its tensors returned. ``tile`` then is as tall as a block.
+    ``redo`` has both as another kernel wrote them, and int32 marks (B * H / heads together, blocks, 2): only in blocks
+    with a mark are rows computed whose sum left the exact range, and its tensors returned. ``tile`` then is as tall as
+    a block.
     """
     B, H, N, D = q.shape
     K, D_v = k.shape[1], v.shape[-1]
@@ -247,12 +248,12 @@ def _forward_kernel(
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    if marks_ptr is not None:
-        marks = marks_ptr + 2 * (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0))
-        if (tl.load(marks) | tl.load(marks + 1)) == 0:
-            return
     # The last queries first: they have most keys where lifetimes are unbounded.
     t0 = (tl.num_programs(0) - 1 - tl.program_id(0)) * QUERIES
+    if marks_ptr is not None:
+        marks = marks_ptr + 2 * (tl.program_id(1) * tl.num_programs(0) + t0 // QUERIES)
+        if (tl.load(marks) | tl.load(marks + 1)) == 0:
+            return
     head0 = tl.program_id(1) * GROUP
     b, h0 = (head0 // H).to(tl.int64), head0 % H
     kv_head = h0 // heads_a_key

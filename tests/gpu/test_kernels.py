@@ -22,12 +22,15 @@ def scores_of(kind, B, K, N):
     noise = torch.randn(B, K, N, device="cuda")
     trend = torch.linspace(-2, 2, N, device="cuda")
     sinks = torch.where(torch.arange(N, device="cuda") < 64, 9.0, 0.0)
+    outsized = noise.clone()
+    outsized[-1, 0, N // 3 : N // 3 + 10] = 120.0  # a row whose later queries' sums leave float32, among others
     return {
         "random": noise,
         "constant": torch.ones_like(noise),
         "rising": trend.expand(B, K, N).contiguous(),
         "drifting": noise + trend,
         "sinks": noise + sinks,
+        "outsized": outsized,
     }[kind]
 
 
@@ -50,6 +53,21 @@ def attend(tensors, scores, expiry, dtype, **options):
     return out, *torch.autograd.grad(out, [*inputs, bias], tensors[3].to(dtype))
 
 
+def dense_given_output(tensors, scores, expiry, out):
+    """The definition in float64, and gradients in which delta = sum(d_out * out) is of the given output, as in every
+    backward pass that keeps the output and not the weights."""
+    q, k, v, bias = leaves = [tensor.double().requires_grad_() for tensor in (*tensors[:3], scores)]
+    d_out, group = tensors[3].double(), q.shape[1] // k.shape[1]
+    k, v, bias, expiry = (each.repeat_interleave(group, 1) for each in (k, v, bias, expiry))
+    t = torch.arange(q.shape[2], device=q.device)
+    live = (t <= t[:, None]) & (t[:, None] < expiry[:, :, None, :])
+    logits = (q @ k.mT * q.shape[-1] ** -0.5 + bias[:, :, None, :]).masked_fill(~live, -torch.inf)
+    lse = logits.logsumexp(-1, keepdim=True)
+    exact = (logits - lse).exp() @ v
+    off = ((out.double() - exact.detach()) * d_out).sum(-1, keepdim=True)
+    return exact.detach(), *torch.autograd.grad([exact, lse], leaves, [d_out, -off])
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize(
     ("B", "H", "K", "N", "D", "D_v", "window", "kind"),
@@ -61,6 +79,7 @@ def attend(tensors, scores, expiry, dtype, **options):
         (1, 2, 1, 513, 256, 256, 128, "sinks"),
         (3, 2, 2, 257, 32, 32, 1, "random"),
         (1, 2, 2, 300, 64, 64, 1000, "random"),
+        (2, 6, 3, 2048, 128, 128, 1024, "outsized"),
     ],
 )
 def test_output_and_gradients_equal_float64(dtype, B, H, K, N, D, D_v, window, kind):
@@ -72,11 +91,12 @@ def test_output_and_gradients_equal_float64(dtype, B, H, K, N, D, D_v, window, k
     assert torch.equal(expiry, prefix_topk_expiry(scores, window, recent=3, impl="torch"))
     found = attend(tensors, scores, expiry, dtype, impl="triton", max_live=window + 3)
     expected = attend(tensors, scores, expiry, torch.float64, impl="torch")
-    # With four keys a query what softmax passes back is a difference of near equals, and delta comes from the rounded
-    # output: 4.1e-3 for dq and 3.3e-3 for dbias were seen in bf16.
-    few = 2.0 if window == 1 else 1.0
+    if window == 1:
+        # With four keys a query what softmax passes back is a difference of near equals, in which the output's rounding
+        # shows: 4.1e-3 for dq and 4.5e-3 for dbias were seen in bf16. It is given to the reference, and nothing else.
+        expected = dense_given_output(tensors, scores, expiry, found[0])
     for each, reference, allowed in zip(found, expected, TOLERANCE[dtype], strict=True):
-        assert relative_error(each, reference) <= allowed * few
+        assert relative_error(each, reference) <= allowed
     again = attend(tensors, scores, expiry, dtype, impl="triton", max_live=window + 3)
     assert all(torch.equal(first, second) for first, second in zip(found, again, strict=True))
 
