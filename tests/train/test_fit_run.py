@@ -96,8 +96,11 @@ def test_wandb_runs_offline_without_a_key_and_asks_nothing(door, overrides, tmp_
 
 
 def test_two_processes_train_what_one_trains(door, overrides, tmp_path):
+    # Slow steps and a smooth backend: what is left is the order of float32's sums, which DMA's choice of keys and large
+    # steps would amplify without end (5e-3 was seen).
+    calm = [*overrides, "attention=mha", "optimizer.learning_rate=1e-3"]
     results = [
-        door("train.py", [*overrides, f"output_dir={tmp_path / str(devices)}", f"trainer.devices={devices}"])
+        door("train.py", [*calm, f"output_dir={tmp_path / str(devices)}", f"trainer.devices={devices}"])
         for devices in (1, 2)
     ]
     assert [result.returncode for result in results] == [0, 0], results[1].stderr
@@ -108,8 +111,7 @@ def test_two_processes_train_what_one_trains(door, overrides, tmp_path):
         ]
         for n in (1, 2)
     ]
-    assert losses[1] == pytest.approx(losses[0], abs=5e-3)
-    assert losses[1][0] == pytest.approx(losses[0][0], abs=1e-4)
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
