@@ -29,8 +29,8 @@ plan: setup  ## what that training will be and cost, before it is spent
 test: setup  ## the whole CPU test suite
 	$(RUN) -m pytest -n auto -m 'not gpu and not slow and not browser' $(ARGS)
 
-test-gpu: setup  ## the tests that need a CUDA GPU
-	$(RUN) -m pytest -m gpu $(ARGS)
+test-gpu: setup  ## the tests that need a CUDA GPU, and a record of them in benchmarks/results
+	$(RUN) bench.py gpu_tests $(ARGS)
 
 test-slow: setup  ## the tests that take longer than the CPU suite allows
 	$(RUN) -m pytest -m slow $(ARGS)

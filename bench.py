@@ -1,15 +1,16 @@
-"""Measure on the machine at hand: ``python bench.py kernels``, ``decode`` or ``training``; conf/bench_*.yaml holds what
-each measures, and every setting there is an override.
+"""Measure on the machine at hand: ``python bench.py kernels``, ``decode``, ``training`` or ``gpu_tests``;
+conf/bench_*.yaml holds what each measures, and every setting there is an override.
 """
 
 import sys
 
 from benchmarks.decode import bench_decode
+from benchmarks.gpu_tests import record_gpu_tests
 from benchmarks.kernels import bench_kernels
 from benchmarks.training import bench_training
 from dma_lab.door import open_door
 
-SUITES = {"kernels": bench_kernels, "decode": bench_decode, "training": bench_training}
+SUITES = {"kernels": bench_kernels, "decode": bench_decode, "training": bench_training, "gpu_tests": record_gpu_tests}
 
 if __name__ == "__main__":
     suite = sys.argv.pop(1) if len(sys.argv) > 1 else "nothing"

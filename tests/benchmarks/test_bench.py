@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks.attention_ops import attention_ops
+from benchmarks.gpu_tests import Outcomes
 from benchmarks.kernels import live_share
 from dma_lab.attention import build_attention
 from dma_lab.kernels import prefix_topk_expiry
@@ -97,8 +98,8 @@ def test_what_it_cannot_measure_is_one_sentence(arguments, said):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what is said without a GPU")
-@pytest.mark.parametrize("suite", ["kernels", "decode"])
-def test_kernels_are_not_timed_without_a_gpu(suite):
+@pytest.mark.parametrize("suite", ["kernels", "decode", "gpu_tests"])
+def test_what_needs_a_gpu_says_so_without_one(suite):
     result = bench(suite)
     assert result.returncode == 2
     assert "no CUDA device" in result.stderr
@@ -108,3 +109,24 @@ def test_the_floor_counts_each_live_pair_once():
     expiry = prefix_topk_expiry(torch.randn(2, 3, 50, generator=torch.Generator().manual_seed(0)), 7)
     live = sum(j <= t < expiry[b, head, j] for b in range(2) for head in range(3) for t in range(50) for j in range(50))
     assert live_share(expiry) == pytest.approx(int(live) / (2 * 3 * 50 * 51 / 2))
+
+
+def test_the_record_of_tests_says_how_each_ended_and_why(tmp_path, monkeypatch):
+    (tmp_path / "test_three.py").write_text(
+        "import pytest\n"
+        "def test_right(): pass\n"
+        "def test_wrong(): assert 1 + 1 == 3\n"
+        "@pytest.mark.skip(reason='not here')\n"
+        "def test_left_out(): pass\n"
+    )
+    outcomes = Outcomes()
+    monkeypatch.chdir(tmp_path)
+    assert pytest.main(["-q", "-p", "no:cacheprovider", "test_three.py"], plugins=[outcomes]) == 1
+    ended = {name.split("::")[1]: test for name, test in outcomes.tests.items()}
+    assert {name: test["outcome"] for name, test in ended.items()} == {
+        "test_right": "passed",
+        "test_wrong": "failed",
+        "test_left_out": "skipped",
+    }
+    assert "assert (1 + 1) == 3" in ended["test_wrong"]["reason"]
+    assert "not here" in ended["test_left_out"]["reason"]
