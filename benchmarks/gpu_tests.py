@@ -1,6 +1,5 @@
 """The tests that need a GPU, run on this machine's, each one's outcome recorded."""
 
-import re
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +14,8 @@ from dma_lab.messages import UserError
 if TYPE_CHECKING:
     import pytest
 
+_TESTS = Path(__file__).resolve().parents[1] / "tests" / "gpu"
+
 
 class Outcomes:
     """A pytest plugin that keeps how each test ended and how long it took."""
@@ -26,9 +27,16 @@ class Outcomes:
         test = self.tests.setdefault(report.nodeid, {"outcome": "passed", "seconds": 0.0})
         test["seconds"] = round(float(test["seconds"]) + report.duration, 2)
         if report.outcome != "passed":
-            test["outcome"] = report.outcome
-            lines = [line for line in report.longreprtext.splitlines() if line.startswith("E ")]
-            test["reason"] = re.sub(r"\s+", " ", " ".join(line[1:] for line in lines) or report.longreprtext[-500:])
+            test |= {"outcome": report.outcome, "reason": _reason(report)}
+
+    def pytest_collectreport(self, report: "pytest.CollectReport") -> None:
+        if report.failed:
+            self.tests[report.nodeid] = {"outcome": "not collected", "reason": _reason(report)}
+
+
+def _reason(report: "pytest.TestReport | pytest.CollectReport") -> str:
+    lines = [line[1:] for line in report.longreprtext.splitlines() if line.startswith("E ")]
+    return " ".join((" ".join(lines) or report.longreprtext[-500:]).split())
 
 
 def record_gpu_tests(config: DictConfig) -> Path:
@@ -43,7 +51,7 @@ def record_gpu_tests(config: DictConfig) -> Path:
     if not torch.cuda.is_available():
         raise UserError("PyTorch finds no CUDA device here, which the tests marked gpu need.")
     outcomes, started = Outcomes(), datetime.now(UTC)
-    status = pytest.main(["-m", "gpu", "-n", str(config.workers), "tests"], plugins=[outcomes])
+    status = pytest.main(["-m", "gpu", "-n", str(config.workers), str(_TESTS)], plugins=[outcomes])
     counts = Counter(str(test["outcome"]) for test in outcomes.tests.values())
     path = write_record(config.results_dir, "gpu_tests", {**counts, "tests": outcomes.tests}, started)
     print(f"recorded in {path}")

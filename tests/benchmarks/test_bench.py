@@ -119,14 +119,18 @@ def test_the_record_of_tests_says_how_each_ended_and_why(tmp_path, monkeypatch):
         "@pytest.mark.skip(reason='not here')\n"
         "def test_left_out(): pass\n"
     )
+    (tmp_path / "test_broken.py").write_text("import there_is_no_such_module\n")
     outcomes = Outcomes()
     monkeypatch.chdir(tmp_path)
-    assert pytest.main(["-q", "-p", "no:cacheprovider", "test_three.py"], plugins=[outcomes]) == 1
-    ended = {name.split("::")[1]: test for name, test in outcomes.tests.items()}
+    options = ["-q", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    assert pytest.main([*options, "test_three.py", "test_broken.py"], plugins=[outcomes]) == 1
+    ended = {name.split("::")[-1]: test for name, test in outcomes.tests.items()}
     assert {name: test["outcome"] for name, test in ended.items()} == {
         "test_right": "passed",
         "test_wrong": "failed",
         "test_left_out": "skipped",
+        "test_broken.py": "not collected",
     }
+    assert "there_is_no_such_module" in ended["test_broken.py"]["reason"]
     assert "assert (1 + 1) == 3" in ended["test_wrong"]["reason"]
     assert "not here" in ended["test_left_out"]["reason"]
