@@ -17,7 +17,16 @@ from numpy.typing import ArrayLike, NDArray
 from dma_lab.scaling.cost import SIX_PER_PARAMETER
 from dma_lab.scaling.frontier import best_allocation
 from dma_lab.scaling.interval import Interval, percentile_interval
-from dma_lab.scaling.objective import Points, Vector, descend, require_enough, resampled_minima, take_points, values_at
+from dma_lab.scaling.objective import (
+    Points,
+    Vector,
+    descend,
+    one_blas_thread,
+    require_enough,
+    resampled_minima,
+    take_points,
+    values_at,
+)
 
 # Section D.2: alpha, beta, e, a, b.
 _GRID = (
@@ -64,6 +73,7 @@ class ParametricFit:
         return np.array([getattr(self, name) for name in _PARAMETERS])
 
 
+@one_blas_thread
 def fit_parametric(
     params: ArrayLike, tokens: ArrayLike, loss: ArrayLike, *, delta: float = 1e-3, bootstrap: int = 0, seed: int = 0
 ) -> ParametricFit:

@@ -13,7 +13,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from dma_lab.messages import UserError
 from dma_lab.scaling.fit import ONE_LAW, ParametricFit, natural, search_grid, with_intervals
-from dma_lab.scaling.objective import Points, Vector, descend, require_enough, resampled_minima, take_points, values_at
+from dma_lab.scaling.objective import (
+    Points,
+    Vector,
+    descend,
+    one_blas_thread,
+    require_enough,
+    resampled_minima,
+    take_points,
+    values_at,
+)
 
 _SLOT_NAMES = ("alpha", "beta", "E", "A", "B")
 
@@ -32,6 +41,7 @@ class JointFit:
         return sum(law.objective for law in self.laws.values())
 
 
+@one_blas_thread
 def fit_joint(
     runs: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]],
     shared: Collection[str] = ("E",),

@@ -9,10 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 
 from dma_lab.messages import UserError
 
 Vector = NDArray[np.float64]
+one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")
+"""Decorator of a fit: its matrices have a few hundred entries, over which BLAS's threads spend their time meeting (four
+times the work of one thread on two cores, and more on more)."""
 
 
 @dataclass(frozen=True)
