@@ -17,6 +17,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from dma_lab.kernels.head_sums import sum_query_heads
 from dma_lab.kernels.hopper_ring import (
     ATTENDER_REGISTERS,
     FETCHER_REGISTERS,
@@ -25,7 +26,6 @@ from dma_lab.kernels.hopper_ring import (
     load_async,
     thread_barrier,
 )
-from dma_lab.kernels.interval_triton_backward import sum_query_heads
 from dma_lab.kernels.interval_triton_forward import needs_wide_offsets
 from dma_lab.kernels.key_lists import LOG2_E
 from dma_lab.kernels.key_order import bucket_size

@@ -8,7 +8,8 @@ from dma_lab.kernels.hopper_ring import hopper_suits
 from dma_lab.kernels.interval_hopper_dkv import hopper_dkv
 from dma_lab.kernels.interval_hopper_dq import hopper_dq
 from dma_lab.kernels.interval_hopper_forward import hopper_forward
-from dma_lab.kernels.interval_triton_backward import interval_backward_dkv, interval_backward_dq
+from dma_lab.kernels.interval_triton_dkv import interval_backward_dkv
+from dma_lab.kernels.interval_triton_dq import interval_backward_dq
 from dma_lab.kernels.interval_triton_forward import interval_forward
 from dma_lab.kernels.key_lists import KeyLists, build_key_lists, empty_key_lists, most_alive
 from dma_lab.kernels.key_order import backward_key_order
