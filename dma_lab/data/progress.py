@@ -32,9 +32,10 @@ class BuildProgress:
             self._task = self._bar.add_task(title, total=1.0, note="")
 
     def update(self, fraction: float, note: str) -> None:
-        """``fraction`` of the work is done, 0 to 1; ``note`` says what besides."""
+        """``fraction`` of the work is done, above 1 where more was read than asked for; ``note`` says what besides."""
+        fraction = min(fraction, 1.0)
         if self._bar is not None:
-            self._bar.update(self._task, completed=min(fraction, 1.0), note=note)
+            self._bar.update(self._task, completed=fraction, note=note)
             return
         now = time.monotonic()
         if now - self._last_line >= _SECONDS_BETWEEN_LINES:
