@@ -6,14 +6,17 @@ from typing import Literal
 import numpy as np
 
 from dma_lab.evaluation.lifetimes import OBSERVED, Lifetimes
+from dma_lab.messages import UserError
 from dma_lab.report.collect import Run
 from dma_lab.report.document import Figure, Heatmap, Series
+from dma_lab.report.growth import curves_of, parabolas_of
 from dma_lab.report.laws import Laws, band
-from dma_lab.report.predictions import parabolas_of
+from dma_lab.scaling.envelope import fit_envelope
 from dma_lab.scaling.fit import ParametricFit
 from dma_lab.scaling.isoflop import budgets
 
 _POSITION_BINS = 24
+_CURVE_BINS = 80
 
 
 def loss_against_compute(runs: Sequence[Run], laws: Laws, which: Literal["flops_executed", "flops"]) -> Figure:
@@ -89,25 +92,67 @@ def isoflop(runs: Sequence[Run]) -> Figure | None:
     )
 
 
+def envelope(runs: Sequence[Run]) -> Figure | None:
+    """Approach 1: each size's losses over its budgets, and the lowest of them at every compute; None without two."""
+    series = []
+    for backend in dict.fromkeys(run.backend for run in runs):
+        own = [run for run in runs if run.backend == backend]
+        curves = curves_of(own)
+        try:
+            found = fit_envelope(curves)
+        except UserError:
+            continue  # said beside the exponents
+        series += [Series(backend, "line", list(curve.flops), list(curve.loss), faint=True) for curve in curves]
+        series.append(Series(backend, "line", list(found.flops), list(found.loss)))
+        x, sizes, _ = found.handovers
+        y = np.interp(np.log(x), np.log(found.flops), found.loss)
+        hover = [f"{backend}: the best size passes {size:,.0f} parameters" for size in sizes]
+        series.append(Series(backend, "points", list(x), list(y), hover=hover))
+    if not series:
+        return None
+    return Figure(
+        "envelope",
+        "The lowest loss at every compute",
+        "Thin lines: a size and seed at the ends of its budgets, by dense-equivalent compute. Thick: the lowest of "
+        "them. Points: where the best size changes, through which approach 1 lays its power laws.",
+        "training compute, dense-equivalent (FLOP)",
+        "validation loss (nats a token)",
+        series,
+        x_log=True,
+    )
+
+
 def training_curves(runs: Sequence[Run]) -> Figure:
     """Training loss of every run, and validation losses on the way."""
     series = []
     for run in runs:
         lines = [line for line in run.metrics if np.isfinite(line["loss"])]
         scored = [line for line in lines if np.isfinite(line.get("val_loss", np.nan))]
-        x, y = [line["tokens"] for line in lines], [line["loss"] for line in lines]
+        x, y = _binned([line["tokens"] for line in lines], [line["loss"] for line in lines])
         series.append(Series(run.backend, "line", x, y, hover=[run.label] * len(x), faint=True))
         x, y = [line["tokens"] for line in scored], [line["val_loss"] for line in scored]
         series.append(Series(run.backend, "points", x, y, hover=[f"{run.label}: validation"] * len(x)))
     return Figure(
         "training",
         "Training curves",
-        "Lines: loss of the training batch. Points: validation loss on the way.",
+        f"Lines: loss of the training batches, means over {_CURVE_BINS} bins of tokens. Points: validation loss on the "
+        "way.",
         "training tokens",
         "loss (nats a token)",
         series,
         x_log=True,
     )
+
+
+def _binned(tokens: Sequence[float], loss: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Means over bins of equal width in log tokens: a long run has more lines than a figure has room."""
+    x, y = np.array(tokens, float), np.array(loss, float)
+    if len(x) <= _CURVE_BINS:
+        return list(x), list(y)
+    bins = np.digitize(np.log(x), np.linspace(np.log(x[0]), np.log(x[-1]), _CURVE_BINS + 1)[1:-1])
+    starts = np.flatnonzero(np.diff(bins, prepend=-1))
+    counts = np.diff([*starts, len(x)])
+    return list(np.add.reduceat(x, starts) / counts), list(np.add.reduceat(y, starts) / counts)
 
 
 def loss_by_position(runs: Sequence[Run]) -> Figure | None:

@@ -1,5 +1,6 @@
 """Figures as plotly.js takes them: traces and a layout, plain JSON."""
 
+from collections.abc import Sequence
 from math import log10
 from typing import Any
 
@@ -56,16 +57,17 @@ def _trace(series: Series, colour: str) -> dict[str, Any]:
         "type": "scatter",
         "name": series.group,
         "legendgroup": series.group,
-        "x": list(series.x),
-        "y": list(series.y),
+        "x": _short(series.x),
+        "y": _short(series.y),
         "hovertemplate": "%{text}<br>%{x:.4s}, %{y:.4f}<extra></extra>",
-        "text": list(series.hover),
+        # One text for all points is written once: labels of long curves would be half of the page.
+        "text": series.hover[0] if len(set(series.hover)) == 1 else list(series.hover),
     }
     if series.kind == "band":
         # One closed outline: there along the lower edge, back along the upper.
         trace |= {
-            "x": [*series.x, *reversed(series.x)],
-            "y": [*series.y, *reversed(series.high)],
+            "x": _short([*series.x, *reversed(series.x)]),
+            "y": _short([*series.y, *reversed(series.high)]),
             "fill": "toself",
             "fillcolor": colour + "22",
             "line": {"width": 0},
@@ -82,6 +84,11 @@ def _trace(series: Series, colour: str) -> dict[str, Any]:
     else:
         trace |= {"mode": "markers", "marker": {"color": colour, "size": 8, "line": {"color": "#fff", "width": 1}}}
     return trace
+
+
+def _short(values: Sequence[float]) -> list[float]:
+    """To six digits, more than any screen shows."""
+    return [float(f"{value:.6g}") for value in values]
 
 
 def _heatmap(figure: Heatmap) -> dict[str, Any]:

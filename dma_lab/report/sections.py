@@ -140,8 +140,7 @@ def _scaling(finished: Sequence[Run], progress: Callable[[str], None]) -> Sectio
     blocks += [figures.loss_against_compute(best, laws, which) for which in ("flops_executed", "flops")]
     if any(isinstance(law, ParametricFit) for law in laws.values()):
         blocks.append(tables.law_parameters(laws))
-    if curves := figures.isoflop(best):
-        blocks.append(curves)
+    blocks += [figure for figure in (figures.isoflop(best), figures.envelope(best)) if figure]
     blocks += predictions(best, laws, progress)
     return Section("Scaling", blocks)
 

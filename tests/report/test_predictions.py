@@ -8,8 +8,10 @@ import pytest
 from dma_lab.report import predictions as module
 from dma_lab.report.collect import cohorts, read_runs
 from dma_lab.report.document import Notice, Table
+from dma_lab.report.figures import envelope
+from dma_lab.report.growth import parabolas_of
 from dma_lab.report.laws import fit_laws
-from dma_lab.report.predictions import parabolas_of, predictions
+from dma_lab.report.predictions import predictions
 
 SIZES = (20_000, 60_000, 180_000, 540_000)
 BUDGETS = (1e11, 4e11, 1.6e12)
@@ -75,6 +77,45 @@ def test_the_compute_to_match_is_that_of_the_laws_that_made_the_runs(blocks):
         value, low, high = numbers(cell)
         assert value == pytest.approx(expected, rel=0.03), ahead
         assert low <= value <= high
+
+
+def test_the_best_size_and_tokens_of_a_budget_are_those_of_the_law_that_made_the_runs(blocks):
+    sizes = np.geomspace(1e3, 1e9, 20_001)
+    rows = table(blocks, "Compute-optimal size").rows
+    assert [row[0] for row in rows] == ["mha"] * 3 + ["dma"] * 3
+    for attention, flops, *cells in rows:
+        # Of DMA, 0.9 of the compute is executed (write_run): 5.4 FLOP a parameter and token. Numbers as `1.23e+12`.
+        a_token = 6 * sizes * (0.9 if attention == "dma" else 1.0)
+        losses = loss(attention, sizes, float(flops) / a_token)
+        expected = sizes[losses.argmin()], float(flops) / a_token[losses.argmin()], losses.min()
+        for cell, right, within in zip(cells, expected, (0.25, 0.25, 0.01), strict=True):
+            value, low, high = map(float, re.findall(r"[\d.]+(?:e[+-]\d+)?", cell))
+            assert value == pytest.approx(right, rel=within)
+            assert low <= value <= high
+
+
+def test_the_envelope_drawn_is_the_lowest_curve_and_hands_over_from_small_to_large(write, tmp_path):
+    for attention in SCALE:
+        for params in SIZES:
+            for tokens in np.geomspace(3e5, 1e8, 9):
+                value = loss(attention, params, tokens)
+                write(tmp_path, attention, f"{params}", int(tokens), params_non_embedding=params, val_loss=value)
+    (runs,) = cohorts(read_runs(tmp_path)[0]).values()
+    figure = envelope(runs)
+    assert figure is not None
+    for attention in SCALE:
+        own = [series for series in figure.series if series.group == attention]
+        curves = [series for series in own if series.faint]
+        (lowest,) = [series for series in own if series.kind == "line" and not series.faint]
+        (handovers,) = [series for series in own if series.kind == "points"]
+        assert len(curves) == len(SIZES)
+        for flops, value in zip(lowest.x[::100], lowest.y[::100], strict=True):
+            reaching = [c for c in curves if c.x[0] <= flops * 1.001 and flops <= c.x[-1] * 1.001]
+            at = [np.interp(np.log(flops), np.log(curve.x), curve.y) for curve in reaching]
+            assert value == pytest.approx(min(at), rel=1e-4)
+        passed = [float(text.split("passes ")[1].split(" ")[0].replace(",", "")) for text in handovers.hover]
+        assert len(passed) >= 2
+        assert passed == sorted(passed)
 
 
 def test_the_largest_size_is_predicted_by_the_smaller_ones(blocks, runs):
