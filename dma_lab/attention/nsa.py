@@ -164,7 +164,10 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
         B, N, _ = x.shape
         reach = self.selected_blocks * self.selected_block
         if x.is_cuda and N > reach:
-            _announce_quadratic_work(reach)
+            announce_once(
+                "attention=nsa has no block-sparse kernel: its selected branch masks all keys to the "
+                f"{reach} that a query selects, and costs what dense attention costs."
+            )
         q, k, v = self.heads(x)
         sliding = sliding_window_attention(q, *self._sliding_keys_values(x), self.window, document_ids)
 
@@ -290,12 +293,3 @@ def _recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
     if torch.is_grad_enabled():
         return checkpoint(function, *arguments, use_reentrant=False)
     return function(*arguments)
-
-
-@torch.compiler.assume_constant_result
-def _announce_quadratic_work(reach: int) -> None:
-    """A function of its own, so that compilation calls it once instead of stumbling over it."""
-    announce_once(
-        f"attention=nsa has no block-sparse kernel: its selected branch masks all keys to the {reach} that a query "
-        "selects, and costs what dense attention costs."
-    )

@@ -9,7 +9,7 @@ from torch import Tensor
 from dma_lab.attention import build_attention, nsa
 from dma_lab.attention.nsa_blocks import block_importance, count_blocks, locate_blocks, select_blocks
 from dma_lab.kernels import document_bounds
-from dma_lab.messages import UserError
+from dma_lab.messages import UserError, announce_once
 
 M, D = 20, 6
 HEADS = {"mha": (2, 2), "gqa": (4, 2), "mqa": (3, 1)}
@@ -219,7 +219,7 @@ def test_it_compiles_into_one_graph_that_announces_quadratic_work_once(capfd: py
     attention, x = build((4, 2), **SIZES["the paper's ratios"]), torch.randn(2, 64, M, dtype=torch.float64)
 
     def announcing(x: Tensor) -> Tensor:
-        nsa._announce_quadratic_work(12_345)
+        announce_once(f"a query selects {attention.selected_blocks * 12_345 // attention.selected_blocks} keys")
         return attention(x)
 
     results = []
