@@ -1,1 +1,46 @@
-"""The arithmetic of scaling: the ladder of sizes, matching, and laws fitted to runs. Pure functions, no torch."""
+"""The arithmetic of scaling: the ladder of sizes, matching, and laws fitted to runs. Pure functions, no torch.
+
+Fits are imported when they are first named: they need scipy, which training does without.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dma_lab.scaling.envelope import Curve, fit_envelope
+    from dma_lab.scaling.fit import ParametricFit, fit_parametric
+    from dma_lab.scaling.held_out import hold_out_largest
+    from dma_lab.scaling.isoflop import fit_isoflop, fit_parabola
+    from dma_lab.scaling.joint import fit_joint
+    from dma_lab.scaling.optimum import compute_multiplier, compute_optimal
+
+_HOME = {
+    "Curve": "envelope",
+    "ParametricFit": "fit",
+    "compute_multiplier": "optimum",
+    "compute_optimal": "optimum",
+    "fit_envelope": "envelope",
+    "fit_isoflop": "isoflop",
+    "fit_joint": "joint",
+    "fit_parabola": "isoflop",
+    "fit_parametric": "fit",
+    "hold_out_largest": "held_out",
+}
+__all__ = [
+    "Curve",
+    "ParametricFit",
+    "compute_multiplier",
+    "compute_optimal",
+    "fit_envelope",
+    "fit_isoflop",
+    "fit_joint",
+    "fit_parabola",
+    "fit_parametric",
+    "hold_out_largest",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,21 @@
+"""What the room offers by name, and at what price."""
+
+import subprocess
+import sys
+
+import pytest
+
+import dma_lab.scaling
+
+
+def test_every_name_is_there():
+    for name in dma_lab.scaling.__all__:
+        assert getattr(dma_lab.scaling, name).__name__ == name
+    with pytest.raises(ImportError, match="fit_everything"):
+        from dma_lab.scaling import fit_everything  # noqa: F401
+
+
+def test_what_training_needs_of_it_comes_without_scipy():
+    names = "from dma_lab.scaling import ladder, matching, paired"
+    code = f"import sys; {names}; assert 'scipy' not in sys.modules; from dma_lab.scaling import fit_parametric"
+    subprocess.run([sys.executable, "-c", code], check=True)
