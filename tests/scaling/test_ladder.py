@@ -16,7 +16,8 @@ SHAPE = ("n_layers", "d_model", "n_heads", "n_kv_heads", "head_dim", "d_ff")
 
 # arXiv 2508.02124, table 4, with a feed-forward width of 3 d_model: millions of non-embedding parameters.
 PAPER = {"80m": 84.9, "200m": 201.3, "680m": 679.5, "1.7b": 1409.0}
-NAMED = {"37k": 0.0372, "83k": 0.0834, "nano": 0.15, "440k": 0.443, "1m": 1.0, "3m": 3.1, "10m": 10.6, "30m": 28.3}
+BELOW = {"14k": 0.014, "37k": 0.0372, "83k": 0.0834, "nano": 0.15, "440k": 0.443}
+NAMED = BELOW | {"1m": 1.0, "3m": 3.1, "10m": 10.6, "30m": 28.3}
 
 
 def test_every_rung_of_the_ladder_is_there():
