@@ -16,7 +16,7 @@ from dma_lab.scaling.fit import ParametricFit
 from dma_lab.scaling.isoflop import budgets
 
 _POSITION_BINS = 24
-_CURVE_BINS = 80
+_CURVE_BINS = 60
 
 
 def loss_against_compute(runs: Sequence[Run], laws: Laws, which: Literal["flops_executed", "flops"]) -> Figure:
