@@ -84,10 +84,12 @@ def test_the_best_size_and_tokens_of_a_budget_are_those_of_the_law_that_made_the
     rows = table(blocks, "Compute-optimal size").rows
     assert [row[0] for row in rows] == ["mha"] * 3 + ["dma"] * 3
     for attention, flops, *cells in rows:
-        # Of DMA, 0.9 of the compute is executed (write_run): 5.4 FLOP a parameter and token. Numbers as `1.23e+12`.
+        # Of DMA, 0.9 of the compute is executed (write_run): 5.4 FLOP a parameter and token.
         a_token = 6 * sizes * (0.9 if attention == "dma" else 1.0)
         losses = loss(attention, sizes, float(flops) / a_token)
         expected = sizes[losses.argmin()], float(flops) / a_token[losses.argmin()], losses.min()
+        params, tokens = (float(cell.split(" ")[0]) for cell in cells[:2])
+        assert params * tokens * a_token[0] / sizes[0] == pytest.approx(float(flops), rel=0.02), "the budget is spent"
         for cell, right, within in zip(cells, expected, (0.25, 0.25, 0.01), strict=True):
             value, low, high = map(float, re.findall(r"[\d.]+(?:e[+-]\d+)?", cell))
             assert value == pytest.approx(right, rel=within)
