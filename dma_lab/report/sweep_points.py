@@ -1,5 +1,6 @@
 """What became of each point of a multirun, in files: points may run in other processes and on other machines."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -52,11 +53,15 @@ class SweepPoints:
         return {"folder": self.folder}
 
     def write(self, number: int, point: Point) -> None:
-        """Say what is known of the multirun's ``number``-th point."""
+        """Say what is known of the multirun's ``number``-th point.
+
+        A launcher's process may outlive its multirun that was killed: where another tidied up after that, nobody reads.
+        """
         file = self.folder / f"{number:06}.json"
         partial = file.with_suffix(f".partial-{os.getpid()}")
-        partial.write_text(json.dumps(asdict(point)))
-        partial.replace(file)
+        with contextlib.suppress(FileNotFoundError):
+            partial.write_text(json.dumps(asdict(point)))
+            partial.replace(file)
 
     def read(self) -> list[Point]:
         """All points that have begun, in their order."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -232,3 +233,7 @@ def test_points_are_kept_while_their_multirun_lives_and_swept_away_after_it_was_
     other.wait()
     SweepPoints(tmp_path).remove()
     assert list(tmp_path.iterdir()) == [ours.folder]
+    orphan = pickle.loads(pickle.dumps(ours))  # what a launcher's process has, which outlived its multirun
+    ours.remove()
+    orphan.write(12, Point("seed=12"))
+    assert not list(tmp_path.iterdir())
