@@ -17,6 +17,7 @@ from dma_lab.scaling.isoflop import budgets
 
 _POSITION_BINS = 24
 _CURVE_BINS = 60
+_SCORED_BINS = 12
 
 
 def loss_against_compute(runs: Sequence[Run], laws: Laws, which: Literal["flops_executed", "flops"]) -> Figure:
@@ -130,13 +131,13 @@ def training_curves(runs: Sequence[Run]) -> Figure:
         scored = [line for line in lines if np.isfinite(line.get("val_loss", np.nan))]
         x, y = _binned([line["tokens"] for line in lines], [line["loss"] for line in lines])
         series.append(Series(run.backend, "line", x, y, hover=[run.label] * len(x), faint=True))
-        x, y = [line["tokens"] for line in scored], [line["val_loss"] for line in scored]
+        x, y = _binned([line["tokens"] for line in scored], [line["val_loss"] for line in scored], _SCORED_BINS)
         series.append(Series(run.backend, "points", x, y, hover=[f"{run.label}: validation"] * len(x)))
     return Figure(
         "training",
         "Training curves",
         f"Lines: loss of the training batches, means over {_CURVE_BINS} bins of tokens. Points: validation loss on the "
-        "way.",
+        f"way, over {_SCORED_BINS}.",
         "training tokens",
         "loss (nats a token)",
         series,
@@ -144,13 +145,13 @@ def training_curves(runs: Sequence[Run]) -> Figure:
     )
 
 
-def _binned(tokens: Sequence[float], loss: Sequence[float]) -> tuple[list[float], list[float]]:
+def _binned(tokens: Sequence[float], loss: Sequence[float], bins: int = _CURVE_BINS) -> tuple[list[float], list[float]]:
     """Means over bins of equal width in log tokens: a long run has more lines than a figure has room."""
     x, y = np.array(tokens, float), np.array(loss, float)
-    if len(x) <= _CURVE_BINS:
+    if len(x) <= bins:
         return list(x), list(y)
-    bins = np.digitize(np.log(x), np.linspace(np.log(x[0]), np.log(x[-1]), _CURVE_BINS + 1)[1:-1])
-    starts = np.flatnonzero(np.diff(bins, prepend=-1))
+    bin_of = np.digitize(np.log(x), np.linspace(np.log(x[0]), np.log(x[-1]), bins + 1)[1:-1])
+    starts = np.flatnonzero(np.diff(bin_of, prepend=-1))
     counts = np.diff([*starts, len(x)])
     return list(np.add.reduceat(x, starts) / counts), list(np.add.reduceat(y, starts) / counts)
 

@@ -1,4 +1,4 @@
-// plotly.js travels compressed; it is unpacked here, and every figure is drawn.
+// plotly.js and the figures travel compressed; they are unpacked here, and every figure is drawn.
 const unpack = async (element) => {
   const bytes = Uint8Array.from(atob(element.textContent.trim()), (letter) => letter.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
@@ -8,7 +8,7 @@ const drawAll = async () => {
   const library = document.createElement("script");
   library.textContent = await unpack(document.getElementById("plotly"));
   document.head.append(library);
-  const figures = JSON.parse(document.getElementById("figures").textContent);
+  const figures = JSON.parse(await unpack(document.getElementById("figures")));
   const narrow = window.matchMedia("(max-width: 40rem)").matches;
   for (const [slug, figure] of Object.entries(figures)) {
     // A finger that drags over a figure scrolls the page; a mouse zooms.

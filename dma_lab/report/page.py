@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: styles, figures and plotly.js (compressed) are inside."""
+"""The report as one HTML file that needs nothing else: styles, and compressed the figures and plotly.js, are inside."""
 
 import base64
 import gzip
@@ -24,7 +24,8 @@ def write_page(document: Document, path: Path) -> None:
     ]
     links = [f'<a href="#s{number}">{escape(section.title)}</a>' for number, section in enumerate(document.sections)]
     colours = colours_of(document.groups)
-    figures = {figure.slug: plotly_figure(figure, colours) for figure in document.figures}
+    drawn = {figure.slug: plotly_figure(figure, colours) for figure in document.figures}
+    figures = json.dumps(drawn, allow_nan=False, default=float)
     own = files("dma_lab.report")
     parts = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -36,7 +37,7 @@ def write_page(document: Document, path: Path) -> None:
         f"<nav>{''.join(links)}</nav>",
         *(f"{section}\n</section>" for section in sections),
         "</main>",
-        f'<script type="application/json" id="figures">{_json(figures)}</script>',
+        f'<script type="application/octet-stream" id="figures">{_packed(figures)}</script>',
         f'<script type="application/octet-stream" id="plotly">{_plotly_js()}</script>',
         f"<script>\n{own.joinpath('page.js').read_text()}</script>\n</body>\n</html>\n",
     ]
@@ -45,9 +46,13 @@ def write_page(document: Document, path: Path) -> None:
 
 @cache
 def _plotly_js() -> str:
-    """plotly.js, compressed and as text."""
+    return _packed(get_plotlyjs())
+
+
+def _packed(text: str) -> str:
+    """Compressed, and as text that may stand in a page; page.js unpacks it."""
     # mtime=0: the same runs give the same page.
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def _block(block: Block) -> str:
@@ -81,8 +86,3 @@ def _table(table: Table) -> str:
         f'<p class="caption">{escape(table.caption)}</p>\n<div class="scroll{wide}"><table>\n'
         f"<thead>{row(table.columns, 'th')}</thead>\n<tbody>\n{body}\n</tbody></table></div>"
     )
-
-
-def _json(figures: dict[str, Any]) -> str:
-    """JSON that may stand inside a script element, and fails on what is no number."""
-    return json.dumps(figures, allow_nan=False, default=float).replace("<", "\\u003c")

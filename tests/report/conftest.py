@@ -1,5 +1,7 @@
 """Run directories as train.py writes them, made in a moment: their losses follow a law that a test can work out."""
 
+import base64
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +106,18 @@ def write_run(
 def add_run(tmp_path: Path) -> Callable[..., Path]:
     """Adds a run under ``tmp_path / "runs"``, and returns its directory."""
     return lambda *arguments, **keywords: write_run(tmp_path / "runs", *arguments, **keywords)
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> Callable[[], dict[str, Any]]:
+    """The figures of the page under ``tmp_path / "report"``, unpacked as page.js does."""
+
+    def read() -> dict[str, Any]:
+        page = (tmp_path / "report" / "index.html").read_text()
+        packed = page.split('id="figures">')[1].split("</script>")[0]
+        return json.loads(gzip.decompress(base64.b64decode(packed)))
+
+    return read
 
 
 @pytest.fixture(scope="session")

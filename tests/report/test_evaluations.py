@@ -1,6 +1,5 @@
 """Scores that evaluate.py wrote into the runs' directories, as the report shows them."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -141,12 +140,12 @@ def test_a_damaged_file_is_named_and_hides_no_other(add_run, section, text):
     assert notice.text.startswith(f"evaluation/needle.json of {run.name} cannot be read: ")
 
 
-def test_the_whole_report_holds_them(add_run, tmp_path):
+def test_the_whole_report_holds_them(add_run, tmp_path, drawn):
     record(run := add_run("mha"), "needle", needle(64, 0.0, 1.0, 2.5), needle(64, 1.0, 0.0, float("nan")))
     record(run, "context", context(32, 12.0), context(64, 10.0))
     record(run, "local", task("piqa", acc=0.25))
-    page = write_report(tmp_path / "runs", tmp_path / "report").read_text()
-    figures = json.loads(page.split('id="figures">')[1].split("</script>")[0])
+    write_report(tmp_path / "runs", tmp_path / "report")
+    figures = drawn()
     (gain,) = figures["needle-1-gain"]["data"]
     assert gain["z"] == [[2.5], [None]]
     assert figures["needle-1-gain"]["layout"]["plot_bgcolor"] == MISSING, "white would be a gain of 0"

@@ -127,28 +127,26 @@ def test_contexts_that_differ_between_rungs_are_said(add_run, report):
     assert "Contexts differ (64, 128 tokens)." in report()
 
 
-def test_of_a_learning_rate_sweep_the_best_run_stands_for_its_point(add_run, report, tmp_path):
+def test_of_a_learning_rate_sweep_the_best_run_stands_for_its_point(add_run, report, drawn):
     losses = []
     for rate in (0.01, 0.02, 0.04):
         path = add_run("mha", settings={"optimizer": {"learning_rate": rate}}, val_loss=4 + abs(rate - 0.02))
         losses.append(json.loads((path / "summary.json").read_text())["val_loss"])
     text = report()
     assert "2 finished runs share backend, rung, budget and seed with another" in text
-    page = (tmp_path / "report" / "index.html").read_text()
-    figures = json.loads(page.split('id="figures">')[1].split("</script>")[0])
+    figures = drawn()
     (trace,) = figures["loss-executed"]["data"]
     assert trace["y"] == [min(losses)]
 
 
-def test_recall_runs_show_accuracy_in_place_of_bits_per_byte(add_run, report, tmp_path):
+def test_recall_runs_show_accuracy_in_place_of_bits_per_byte(add_run, report, drawn):
     gaps = {"3-4": 0.9, "5-8": 0.5}
     for attention in ("mha", "dma"):
         add_run(attention, val_bits_per_byte=None, val_accuracy=0.7, val_accuracy_by_gap=gaps)
     text = report()
     assert "| perplexity | accuracy |" in text
     assert "bits/byte" not in text
-    page = (tmp_path / "report" / "index.html").read_text()
-    figures = json.loads(page.split('id="figures">')[1].split("</script>")[0])
+    figures = drawn()
     marks = [trace for trace in figures["recall"]["data"] if trace["mode"] == "markers"]
     assert [(trace["name"], trace["x"], trace["y"]) for trace in marks] == [
         ("mha", [4, 8], [0.9, 0.5]),
@@ -156,11 +154,10 @@ def test_recall_runs_show_accuracy_in_place_of_bits_per_byte(add_run, report, tm
     ]
 
 
-def test_loss_by_position_is_the_mean_over_each_bins_tokens(add_run, report, tmp_path):
+def test_loss_by_position_is_the_mean_over_each_bins_tokens(add_run, report, drawn):
     scores = np.load(add_run("mha") / "validation.npz")
     report()
-    page = (tmp_path / "report" / "index.html").read_text()
-    figures = json.loads(page.split('id="figures">')[1].split("</script>")[0])
+    figures = drawn()
     (marks,) = (trace for trace in figures["position"]["data"] if trace["mode"] == "markers")
     nats, tokens = scores["position_nats"], scores["position_tokens"]
     seen = 0
