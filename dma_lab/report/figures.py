@@ -16,7 +16,7 @@ from dma_lab.scaling.fit import ParametricFit
 from dma_lab.scaling.isoflop import budgets
 
 _POSITION_BINS = 24
-_CURVE_BINS = 60
+_CURVE_BINS = 40
 _SCORED_BINS = 12
 
 
@@ -53,7 +53,7 @@ def _law_at(law: ParametricFit, runs: Sequence[Run], which: str) -> list[Series]
     backend, params = runs[0].backend, runs[0].params
     # For one size of model compute is proportional to tokens.
     flops_per_token = np.mean([summary[which] / summary["tokens"] for summary in summaries])
-    over = np.geomspace(tokens.min(), tokens.max(), 40)
+    over = np.geomspace(tokens.min(), tokens.max(), 12)
     low, high = band(law, params, over)
     x = list(over * flops_per_token)
     return [
