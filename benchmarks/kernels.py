@@ -98,7 +98,7 @@ def _measure(N: int, window: int, K: int, kind: str, H: int, D: int) -> dict[str
         ours = {
             "selection": milliseconds(lambda: prefix_topk_expiry(scores, window)),
             "key_lists": milliseconds(lambda: build_key_lists(expiry, list_block(q, k), window, scores)),
-            "key_order": milliseconds(lambda: backward_key_order(expiry)),
+            "key_order": milliseconds(lambda: backward_key_order(expiry, lists)),
             "forward": milliseconds(lambda: attend_lists(q, k, v, lists, D**-0.5)),
         }
     torch.cuda.reset_peak_memory_stats()

@@ -170,3 +170,10 @@ def weights_of_tile(
         if asks > 1:
             logits = gl.where((span & 0xFFFF)[None, :] <= query[:, None], logits, float("-inf"))
     return gl.exp2(logits)
+
+
+@gluon.jit
+def sum_within_threads(tile):
+    """Four sums of every row of a product's tile, one for each of the threads that hold the row: threads need to meet
+    only when all tiles are summed."""
+    return gl.sum(gl.sum(gl.reshape(tile, [tile.shape[0], tile.shape[1] // 8, 4, 2]), 3), 1)

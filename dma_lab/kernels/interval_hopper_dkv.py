@@ -1,38 +1,36 @@
 """dK, dV and dbias of interval attention on Hopper GPUs: groups of keys over the queries of their lifetimes.
 
 A program has two neighbouring groups of keys, one for each of two warp groups, which hold both sums in registers; a
-third fetches queries for both, in order and so without an index. A group skips the tiles that only the other needs.
+warp fetches queries for both, in order, so that the tensor memory accelerator can copy whole tiles. A group skips the
+tiles that only the other needs.
 """
 
 import torch
+import torch.nn.functional as F
 import triton
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
+    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from dma_lab.kernels.head_sums import sum_query_heads
-from dma_lab.kernels.hopper_ring import (
-    ATTENDER_REGISTERS,
-    FETCHER_REGISTERS,
-    LAG,
-    announce,
-    load_async,
-    thread_barrier,
-)
-from dma_lab.kernels.interval_triton_forward import needs_wide_offsets
+from dma_lab.kernels.hopper_ring import sum_within_threads, thread_barrier
 from dma_lab.kernels.key_lists import LOG2_E
-from dma_lab.kernels.key_order import bucket_size
+from dma_lab.kernels.key_order import bucket_size, group_of_program, rows_abreast
 
 _KEYS = gl.constexpr(64)  # of each group
 _QUERIES = gl.constexpr(32)
 _STAGES = 6
+_FETCHER_REGISTERS = gl.constexpr(24)
+_SUMMER_REGISTERS = gl.constexpr(240)  # two groups of them, and the fetcher's: 504 of the 512 there are a lane
+_copy_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared  # before Triton 3.8
 
 
 def hopper_dkv(
@@ -54,86 +52,75 @@ def hopper_dkv(
     dk = torch.empty(B, N, H, D, dtype=dtype, device=q.device).transpose(1, 2)
     dv = torch.empty(B, N, H, D_v, dtype=dtype, device=q.device).transpose(1, 2)
     d_bias = torch.empty(B, H, N, dtype=torch.float32, device=q.device)
-    bucket = bucket_size(N)
-    _dkv_kernel[(triton.cdiv(N, bucket) * (bucket // 128) * B * H,)](
-        q,
+    pairs = bucket_size(N) // (2 * _KEYS.value)
+    lse_tiles, delta_tiles = (_line_tiles(F.pad(line, (0, -N % 4)) if N % 4 else line) for line in (lse, delta))
+    _dkv_kernel[(triton.cdiv(N, bucket_size(N)) * pairs * B * H,)](
+        _query_tiles(q),
+        _query_tiles(d_out),
+        lse_tiles,
+        delta_tiles,
         k,
         v,
         lse if bias is None else bias,
         expiry,
         order_rn,
-        d_out,
-        lse,
-        delta,
         dk,
         dv,
         d_bias,
-        *q.stride()[:3],
         *k.stride()[:3],
         *v.stride()[:3],
-        *d_out.stride()[:3],
         *dk.stride()[:3],
         *dv.stride()[:3],
         B * H,
         H,
         H // K,
         N,
+        N + -N % 4,
         scale,
         D=D,
         D_V=D_v,
-        BUCKET=bucket,
+        PAIRS=pairs,
+        ABREAST=rows_abreast(N),
         STAGES=_STAGES,
         HAS_BIAS=bias is not None,
-        WIDE=needs_wide_offsets(q, d_out),
         num_warps=4,
     )
     return (dk, dv, d_bias) if H == K else sum_query_heads(expiry, dk, dv, d_bias, q.dtype)
 
 
+def _query_tiles(tensor: Tensor) -> TensorDescriptor:
+    """A (B, H, N, D) tensor in tiles of _QUERIES rows of a head; rows past the last are zeros."""
+    D = tensor.shape[-1]
+    layout = gl.NVMMASharedLayout(128, 16, 4)
+    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), [1, 1, _QUERIES.value, D], layout)
+
+
+def _line_tiles(line: Tensor) -> TensorDescriptor:
+    """A (B, H, N) tensor of float32, flat, _QUERIES at a time: what lies past a head's last belongs to the next one.
+
+    N must be a multiple of 4: a tile that does not start at a multiple of 16 bytes is an illegal instruction.
+    """
+    return TensorDescriptor(line, [line.numel()], [1], [_QUERIES.value], gl.NVMMASharedLayout(0, 32, 1))
+
+
 @gluon.jit
-def _fetch_queries(
-    first,
-    last,
-    pointers,
-    q_n,
-    do_n,
-    N,
-    ring,
-    D: gl.constexpr,
-    D_V: gl.constexpr,
-    STAGES: gl.constexpr,
-    WIDE: gl.constexpr,
-):
-    q_ptr, do_ptr, lse_ptr, delta_ptr = pointers
-    q_ring, do_ring, lse_ring, delta_ring, full, free = ring
-    q_layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
-    do_layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D_V, D_V // 8], [4, 1], [1, 0])
-    line: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    column = gl.arange(0, D, layout=gl.SliceLayout(0, q_layout))
-    column_v = gl.arange(0, D_V, layout=gl.SliceLayout(0, do_layout))
+def _fetch_queries(first, last, b, head, line, inputs, ring, STAGES: gl.constexpr):
+    rings, full, free = ring
+    q_tiles, do_tiles, lse_tiles, delta_tiles = inputs
+    q_ring, do_ring, lse_ring, delta_ring = rings
+    D: gl.constexpr = q_ring.shape[2]
+    D_V: gl.constexpr = do_ring.shape[2]
     for tile in range(first, last):
         n = tile - first
         stage = n % STAGES
-        t = tile * _QUERIES + gl.arange(0, _QUERIES, layout=gl.SliceLayout(1, q_layout))
-        t_o = tile * _QUERIES + gl.arange(0, _QUERIES, layout=gl.SliceLayout(1, do_layout))
-        t_line = tile * _QUERIES + gl.arange(0, _QUERIES, layout=line)
-        if WIDE:
-            row, row_o = t.to(gl.int64) * q_n, t_o.to(gl.int64) * do_n
-        else:
-            row, row_o = t * q_n, t_o * do_n
+        t = tile * _QUERIES
+        arrived = full.index(stage)
         mbarrier.wait(free.index(stage), ((n // STAGES) & 1) ^ 1)
-        # Queries past the last are zeros here; no key lives for them.
-        load_async(q_ring.index(stage), q_ptr + row[:, None] + column[None, :], mask=(t < N)[:, None])
-        load_async(do_ring.index(stage), do_ptr + row_o[:, None] + column_v[None, :], mask=(t_o < N)[:, None])
-        load_async(lse_ring.index(stage), lse_ptr + t_line, mask=t_line < N)
-        load_async(delta_ring.index(stage), delta_ptr + t_line, mask=t_line < N)
-        async_copy.commit_group()
-        async_copy.wait_group(LAG)
-        if n >= LAG:
-            announce(full, n - LAG, STAGES)
-    async_copy.wait_group(0)
-    for n in range(gl.maximum(last - first - LAG, 0), last - first):
-        announce(full, n, STAGES)
+        mbarrier.expect(arrived, _QUERIES * (2 * D + 2 * D_V + 8))
+        _copy_tile(q_tiles, [b, head, t, 0], arrived, q_ring.index(stage).reshape([1, 1, _QUERIES, D]))
+        _copy_tile(do_tiles, [b, head, t, 0], arrived, do_ring.index(stage).reshape([1, 1, _QUERIES, D_V]))
+        _copy_tile(lse_tiles, [line + t], arrived, lse_ring.index(stage))
+        _copy_tile(delta_tiles, [line + t], arrived, delta_ring.index(stage))
 
 
 @gluon.jit
@@ -176,7 +163,8 @@ def _sum_queries(
     k_n, v_n, dk_n, dv_n = strides
     slot0, first, last = lives
     k_tiles, v_tiles = tiles
-    q_ring, do_ring, lse_ring, delta_ring, full, free = ring
+    rings, full, free = ring
+    q_ring, do_ring, lse_ring, delta_ring = rings
     k_layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
     v_layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D_V, D_V // 8], [4, 1], [1, 0])
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, _QUERIES, 16])
@@ -211,7 +199,7 @@ def _sum_queries(
     dv = gl.zeros((_KEYS, D_V), gl.float32, layout=dv_layout)
     p = gl.zeros((_KEYS, _QUERIES), q_ring.dtype, layout=weights_layout)
     ds = gl.zeros((_KEYS, _QUERIES), q_ring.dtype, layout=ds_layout)
-    d_bias = gl.zeros((_KEYS,), gl.float32, layout=keys)
+    d_bias = sum_within_threads(nothing)
     scale_log2 = scale * LOG2_E
     _pass_on(first, mine_from, first, full, free, STAGES)
     stage = (mine_from - first) % STAGES
@@ -231,7 +219,7 @@ def _sum_queries(
             t = tile * _QUERIES + gl.arange(0, _QUERIES, layout=queries)
             weights = gl.where((j[:, None] <= t[None, :]) & (t[None, :] < expiry[:, None]), weights, 0.0)
         d_logits = weights * (d_weights - delta_ring.index(stage).load(queries)[None, :])
-        d_bias += gl.sum(d_logits, 1)
+        d_bias += sum_within_threads(d_logits)
         dv, dk, p, ds = warpgroup_mma_wait(0, deps=[dv, dk, p, ds])
         if tile > mine_from:
             mbarrier.arrive(free.index(before), count=1)
@@ -244,6 +232,7 @@ def _sum_queries(
         mbarrier.arrive(free.index(stage), count=1)
     _pass_on(mine_to, last, first, full, free, STAGES)
 
+    d_bias = gl.convert_layout(gl.sum(d_bias, 1), keys)
     gl.store(d_bias_ptr + j, gl.where(ever, d_bias, 0.0), mask=slot < N)
     ever_k = gl.convert_layout(ever, gl.SliceLayout(1, k_layout))
     ever_v = gl.convert_layout(ever, gl.SliceLayout(1, v_layout))
@@ -261,30 +250,24 @@ def _sum_queries(
 
 @gluon.jit
 def _dkv_kernel(
-    q_ptr,
+    q_tiles,
+    do_tiles,
+    lse_tiles,
+    delta_tiles,
     k_ptr,
     v_ptr,
     bias_ptr,
     expiry_ptr,
     order_ptr,
-    do_ptr,
-    lse_ptr,
-    delta_ptr,
     dk_ptr,
     dv_ptr,
     d_bias_ptr,
-    q_b,
-    q_h,
-    q_n,
     k_b,
     k_h,
     k_n,
     v_b,
     v_h,
     v_n,
-    do_b,
-    do_h,
-    do_n,
     dk_b,
     dk_h,
     dk_n,
@@ -295,19 +278,17 @@ def _dkv_kernel(
     H,
     group_size,
     N,
+    line_n,
     scale,
     D: gl.constexpr,
     D_V: gl.constexpr,
-    BUCKET: gl.constexpr,
+    PAIRS: gl.constexpr,
+    ABREAST: gl.constexpr,
     STAGES: gl.constexpr,
     HAS_BIAS: gl.constexpr,
-    WIDE: gl.constexpr,
 ):
-    # The order of programs is that of the Triton kernel, for the same reasons.
-    pairs: gl.constexpr = BUCKET // (2 * _KEYS)
-    bucket_of_row = gl.program_id(0) // pairs
-    row = bucket_of_row % rows
-    slot0 = (bucket_of_row // rows * pairs + gl.program_id(0) % pairs) * (2 * _KEYS)
+    row, pair = group_of_program(gl.program_id(0), rows, PAIRS, ABREAST)
+    slot0 = pair * (2 * _KEYS)
     b, head = (row // H).to(gl.int64), (row % H).to(gl.int64)
     kv_head = head // group_size
     kv_row = (b * (H // group_size) + kv_head) * N
@@ -315,40 +296,46 @@ def _dkv_kernel(
     slot = slot0 + gl.arange(0, 2 * _KEYS, layout=gl.BlockedLayout([1], [32], [4], [0]))
     _j, _expiry, first, last = _lifetimes(order_ptr + kv_row, expiry_ptr + kv_row, slot, N)
 
+    dk_head = dk_ptr + b * dk_b + head * dk_h
+    dv_head = dv_ptr + b * dv_b + head * dv_h
+    shared: gl.constexpr = dk_ptr.dtype.element_ty == gl.float32
+    if last <= first:
+        if not shared:  # sums over heads read no key that never lives
+            _store_nothing(order_ptr + kv_row, slot0, dk_head, dk_n, dv_head, dv_n, d_bias_ptr + statistics, N, D, D_V)
+        return
+
     matrix: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
-    line: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    k_tiles = gl.allocate_shared_memory(k_ptr.dtype.element_ty, [2, _KEYS, D], matrix)
-    v_tiles = gl.allocate_shared_memory(v_ptr.dtype.element_ty, [2, _KEYS, D_V], matrix)
-    q_ring = gl.allocate_shared_memory(q_ptr.dtype.element_ty, [STAGES, _QUERIES, D], matrix)
-    do_ring = gl.allocate_shared_memory(do_ptr.dtype.element_ty, [STAGES, _QUERIES, D_V], matrix)
-    lse_ring = gl.allocate_shared_memory(gl.float32, [STAGES, _QUERIES], line)
-    delta_ring = gl.allocate_shared_memory(gl.float32, [STAGES, _QUERIES], line)
+    line: gl.constexpr = gl.NVMMASharedLayout(0, 32, 1)
+    dtype: gl.constexpr = k_ptr.dtype.element_ty
+    tiles = (
+        gl.allocate_shared_memory(dtype, [2, _KEYS, D], matrix),
+        gl.allocate_shared_memory(dtype, [2, _KEYS, D_V], matrix),
+    )
+    rings = (
+        gl.allocate_shared_memory(dtype, [STAGES, _QUERIES, D], matrix),
+        gl.allocate_shared_memory(dtype, [STAGES, _QUERIES, D_V], matrix),
+        gl.allocate_shared_memory(gl.float32, [STAGES, _QUERIES], line),
+        gl.allocate_shared_memory(gl.float32, [STAGES, _QUERIES], line),
+    )
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
         mbarrier.init(free.index(stage), count=2)
-    ring = (q_ring, do_ring, lse_ring, delta_ring, full, free)
-    tiles = (k_tiles, v_tiles)
+    ring = (rings, full, free)
 
-    queries = (
-        q_ptr + b * q_b + head * q_h,
-        do_ptr + b * do_b + head * do_h,
-        lse_ptr + statistics,
-        delta_ptr + statistics,
-    )
     pointers = (
         k_ptr + b * k_b + kv_head * k_h,
         v_ptr + b * v_b + kv_head * v_h,
         bias_ptr + kv_row,
         expiry_ptr + kv_row,
         order_ptr + kv_row,
-        dk_ptr + b * dk_b + head * dk_h,
-        dv_ptr + b * dv_b + head * dv_h,
+        dk_head,
+        dv_head,
         d_bias_ptr + statistics,
     )
     strides = (k_n, v_n, dk_n, dv_n)
-    shared: gl.constexpr = dk_ptr.dtype.element_ty == gl.float32
+    inputs = (q_tiles, do_tiles, lse_tiles, delta_tiles)
     upper: gl.constexpr = 0
     lower: gl.constexpr = 1
     lives = (slot0, first, last)
@@ -356,8 +343,26 @@ def _dkv_kernel(
         [
             (_sum_queries, (upper, pointers, strides, N, lives, scale, tiles, ring, D, D_V, STAGES, HAS_BIAS, shared)),
             (_sum_queries, (lower, pointers, strides, N, lives, scale, tiles, ring, D, D_V, STAGES, HAS_BIAS, shared)),
-            (_fetch_queries, (first, last, queries, q_n, do_n, N, ring, D, D_V, STAGES, WIDE)),
+            (_fetch_queries, (first, last, row // H, row % H, row * line_n, inputs, ring, STAGES)),
         ],
-        [4, 4],
-        [ATTENDER_REGISTERS, FETCHER_REGISTERS],
+        [4, 1],
+        [_SUMMER_REGISTERS, _FETCHER_REGISTERS],
     )
+
+
+@gluon.jit
+def _store_nothing(order_ptr, slot0, dk_ptr, dk_n, dv_ptr, dv_n, d_bias_ptr, N, D: gl.constexpr, D_V: gl.constexpr):
+    """The gradients of keys none of which ever lives."""
+    k_layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    v_layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D_V, D_V // 8], [4, 1], [1, 0])
+    slot = slot0 + gl.arange(0, 2 * _KEYS, layout=gl.SliceLayout(1, k_layout))
+    slot_v = slot0 + gl.arange(0, 2 * _KEYS, layout=gl.SliceLayout(1, v_layout))
+    j = gl.load(order_ptr + slot, mask=slot < N, other=0).to(gl.int64)
+    j_v = gl.load(order_ptr + slot_v, mask=slot_v < N, other=0).to(gl.int64)
+    column = gl.arange(0, D, layout=gl.SliceLayout(0, k_layout))
+    column_v = gl.arange(0, D_V, layout=gl.SliceLayout(0, v_layout))
+    zeros = gl.zeros((2 * _KEYS, D), dk_ptr.dtype.element_ty, layout=k_layout)
+    zeros_v = gl.zeros((2 * _KEYS, D_V), dv_ptr.dtype.element_ty, layout=v_layout)
+    gl.store(dk_ptr + (j * dk_n)[:, None] + column[None, :], zeros, mask=(slot < N)[:, None])
+    gl.store(dv_ptr + (j_v * dv_n)[:, None] + column_v[None, :], zeros_v, mask=(slot_v < N)[:, None])
+    gl.store(d_bias_ptr + j, gl.zeros_like(j).to(gl.float32), mask=slot < N)

@@ -15,6 +15,7 @@ from dma_lab.kernels.hopper_ring import (
     fetch_lists,
     new_ring,
     place,
+    sum_within_threads,
     weights_of_tile,
 )
 from dma_lab.kernels.interval_triton_forward import SOUND, interval_forward, needs_wide_offsets
@@ -131,7 +132,7 @@ def _attend(
         weights = weights_of_tile(
             s, asks, span_ring.index(stage), bias_ring.index(stage), query, None, scale_log2, HAS_BIAS, False
         )
-        total = gl.sum(weights, 1)
+        total = sum_within_threads(weights)
         p = gl.convert_layout(weights.to(v_ring.dtype), weights_layout)
         for tile in range(1, tiles):
             before = stage
@@ -146,7 +147,7 @@ def _attend(
             weights = weights_of_tile(
                 s, asks, span_ring.index(stage), bias_ring.index(stage), query, None, scale_log2, HAS_BIAS, False
             )
-            total += gl.sum(weights, 1)
+            total += sum_within_threads(weights)
             acc, p = warpgroup_mma_wait(0, deps=[acc, p])
             mbarrier.arrive(free.index(before), count=1)
             p = gl.convert_layout(weights.to(v_ring.dtype), weights_layout)
@@ -155,6 +156,7 @@ def _attend(
         mbarrier.arrive(free.index(stage), count=1)
         n += 1
 
+        total = gl.convert_layout(gl.sum(total, 1), gl.SliceLayout(1, s_layout))
         t, sees = t0 + query, total > 0
         lse = gl.log2(gl.where(sees, total, 1.0))
         if HAS_BIAS:

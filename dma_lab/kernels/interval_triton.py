@@ -31,7 +31,7 @@ def attend_lists(q: Tensor, k: Tensor, v: Tensor, lists: KeyLists, scale: float)
 @torch.library.custom_op("dma_lab::interval_attention", mutates_args=())
 def interval_attention_triton(
     q: Tensor, k: Tensor, v: Tensor, expiry: Tensor, bias: Tensor | None, scale: float, max_live: int | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Output, log2 of each query's softmax sum, and the key lists, for the backward pass; arguments as in
     ``interval_attention``. What the lists lack without a bias is empty, and all of them are without ``max_live``:
     their size, then, is not known beforehand.
@@ -46,7 +46,7 @@ def interval_attention_triton(
 @interval_attention_triton.register_fake
 def _(
     q: Tensor, k: Tensor, v: Tensor, expiry: Tensor, bias: Tensor | None, scale: float, max_live: int | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     B, H, N, _ = q.shape
     lists = empty_key_lists(expiry, list_block(q, k), max_live or 1, bias is not None)
     return _heads_beside(q, v.shape[-1]), q.new_empty(B, H, N, dtype=torch.float32), *_kept(lists, max_live)
@@ -74,8 +74,8 @@ def interval_attention_triton_backward(
         if max_live is None:
             key_lists = _build_lists(expiry, block, bias, None)
         else:
-            key_lists = KeyLists(*lists[:4], *(lists[4:] if bias is not None else (None, None)))
-        order_rn = backward_key_order(expiry)
+            key_lists = KeyLists(*lists[:6], *(lists[6:] if bias is not None else (None, None)))
+        order_rn = backward_key_order(expiry, key_lists)
         if hopper_suits(q, k, v, d_out):
             dq, delta = hopper_dq(d_out, q, k, v, out, lse, key_lists, scale)
             return dq, *hopper_dkv(d_out, q, k, v, expiry, bias, lse, delta, order_rn, scale)
@@ -127,12 +127,14 @@ def _build_lists(expiry: Tensor, block: int, bias: Tensor | None, max_live: int 
     return build_key_lists(expiry, block, most_alive(expiry) if max_live is None else max_live, bias)
 
 
-def _kept(lists: KeyLists, max_live: int | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _kept(
+    lists: KeyLists, max_live: int | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     nothing = lists.index_rbs.new_empty(0, dtype=torch.float32)
-    index, span, mask, total, bias, reference = (
+    arrival, ever, index, span, mask, total, bias, reference = (
         nothing.clone() if part is None or max_live is None else part for part in lists
     )
-    return index, span, mask, total, bias, reference
+    return arrival, ever, index, span, mask, total, bias, reference
 
 
 def _rows_contiguous(tensor: Tensor) -> Tensor:

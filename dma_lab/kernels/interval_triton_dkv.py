@@ -12,7 +12,7 @@ from torch import Tensor
 from dma_lab.kernels.head_sums import sum_query_heads
 from dma_lab.kernels.interval_triton_forward import load_rows, needs_wide_offsets
 from dma_lab.kernels.key_lists import LOG2_E
-from dma_lab.kernels.key_order import bucket_size
+from dma_lab.kernels.key_order import bucket_size, group_of_program, rows_abreast
 from dma_lab.kernels.tiling import Tile, padded
 
 
@@ -74,7 +74,8 @@ def interval_backward_dkv(
         D_V_PAD=padded(D_v),
         QUERIES=tile.rows,
         KEYS=tile.keys,
-        BUCKET=bucket,
+        GROUPS=bucket // tile.keys,
+        ABREAST=rows_abreast(N),
         HAS_BIAS=bias is not None,
         WIDE=needs_wide_offsets(q, d_out),
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
@@ -178,17 +179,13 @@ def _dkv_kernel(
     D_V_PAD: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
-    BUCKET: tl.constexpr,
+    GROUPS: tl.constexpr,
+    ABREAST: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    # A bucket's groups of all heads, then the next bucket's: early keys, which live longest, come first and the last
-    # programs are short; a bucket's groups start at about the same query and walk on together, so they share reads.
-    groups = BUCKET // KEYS
-    bucket_of_row = tl.program_id(0) // groups
-    row = bucket_of_row % rows
-    group = bucket_of_row // rows * groups + tl.program_id(0) % groups
+    row, group = group_of_program(tl.program_id(0), rows, GROUPS, ABREAST)
     b, head = (row // H).to(tl.int64), (row % H).to(tl.int64)
     kv_head = head // group_size
     kv_row = b * (H // group_size) + kv_head

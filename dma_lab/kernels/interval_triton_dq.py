@@ -36,7 +36,7 @@ def interval_backward_dq(
         q,
         k,
         v,
-        *lists,
+        *lists.of_blocks,
         out,
         d_out,
         lse,

@@ -51,7 +51,7 @@ def interval_forward(
         q,
         k,
         v,
-        *lists,
+        *lists.of_blocks,
         out,
         lse,
         marks,

@@ -21,6 +21,11 @@ _BLOCK_CHUNK = 512  # the same, of a coarse list: few hold many more keys than t
 class KeyLists(NamedTuple):
     """For every key/value head and block of queries, the keys that live for any of them."""
 
+    by_arrival_rn: Tensor
+    """int32 (B*K, N), a permutation of the keys: those that ever live, then those that never do, each in order of
+    arrival."""
+    ever_rc: Tensor
+    """int32 (B*K, chunks): how many keys of each CHUNK ever live."""
     index_rbs: Tensor
     """int32 (B*K, blocks, capacity), in order of arrival. The last TILE is filled up with keys that no query sees
     (index and span 0), and there always is one; undefined behind it.
@@ -44,6 +49,11 @@ class KeyLists(NamedTuple):
     """float32 (B*K, blocks): the largest bias, times log2(e), among the keys alive when the block's span opens (0 if
     none is): what all its queries know. It keeps softmax's sums near 1, however large all biases are."""
 
+    @property
+    def of_blocks(self) -> tuple[Tensor | None, ...]:
+        """What the kernels that go by blocks of queries read: all but the first two."""
+        return self[2:]
+
 
 def most_alive(expiry: Tensor) -> int:
     """The largest number of keys of one head that any query sees. Waits for the device."""
@@ -64,6 +74,8 @@ def empty_key_lists(expiry: Tensor, block: int, max_live: int, has_bias: bool) -
         return torch.empty(shape, dtype=dtype, device=expiry.device)
 
     return KeyLists(
+        new(rows, N),
+        new(rows, triton.cdiv(N, CHUNK)),
         new(rows, blocks, capacity),
         new(rows, blocks, capacity),
         new(rows, blocks, tiles),
@@ -88,19 +100,28 @@ def build_key_lists(expiry: Tensor, block: int, max_live: int, bias: Tensor | No
     def new(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=expiry.device)
 
-    def new_lists(*shape: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    def new_beside_index(*shape: int) -> tuple[Tensor, Tensor | None]:
         # Expiries and biases stand beside indices: gathering them again, 4 bytes a sector, costs more than all else.
-        return new(*shape), new(*shape), new(*shape, dtype=torch.float32) if has_bias else None
+        return new(*shape), new(*shape, dtype=torch.float32) if has_bias else None
 
-    ever_rc, ever = new(rows, chunks), new_lists(rows, N)
-    count_ever_live_kernel[(chunks, rows)](expiry, ever_rc, N, CHUNK)
-    _ever_live_kernel[(chunks, rows)](
-        expiry, bias, ever_rc, *ever, N, CHUNK=CHUNK, MAX_CHUNKS=triton.next_power_of_2(chunks), HAS_BIAS=has_bias
+    arrivals = lists.by_arrival_rn, *new_beside_index(rows, N)
+    _count_ever_live_kernel[(chunks, rows)](expiry, lists.ever_rc, N, CHUNK)
+    _by_arrival_kernel[(chunks, rows)](
+        expiry,
+        bias,
+        lists.ever_rc,
+        *arrivals,
+        N,
+        CHUNK=CHUNK,
+        MAX_CHUNKS=triton.next_power_of_2(chunks),
+        HAS_BIAS=has_bias,
     )
-    coarse = *new_lists(rows, spans, coarse_capacity), new(rows, spans), new(rows, spans, dtype=torch.float32)
+    coarse_index = new(rows, spans, coarse_capacity)
+    coarse_totals = new(rows, spans), new(rows, spans, dtype=torch.float32)
+    coarse = coarse_index, *new_beside_index(rows, spans, coarse_capacity), *coarse_totals
     _coarse_lists_kernel[(spans, rows)](
-        *ever,
-        ever_rc,
+        *arrivals,
+        lists.ever_rc,
         *coarse,
         N,
         coarse_capacity,
@@ -113,7 +134,7 @@ def build_key_lists(expiry: Tensor, block: int, max_live: int, bias: Tensor | No
     )
     _block_lists_kernel[(triton.cdiv(N, block), rows)](
         *coarse,
-        *lists,
+        *lists.of_blocks,
         N,
         coarse_capacity,
         lists.index_rbs.shape[2],
@@ -128,7 +149,7 @@ def build_key_lists(expiry: Tensor, block: int, max_live: int, bias: Tensor | No
 
 
 @triton.jit
-def count_ever_live_kernel(expiry_ptr, ever_ptr, N, CHUNK: tl.constexpr):
+def _count_ever_live_kernel(expiry_ptr, ever_ptr, N, CHUNK: tl.constexpr):
     chunk, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     j = chunk * CHUNK + tl.arange(0, CHUNK)
     ever = tl.load(expiry_ptr + row * N + j, mask=j < N, other=0) > j
@@ -136,11 +157,11 @@ def count_ever_live_kernel(expiry_ptr, ever_ptr, N, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def _ever_live_kernel(
+def _by_arrival_kernel(
     expiry_ptr,
     bias_ptr,
     ever_ptr,
-    list_ptr,
+    index_ptr,
     listed_expiry_ptr,
     listed_bias_ptr,
     N,
@@ -148,27 +169,31 @@ def _ever_live_kernel(
     MAX_CHUNKS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
 ):
-    """Keys that live for any query, in order of arrival, with their expiries and biases times log2(e)."""
+    """Keys that ever live in order of arrival, with their expiries and biases times log2(e); the others behind them."""
     chunk, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     chunks = tl.num_programs(0)
     c = tl.arange(0, MAX_CHUNKS)
-    before = tl.sum(tl.load(ever_ptr + row * chunks + c, mask=c < chunk, other=0), 0)
-    j = chunk * CHUNK + tl.arange(0, CHUNK)
+    ever_c = tl.load(ever_ptr + row * chunks + c, mask=c < chunks, other=0)
+    ever_before = tl.sum(tl.where(c < chunk, ever_c, 0), 0)
+    never_from = tl.sum(ever_c, 0) + chunk * CHUNK - ever_before
+    i = tl.arange(0, CHUNK)
+    j = chunk * CHUNK + i
     expiry = tl.load(expiry_ptr + row * N + j, mask=j < N, other=0)
-    ever = expiry > j
-    place = row * N + before + tl.cumsum(ever.to(tl.int32), 0) - 1
-    tl.store(list_ptr + place, j, mask=ever)
-    tl.store(listed_expiry_ptr + place, expiry, mask=ever)
+    ever = (expiry > j).to(tl.int32)
+    ever_rank = tl.cumsum(ever, 0) - ever
+    place = row * N + tl.where(ever != 0, ever_before + ever_rank, never_from + i - ever_rank)
+    tl.store(index_ptr + place, j, mask=j < N)
+    tl.store(listed_expiry_ptr + place, expiry, mask=ever != 0)
     if HAS_BIAS:
-        bias = tl.load(bias_ptr + row * N + j, mask=ever, other=0.0).to(tl.float32)
-        tl.store(listed_bias_ptr + place, bias * LOG2_E, mask=ever)
+        bias = tl.load(bias_ptr + row * N + j, mask=ever != 0, other=0.0).to(tl.float32)
+        tl.store(listed_bias_ptr + place, bias * LOG2_E, mask=ever != 0)
 
 
 @triton.jit
 def _coarse_lists_kernel(
-    ever_list_ptr,
-    ever_expiry_ptr,
-    ever_bias_ptr,
+    arrival_ptr,
+    arrival_expiry_ptr,
+    arrival_bias_ptr,
     ever_ptr,
     list_ptr,
     listed_expiry_ptr,
@@ -194,8 +219,8 @@ def _coarse_lists_kernel(
     reference = float("-inf")
     for start in range(0, arrived, CHUNK):
         i = start + tl.arange(0, CHUNK)
-        j = tl.load(ever_list_ptr + row * N + i, mask=i < arrived, other=N)
-        expiry = tl.load(ever_expiry_ptr + row * N + i, mask=i < arrived, other=0)
+        j = tl.load(arrival_ptr + row * N + i, mask=i < arrived, other=N)
+        expiry = tl.load(arrival_expiry_ptr + row * N + i, mask=i < arrived, other=0)
         live = ((expiry > t0) & (j < t1)).to(tl.int32)
         slot = total + tl.cumsum(live, 0) - live
         store = (live != 0) & (slot < capacity)
@@ -203,7 +228,7 @@ def _coarse_lists_kernel(
         tl.store(list_ptr + place, j, mask=store)
         tl.store(listed_expiry_ptr + place, expiry, mask=store)
         if HAS_BIAS:
-            bias = tl.load(ever_bias_ptr + row * N + i, mask=store, other=float("-inf"))
+            bias = tl.load(arrival_bias_ptr + row * N + i, mask=store, other=float("-inf"))
             tl.store(listed_bias_ptr + place, bias, mask=store)
             reference = tl.maximum(reference, tl.max(tl.where(j <= t0, bias, float("-inf")), 0))
         total += tl.sum(live, 0)

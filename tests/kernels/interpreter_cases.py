@@ -4,8 +4,12 @@ TRITON_INTERPRET is set before Triton is imported.
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from dma_lab.kernels import interval_attention, prefix_topk_expiry
+from dma_lab.kernels.key_lists import build_key_lists
+from dma_lab.kernels.key_order import backward_key_order, bucket_size, group_of_program
 
 # (B, H, K, N, D, D_v, window): more than one list, span and tile; lists with whole, partial and empty tiles; groups of
 # 1, 2, 3 and 4 query heads; widths that are no power of two; window 1 and beyond N; N = 1.
@@ -147,3 +151,36 @@ def test_operators_keep_what_torch_compile_relies_on(bias):
 @pytest.mark.parametrize("kind", ["tied", "rising"])
 def test_decoding_equals_the_whole_sequence(kind, window, recent, N, make_scores, decode_and_compare):
     decode_and_compare(make_scores(kind, 1, 2, N), window, recent, "triton")
+
+
+@pytest.mark.parametrize("N", [1, 300, 1300])
+def test_the_order_of_keys_is_by_arrival_in_buckets_and_by_expiry_within(N, make_scores):
+    expiry = prefix_topk_expiry(make_scores("random", 1, 2, N), 40).reshape(1, 2, N)
+    order = backward_key_order(expiry, build_key_lists(expiry, 128, 40))
+    for row, lifetimes in zip(order.tolist(), expiry[0].tolist(), strict=True):
+        ever = [j for j in range(N) if lifetimes[j] > j]
+        never = [j for j in range(N) if lifetimes[j] == j]
+        expected = [
+            sorted(ever[start : start + bucket_size(N)], key=lambda j: lifetimes[j], reverse=True)
+            for start in range(0, len(ever), bucket_size(N))
+        ]
+        assert [lifetimes[j] for j in row[: len(ever)]] == [lifetimes[j] for bucket in expected for j in bucket]
+        assert sorted(row[: len(ever)]) == ever
+        assert sorted(row[len(ever) :]) == never
+
+
+@triton.jit
+def _write_groups(row_ptr, group_ptr, rows, GROUPS: tl.constexpr, ABREAST: tl.constexpr):
+    row, group = group_of_program(tl.program_id(0), rows, GROUPS, ABREAST)
+    tl.store(row_ptr + tl.program_id(0), row)
+    tl.store(group_ptr + tl.program_id(0), group)
+
+
+@pytest.mark.parametrize(("rows", "abreast"), [(1, 16), (16, 16), (37, 16), (5, 1)])
+def test_every_group_of_every_row_is_taken_once(rows, abreast):
+    buckets, groups = 3, 4
+    row, group = (torch.empty(buckets * groups * rows, dtype=torch.int32) for _ in range(2))
+    _write_groups[(buckets * groups * rows,)](row, group, rows, groups, abreast)
+    assert sorted(zip(row.tolist(), group.tolist(), strict=True)) == [
+        (r, g) for r in range(rows) for g in range(buckets * groups)
+    ]
