@@ -7,6 +7,8 @@ from torch import Tensor
 
 from dma_lab.kernels.tiling import padded
 
+_KEYS = 8  # that a program sums
+
 
 def sum_query_heads(
     expiry: Tensor, dk: Tensor, dv: Tensor, d_bias: Tensor, dtype: torch.dtype
@@ -18,7 +20,7 @@ def sum_query_heads(
     dk_sum = torch.empty(B, N, K, D, dtype=dtype, device=dk.device).transpose(1, 2)
     dv_sum = torch.empty(B, N, K, D_v, dtype=dtype, device=dk.device).transpose(1, 2)
     d_bias_sum = torch.empty(B, K, N, dtype=torch.float32, device=dk.device)
-    _sum_heads_kernel[(triton.cdiv(N, 32), B * K)](
+    _sum_heads_kernel[(triton.cdiv(N, _KEYS), B * K)](
         expiry,
         dk,
         dv,
@@ -37,7 +39,7 @@ def sum_query_heads(
         D_PAD=padded(D),
         D_V_PAD=padded(D_v),
         GROUP=H // K,
-        KEYS=32,
+        KEYS=_KEYS,
     )
     return dk_sum, dv_sum, d_bias_sum
 
@@ -82,7 +84,7 @@ def _sum_heads_kernel(
     dk = tl.zeros((KEYS, D_PAD), tl.float32)
     dv = tl.zeros((KEYS, D_V_PAD), tl.float32)
     d_bias = tl.zeros((KEYS,), tl.float32)
-    for g in range(GROUP):
+    for g in tl.static_range(GROUP):  # unrolled, so that no head's loads wait for another's
         head = kv_head * GROUP + g
         dk_rows = dk_ptr + b * dk_b + head * dk_h + row * dk_n + column
         dv_rows = dv_ptr + b * dv_b + head * dv_h + row * dv_n + column_v
