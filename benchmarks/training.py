@@ -5,7 +5,6 @@ here instead of training slowly. A backend that fails does not stop the others: 
 """
 
 import dataclasses
-import gc
 import json
 import math
 import sys
@@ -98,7 +97,6 @@ def _measure(settings: TrainSettings, plan: RunPlan, hardware: Hardware) -> Poin
     point: Point = {"params_non_embedding": plan.parameters.non_embedding, "d_ff": plan.shape.d_ff}
     try:
         point["attention_ops"] = _attention_ops(settings, plan, hardware)
-        _forget_memory()
         with tempfile.TemporaryDirectory() as runs:
             point |= _train(dataclasses.replace(settings, output_dir=runs))
     except Exception as error:
@@ -135,14 +133,6 @@ def _what_is_wrong(point: Point) -> str | None:
     if losses[-1] >= losses[0]:
         return f"the loss went from {losses[0]:.4f} to {losses[-1]:.4f}"
     return None
-
-
-def _forget_memory() -> None:
-    """What was before is neither held nor counted."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
 
 
 def _attention_ops(settings: TrainSettings, plan: RunPlan, hardware: Hardware) -> list[str]:

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import os
-import resource
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from dma_lab.data.module import DrawSequences, TokenDataModule
 from dma_lab.train.callbacks import RunRecorder
 from dma_lab.train.hardware import Hardware, resolve_hardware
+from dma_lab.train.memory import forget_peak, peak_bytes
 from dma_lab.train.module import LanguageModel
 from dma_lab.train.optim import build_adamw, learning_rate_multiplier
 from dma_lab.train.plan import RunPlan, build_model, plan_run
@@ -133,6 +133,7 @@ def _train(
     keep_step: int | None,
 ) -> tuple[dict[str, Any], int | None]:
     """What is known of the run after training, and the signal that asked it to stop."""
+    forget_peak(hardware.device)
     optimizer, trainer_settings = settings.optimizer, settings.trainer
     multiplier = learning_rate_multiplier(settings.schedule, plan.steps)
     module = LanguageModel(
@@ -208,7 +209,7 @@ def _train(
     outcome: dict[str, Any] = {
         "tokens_per_second": tokens_per_second,
         "training_seconds": recorder.training_seconds,
-        "peak_memory_bytes": _peak_memory(hardware),
+        "peak_memory_bytes": peak_bytes(hardware.device),
     }
     if recorder.stop_signal is not None and trainer.global_step < plan.steps:
         stopped = {"status": "interrupted", "signal": recorder.stop_signal, "step": trainer.global_step}
@@ -263,11 +264,3 @@ def _wandb_logger(settings: TrainSettings, run: RunDirectory) -> WandbLogger:
         config=dataclasses.asdict(settings),
         resume="allow" if has_key else None,
     )
-
-
-def _peak_memory(hardware: Hardware) -> int:
-    """Largest memory so far: allocated on the GPU, or resident of the process."""
-    if hardware.device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    kilobyte = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte
