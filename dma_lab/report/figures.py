@@ -16,8 +16,8 @@ from dma_lab.scaling.fit import ParametricFit
 from dma_lab.scaling.isoflop import budgets
 
 _POSITION_BINS = 24
-_CURVE_BINS = 30
-_SCORED_BINS = 8
+_CURVE_BINS = 20
+_SCORED_BINS = 6
 
 
 def loss_against_compute(runs: Sequence[Run], laws: Laws, which: Literal["flops_executed", "flops"]) -> Figure:
