@@ -13,8 +13,8 @@ _PROCESS = Path("/proc/self")  # of Linux
 def forget_peak(device: torch.device) -> None:
     """Count from here what ``peak_bytes`` tells; what is no longer needed is given back first.
 
-    Where the system does not let a process do so (no /proc, or a /proc that is not its own), the peak on the CPU stays
-    that of the whole process.
+    Where the system does not let a process do so (no /proc of Linux's), the peak on the CPU stays that of the whole
+    process.
     """
     gc.collect()
     if device.type == "cuda":
@@ -34,6 +34,8 @@ def peak_bytes(device: torch.device) -> int:
     try:
         lines = (_PROCESS / "status").read_text().splitlines()
     except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    (mark,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
-    return int(mark) * 1024
+        lines = []
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

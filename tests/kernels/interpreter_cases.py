@@ -153,10 +153,10 @@ def test_decoding_equals_the_whole_sequence(kind, window, recent, N, make_scores
     decode_and_compare(make_scores(kind, 1, 2, N), window, recent, "triton")
 
 
-@pytest.mark.parametrize("N", [1, 300, 1300])
-def test_the_order_of_keys_is_by_arrival_in_buckets_and_by_expiry_within(N, make_scores):
-    expiry = prefix_topk_expiry(make_scores("random", 1, 2, N), 40).reshape(1, 2, N)
-    order = backward_key_order(expiry, build_key_lists(expiry, 128, 40))
+@pytest.mark.parametrize(("N", "window", "buckets"), [(1, 40, 1), (300, 40, 1), (1300, 900, 3)])
+def test_the_order_of_keys_is_by_arrival_in_buckets_and_by_expiry_within(N, window, buckets, make_scores):
+    expiry = prefix_topk_expiry(make_scores("random", 1, 2, N), window)
+    order = backward_key_order(expiry, build_key_lists(expiry, 128, window))
     for row, lifetimes in zip(order.tolist(), expiry[0].tolist(), strict=True):
         ever = [j for j in range(N) if lifetimes[j] > j]
         never = [j for j in range(N) if lifetimes[j] == j]
@@ -164,6 +164,7 @@ def test_the_order_of_keys_is_by_arrival_in_buckets_and_by_expiry_within(N, make
             sorted(ever[start : start + bucket_size(N)], key=lambda j: lifetimes[j], reverse=True)
             for start in range(0, len(ever), bucket_size(N))
         ]
+        assert len(expected) == buckets
         assert [lifetimes[j] for j in row[: len(ever)]] == [lifetimes[j] for bucket in expected for j in bucket]
         assert sorted(row[: len(ever)]) == ever
         assert sorted(row[len(ever) :]) == never
