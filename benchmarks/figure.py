@@ -26,7 +26,9 @@ class Panel(NamedTuple):
 
 
 def draw_kernels(points: list[Point], path: Path) -> None:
-    """Forward and total of ``bench.py kernels``, random scores: ours, the best dense attention, and the floor."""
+    """Forward and total of ``bench.py kernels``, random scores: ours, the best dense attention, the floor, and other
+    packages with as many key/value heads as the first of ours.
+    """
     panels = []
     for part, title in (("forward", "forward"), ("total", "selection, forward and backward")):
         lines = []
@@ -41,8 +43,17 @@ def draw_kernels(points: list[Point], path: Path) -> None:
                 best = [(row["N"], min(times[part] for times in row["dense"].values())) for row in rows]
                 dense = Line("dense causal, the best", best)
                 floor = Line("floor", [(row["N"], row["floor"][part]) for row in rows], dashed=True)
-        panels.append(Panel(title, "tokens", [*lines, dense, floor]))
+                others = _packages(rows, part)
+        panels.append(Panel(title, "tokens", [*lines, dense, floor, *others]))
     _write(panels, path)
+
+
+def _packages(rows: list[Point], part: str) -> list[Line]:
+    tracks: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        for other in row["packages"]:
+            tracks.setdefault(f"{other['package']}, mask {other['mask']}", []).append((row["N"], other[part]))
+    return [Line(name, track) for name, track in tracks.items()]
 
 
 def draw_decode(points: list[Point], path: Path) -> None:

@@ -8,6 +8,7 @@ few they are is nothing to dense attention's arithmetic. The floor of a figure i
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.figure import draw_kernels
 from benchmarks.goals import judge_kernels, verdict_table
+from benchmarks.packages import packages_beside
 from benchmarks.record import write_record
-from benchmarks.timing import eager_milliseconds, milliseconds, progress, require_gpu
-from dma_lab.kernels import flash_attention, flash_attention_suits, interval_attention, prefix_topk_expiry
+from benchmarks.timing import eager_milliseconds, forward_and_total, milliseconds, progress, require_gpu
+from dma_lab.kernels import interval_attention, prefix_topk_expiry
 from dma_lab.kernels.interval_triton import attend_lists, list_block
 from dma_lab.kernels.key_lists import build_key_lists
 from dma_lab.kernels.key_order import backward_key_order
@@ -52,10 +54,7 @@ def bench_kernels(config: DictConfig) -> Path:
     console.print(_table(measured))
     if flex is not None:
         print(f"FlexAttention, the same mask, {N} tokens, forward: {flex['forward']:.2f} ms")
-    for point in measured:
-        if (windowed := point["flash_attn_window"]) is not None:
-            times = f"forward {windowed['forward']:.3f} ms, forward and backward {windowed['total']:.3f} ms"
-            print(f"flash-attn, the window of {point['window']} that constant scores are, {point['N']} tokens: {times}")
+    console.print(_packages_table(measured))
     console.print(verdict_table(judge_kernels(measured, flex)))
     draw_kernels(measured, path.with_suffix(".svg"))
     print(f"recorded in {path}")
@@ -108,9 +107,6 @@ def _measure(N: int, window: int, K: int, kind: str, H: int, D: int) -> dict[str
     ours |= {"total": milliseconds(total), "total_eager": eager_milliseconds(total)}
     backends = {name: backend for name, backend in _DENSE.items() if name == "cudnn" or N <= _FLASH_UP_TO}
     dense = {name: _dense(backend, q, k, v, d_out) for name, backend in backends.items()}
-    windowed = None
-    if kind == "constant" and flash_attention_suits(q, v):
-        windowed = _times(lambda q, k, v: flash_attention(q, k, v, window=window), q, k, v, d_out)
     best = {part: min(times[part] for times in dense.values()) for part in ("forward", "total")}
     share = live_share(expiry)
     return {
@@ -121,7 +117,7 @@ def _measure(N: int, window: int, K: int, kind: str, H: int, D: int) -> dict[str
         "scores": kind,
         "ours": ours,
         "dense": dense,
-        "flash_attn_window": windowed,
+        "packages": packages_beside(kind, q, k, v, scores, expiry, window, d_out),
         "forward_times_faster": best["forward"] / ours["forward"],
         "total_times_faster": best["total"] / ours["total"],
         "live_share": share,
@@ -134,14 +130,8 @@ def _dense(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor, d_out: Tensor) 
     group = q.shape[1] // k.shape[1]
     k, v = (tensor.repeat_interleave(group, dim=1) for tensor in (k, v))
     with sdpa_kernel(backend):
-        return _times(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), q, k, v, d_out)
-
-
-def _times(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, d_out: Tensor) -> dict[str, float]:
-    inputs = [tensor.detach().requires_grad_() for tensor in (q, k, v)]
-    with torch.no_grad():
-        forward = milliseconds(lambda: attend(*inputs))
-    return {"forward": forward, "total": milliseconds(lambda: torch.autograd.grad(attend(*inputs), inputs, d_out))}
+        attend = partial(F.scaled_dot_product_attention, is_causal=True)
+        return forward_and_total(attend, (q, k, v), d_out)
 
 
 def _flex(N: int, window: int, H: int, D: int) -> dict[str, Any]:
@@ -178,4 +168,18 @@ def _table(measured: list[dict[str, Any]]) -> Table:
         numbers += [min(times[part] for times in point["dense"].values()) for part in ("forward", "total")]
         shape = f"{point['N']}, {point['window']}", f"{point['H']}/{point['K']}", point["scores"]
         table.add_row(*shape, *(f"{number:.3g}" for number in numbers))
+    return table
+
+
+def _packages_table(measured: list[dict[str, Any]]) -> Table:
+    table = Table(title="other packages, where installed, milliseconds (ours beside)", title_justify="left")
+    for column in ("N, w", "heads", "scores", "package", "mask"):
+        table.add_column(column)
+    for column in ("forward", "ours", "total", "ours"):
+        table.add_column(column, justify="right")
+    for point in measured:
+        shape = f"{point['N']}, {point['window']}", f"{point['H']}/{point['K']}", point["scores"]
+        for row in point["packages"]:
+            times = (each[part] for part in ("forward", "total") for each in (row, point["ours"]))
+            table.add_row(*shape, row["package"], row["mask"], *(f"{time:.3g}" for time in times))
     return table

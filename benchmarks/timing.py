@@ -1,11 +1,12 @@
 """Milliseconds that something takes on a GPU, and bars that say how far a suite has come."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from torch import Tensor
 
 from dma_lab.messages import UserError
 
@@ -29,6 +30,14 @@ def eager_milliseconds(function: Callable[[], Any]) -> float:
     from triton.testing import do_bench
 
     return do_bench(function, warmup=20, rep=60, return_mode="median")
+
+
+def forward_and_total(attend: Callable[..., Tensor], inputs: Sequence[Tensor], d_out: Tensor) -> dict[str, float]:
+    """``milliseconds`` of ``attend`` on ``inputs``, and of that with the gradients of all of them."""
+    inputs = [tensor.detach().requires_grad_() for tensor in inputs]
+    with torch.no_grad():
+        forward = milliseconds(lambda: attend(*inputs))
+    return {"forward": forward, "total": milliseconds(lambda: torch.autograd.grad(attend(*inputs), inputs, d_out))}
 
 
 def progress() -> Progress:

@@ -13,6 +13,7 @@ import torch
 from benchmarks.attention_ops import attention_ops
 from benchmarks.gpu_tests import Outcomes
 from benchmarks.kernels import live_share
+from benchmarks.packages import lifetimes_mask
 from dma_lab.attention import build_attention
 from dma_lab.kernels import prefix_topk_expiry
 
@@ -105,10 +106,11 @@ def test_what_needs_a_gpu_says_so_without_one(suite):
     assert "no CUDA device" in result.stderr
 
 
-def test_the_floor_counts_each_live_pair_once():
+def test_the_floor_counts_each_live_pair_once_and_the_mask_given_to_others_shows_it():
     expiry = prefix_topk_expiry(torch.randn(2, 3, 50, generator=torch.Generator().manual_seed(0)), 7)
-    live = sum(j <= t < expiry[b, head, j] for b in range(2) for head in range(3) for t in range(50) for j in range(50))
-    assert live_share(expiry) == pytest.approx(int(live) / (2 * 3 * 50 * 51 / 2))
+    live = [[[[j <= t < end for j, end in enumerate(ends)] for t in range(50)] for ends in K] for K in expiry.tolist()]
+    assert lifetimes_mask(expiry).tolist() == live
+    assert live_share(expiry) == pytest.approx(torch.tensor(live).sum().item() / (2 * 3 * 50 * 51 / 2))
 
 
 def test_the_record_of_tests_says_how_each_ended_and_why(tmp_path, monkeypatch):

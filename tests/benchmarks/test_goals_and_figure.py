@@ -26,6 +26,7 @@ def point(N=32768, window=2048, K=16, scores="random", forward=1.0, total=8.0, *
         "forward_times_faster": 7.0 / forward,
         "total_times_faster": 40.0 / total,
         "floor": {"forward": 0.5, "total": 4.0},
+        "packages": [],
     }
 
 
@@ -136,6 +137,20 @@ def test_the_figure_draws_ours_dense_and_floor_on_logarithmic_axes(tmp_path):
     for name in ("ours, 16/16 heads", "ours, 16/4 heads", "dense causal, the best", "floor"):
         assert words.count(name) == 2
     assert {"4k", "8k", "32k", "64k", "128k"} <= set(words)
+
+
+def test_the_figure_draws_other_packages_as_far_as_they_were_measured(tmp_path):
+    points = [point(N=N) | {"packages": []} for N, _ in TIMES_FASTER]
+    for each in points[:3]:
+        own, lifetimes = ({"package": "theirs", "mask": mask, "total": 40.0} for mask in ("its own", "of lifetimes"))
+        each["packages"] = [own | {"forward": 7.0}, lifetimes | {"forward": 1.0}]
+    points += [point(N=4096, K=4) | {"packages": [own | {"forward": 0.1}]}]  # other heads than the first of ours
+    draw_kernels(points, tmp_path / "figure.svg")
+    tracks, _, words = polylines(tmp_path / "figure.svg")
+    assert [len(track) for track in tracks] == [5, 1, 5, 5, 3, 3] * 2
+    ours, _, dense, _, own, lifetimes = tracks[:6]
+    assert (own, lifetimes) == (dense[:3], ours[:3])
+    assert words.count("theirs, mask its own") == words.count("theirs, mask of lifetimes") == 2
 
 
 def _heights(path):

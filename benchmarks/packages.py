@@ -1,0 +1,87 @@
+"""Other packages' attention on the inputs that ours is measured with, where the packages are installed.
+
+Constant scores are a sliding window, which flash-attn and fla-core have kernels for. flash-dmattn is the package of
+DMA's authors: CUDA kernels that take a mask as booleans and leave out the tiles of it that are empty. It is given two:
+the mask that lifetimes stand for, N x N, whose making is not counted, and the one that its own ``create_mask`` makes of
+a score a key: the ``window`` best keys of the whole sequence for every query, a choice that knows later tokens.
+"""
+
+import importlib.util
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.timing import forward_and_total, milliseconds
+from dma_lab.kernels import flash_attention, flash_attention_suits
+from dma_lab.messages import announce_once
+
+_MASK_UP_TO = 32_768  # tokens; of a byte an entry, the masks of 16 heads take 16 GiB there
+
+
+def packages_beside(
+    kind: str, q: Tensor, k: Tensor, v: Tensor, scores: Tensor, expiry: Tensor, window: int, d_out: Tensor
+) -> list[dict[str, Any]]:
+    """What each installed package takes for q, d_out (1, H, N, D), k, v (1, K, N, D), scores and expiry (1, K, N).
+
+    A row holds ``package``, ``mask`` (which it attends under), ``forward`` and ``total`` in milliseconds; the total is
+    forward, backward and the package's own choice of keys, if it has made one.
+    """
+    rows: list[dict[str, Any]] = []
+
+    def add(package: str, mask: str, times: dict[str, float]) -> None:
+        rows.append({"package": package, "mask": mask, **times})
+
+    if kind == "constant":
+        if flash_attention_suits(q, v):
+            add("flash-attn", "a window", forward_and_total(partial(flash_attention, window=window), (q, k, v), d_out))
+        if _installed("fla"):
+            add("fla-core", "a window", forward_and_total(partial(fla_attention, window=window), (q, k, v), d_out))
+    if _installed("flash_dmattn") and q.shape[2] <= _MASK_UP_TO:
+        from flash_dmattn import CUDA_AVAILABLE
+        from flash_dmattn.utils.mask import create_mask
+
+        if not CUDA_AVAILABLE:
+            announce_once("flash-dmattn is installed without its CUDA kernels, so it is not measured.")
+            return rows
+        N, bias = q.shape[2], scores.to(q.dtype)
+        inputs = (q, k, v, bias)
+        times = forward_and_total(partial(authors_attention, mask=lifetimes_mask(expiry)), inputs, d_out)
+        add("flash-dmattn", "of lifetimes", times)
+        lowest = torch.finfo(bias.dtype).min
+        choose = partial(create_mask, bias[:, :, None], None, 1, N, N, min(window, N), lowest)
+        own = forward_and_total(partial(authors_attention, mask=choose()), inputs, d_out)
+        add("flash-dmattn", "its own", own | {"total": milliseconds(choose) + own["total"]})
+    return rows
+
+
+def fla_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """fla-core's attention over the last ``window`` keys: (B, H, N, D) for q of that shape and k, v (B, K, N, D)."""
+    from fla.ops.attn import parallel_attn
+
+    q_bnhd, k_bnkd, v_bnkd = (tensor.transpose(1, 2) for tensor in (q, k, v))
+    return parallel_attn(q_bnhd, k_bnkd, v_bnkd, window_size=window).transpose(1, 2)
+
+
+def authors_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
+    """flash-dmattn's causal attention under ``mask`` (B, K, N or 1, N) with ``bias`` (B, K, N) of q's dtype."""
+    from flash_dmattn import flash_dmattn_func
+
+    q_bnhd, k_bnkd, v_bnkd = (tensor.transpose(1, 2) for tensor in (q, k, v))
+    out = flash_dmattn_func(q_bnhd, k_bnkd, v_bnkd, attn_mask=mask, attn_bias=bias[:, :, None], is_causal=True)
+    return out.transpose(1, 2)
+
+
+def lifetimes_mask(expiry: Tensor) -> Tensor:
+    """(B, K, N, N) booleans for expiry (B, K, N): whether key j lives at query t. A head at a time, for its memory."""
+    B, K, N = expiry.shape
+    t = torch.arange(N, device=expiry.device)
+    mask = torch.empty(B, K, N, N, dtype=torch.bool, device=expiry.device)
+    for alive, expiry_n in zip(mask.flatten(0, 1), expiry.flatten(0, 1), strict=True):
+        torch.logical_and(t <= t[:, None], t[:, None] < expiry_n, out=alive)
+    return mask
+
+
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
