@@ -39,7 +39,8 @@ def bench_kernels(config: DictConfig) -> Path:
     """Measure ``config.shapes`` with ``config.kv_heads``, then kinds of scores; writes a record and a figure."""
     require_gpu()
     N, window = config.scores_at
-    points = [(n, w, K, "random") for K in config.kv_heads for n, w in config.shapes]
+    # Numbers of heads that are compared follow one another: a card that has grown warm is slower.
+    points = [(n, w, K, "random") for n, w in config.shapes for K in config.kv_heads]
     points += [(N, window, config.heads, kind) for kind in KINDS]
     record: dict[str, Any] = {"settings": OmegaConf.to_container(config), "units": "milliseconds, medians"}
     measured: list[dict[str, Any]] = []
@@ -175,11 +176,13 @@ def _packages_table(measured: list[dict[str, Any]]) -> Table:
     table = Table(title="other packages, where installed, milliseconds (ours beside)", title_justify="left")
     for column in ("N, w", "heads", "scores", "package", "mask"):
         table.add_column(column)
-    for column in ("forward", "ours", "total", "ours"):
+    for column in ("forward", "ours", "total", "ours", "differs by"):
         table.add_column(column, justify="right")
     for point in measured:
         shape = f"{point['N']}, {point['window']}", f"{point['H']}/{point['K']}", point["scores"]
         for row in point["packages"]:
             times = (each[part] for part in ("forward", "total") for each in (row, point["ours"]))
-            table.add_row(*shape, row["package"], row["mask"], *(f"{time:.3g}" for time in times))
+            differs = row.get("differs", {}).values()
+            most = "not finite" if None in differs else f"{max(differs):.1e}" if differs else ""
+            table.add_row(*shape, row["package"], row["mask"], *(f"{time:.3g}" for time in times), most)
     return table

@@ -7,6 +7,8 @@ a score a key: the ``window`` best keys of the whole sequence for every query, a
 """
 
 import importlib.util
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,8 +16,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import forward_and_total, milliseconds
-from dma_lab.kernels import flash_attention, flash_attention_suits
+from dma_lab.kernels import flash_attention, flash_attention_suits, interval_attention
 from dma_lab.messages import announce_once
+
+Attend = Callable[..., Tensor]
 
 _MASK_UP_TO = 32_768  # tokens; of a byte an entry, the masks of 16 heads take 16 GiB there
 
@@ -25,35 +29,61 @@ def packages_beside(
 ) -> list[dict[str, Any]]:
     """What each installed package takes for q, d_out (1, H, N, D), k, v (1, K, N, D), scores and expiry (1, K, N).
 
-    A row holds ``package``, ``mask`` (which it attends under), ``forward`` and ``total`` in milliseconds; the total is
-    forward, backward and the package's own choice of keys, if it has made one.
+    A row holds ``package``, ``mask`` (which it attends under), ``forward`` and ``total`` in milliseconds, and, where
+    the mask is ours, how far it ``differs`` from ours. The total is forward, backward and the package's own choice of
+    keys, if it has made one.
     """
     rows: list[dict[str, Any]] = []
+    N, bias = q.shape[2], scores.to(q.dtype)
 
-    def add(package: str, mask: str, times: dict[str, float]) -> None:
-        rows.append({"package": package, "mask": mask, **times})
+    def add(package: str, mask: str, attend: Attend, *others: Tensor) -> dict[str, Any]:
+        inputs = (q, k, v, *others)
+        rows.append({"package": package, "mask": mask, **forward_and_total(attend, inputs, d_out)})
+        return rows[-1]
+
+    def ours(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        return interval_attention(q, k, v, expiry, bias=None if bias is None else bias.float(), max_live=window)
 
     if kind == "constant":
+        windowed: dict[str, Attend] = {}
         if flash_attention_suits(q, v):
-            add("flash-attn", "a window", forward_and_total(partial(flash_attention, window=window), (q, k, v), d_out))
+            windowed["flash-attn"] = flash_attention
         if _installed("fla"):
-            add("fla-core", "a window", forward_and_total(partial(fla_attention, window=window), (q, k, v), d_out))
-    if _installed("flash_dmattn") and q.shape[2] <= _MASK_UP_TO:
+            windowed["fla-core"] = fla_attention
+        for package, function in windowed.items():
+            attend = partial(function, window=window)
+            add(package, "a window", attend)["differs"] = differences(attend, ours, (q, k, v), d_out)
+    if _installed("flash_dmattn") and N <= _MASK_UP_TO:
         from flash_dmattn import CUDA_AVAILABLE
         from flash_dmattn.utils.mask import create_mask
 
         if not CUDA_AVAILABLE:
             announce_once("flash-dmattn is installed without its CUDA kernels, so it is not measured.")
             return rows
-        N, bias = q.shape[2], scores.to(q.dtype)
-        inputs = (q, k, v, bias)
-        times = forward_and_total(partial(authors_attention, mask=lifetimes_mask(expiry)), inputs, d_out)
-        add("flash-dmattn", "of lifetimes", times)
+        attend = partial(authors_attention, mask=lifetimes_mask(expiry))
+        row = add("flash-dmattn", "of lifetimes", attend, bias)
+        row["differs"] = differences(attend, ours, (q, k, v, bias), d_out)
         lowest = torch.finfo(bias.dtype).min
         choose = partial(create_mask, bias[:, :, None], None, 1, N, N, min(window, N), lowest)
-        own = forward_and_total(partial(authors_attention, mask=choose()), inputs, d_out)
-        add("flash-dmattn", "its own", own | {"total": milliseconds(choose) + own["total"]})
+        row = add("flash-dmattn", "its own", partial(authors_attention, mask=choose()), bias)
+        row["total"] += milliseconds(choose)
     return rows
+
+
+def differences(attend: Attend, ours: Attend, inputs: Sequence[Tensor], d_out: Tensor) -> dict[str, float | None]:
+    """Of the output and of the gradients, relative; None where one is not finite."""
+    inputs = [tensor.detach().requires_grad_() for tensor in inputs]
+
+    def with_gradients(function: Attend) -> tuple[Tensor, ...]:
+        out = function(*inputs)
+        return out, *torch.autograd.grad(out, inputs, d_out)
+
+    found: dict[str, float | None] = {}
+    both = with_gradients(attend), with_gradients(ours)
+    for name, theirs, mine in zip(("out", "dq", "dk", "dv", "dbias"), *both, strict=False):
+        difference = ((theirs.float() - mine.float()).norm() / mine.float().norm()).item()
+        found[name] = difference if math.isfinite(difference) else None
+    return found
 
 
 def fla_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:

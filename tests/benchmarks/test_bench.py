@@ -13,7 +13,7 @@ import torch
 from benchmarks.attention_ops import attention_ops
 from benchmarks.gpu_tests import Outcomes
 from benchmarks.kernels import live_share
-from benchmarks.packages import lifetimes_mask
+from benchmarks.packages import differences, lifetimes_mask
 from dma_lab.attention import build_attention
 from dma_lab.kernels import prefix_topk_expiry
 
@@ -111,6 +111,17 @@ def test_the_floor_counts_each_live_pair_once_and_the_mask_given_to_others_shows
     live = [[[[j <= t < end for j, end in enumerate(ends)] for t in range(50)] for ends in K] for K in expiry.tolist()]
     assert lifetimes_mask(expiry).tolist() == live
     assert live_share(expiry) == pytest.approx(torch.tensor(live).sum().item() / (2 * 3 * 50 * 51 / 2))
+
+
+def test_what_another_package_computes_is_held_against_ours():
+    inputs = [torch.randn(1, 2, 8, 4, generator=torch.Generator().manual_seed(n)) for n in range(3)]
+    d_out = torch.ones(1, 2, 8, 4)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    assert differences(attend, attend, inputs, d_out) == {"out": 0, "dq": 0, "dk": 0, "dv": 0}
+    doubled = differences(lambda q, k, v: 2 * attend(q, k, v), attend, inputs, d_out)
+    assert doubled == pytest.approx({"out": 1, "dq": 1, "dk": 1, "dv": 1})
+    broken = differences(lambda q, k, v: attend(q, k, v) + (q * 0).sqrt(), attend, inputs, d_out)
+    assert broken == {"out": 0, "dq": None, "dk": 0, "dv": 0}  # the square root's slope at 0 is infinite
 
 
 def test_the_record_of_tests_says_how_each_ended_and_why(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from dma_lab.kernels import interval_attention, prefix_topk_expiry
-from dma_lab.kernels.key_lists import build_key_lists
+from dma_lab.kernels.key_lists import CHUNK, KeyLists, build_key_lists
 from dma_lab.kernels.key_order import backward_key_order, bucket_size, group_of_program
 
 # (B, H, K, N, D, D_v, window): more than one list, span and tile; lists with whole, partial and empty tiles; groups of
@@ -168,6 +168,19 @@ def test_the_order_of_keys_is_by_arrival_in_buckets_and_by_expiry_within(N, wind
         assert [lifetimes[j] for j in row[: len(ever)]] == [lifetimes[j] for bucket in expected for j in bucket]
         assert sorted(row[: len(ever)]) == ever
         assert sorted(row[len(ever) :]) == never
+
+
+def test_expiries_past_two_million_are_ordered_in_64_bits():
+    N, ever = 2**21 + 5, torch.arange(0, 2000, 2)
+    expiry = torch.arange(N, dtype=torch.int32)  # no key lives
+    expiry[ever] = N - 1000 + torch.randperm(1000, generator=torch.Generator().manual_seed(0)).to(torch.int32)
+    never = (expiry == torch.arange(N)).nonzero().flatten()
+    by_arrival = torch.cat((ever, never)).to(torch.int32)
+    counts = torch.zeros(-(-N // CHUNK), dtype=torch.int32)
+    counts[0] = 1000
+    order = backward_key_order(expiry[None, None], KeyLists(by_arrival[None], counts[None], *[None] * 6))[0]
+    assert expiry[order[:1000]].tolist() == list(range(N - 1, N - 1001, -1))
+    assert order[1000:].sort().values.tolist() == never.tolist()
 
 
 @triton.jit
