@@ -22,6 +22,15 @@ SHAPES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def unwritten_memory_is_nan():
+    """And the largest integer where it holds integers: what a kernel leaves unwritten, or reads unwritten, shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(9).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.parametrize(
     ("N", "window", "recent"), [(1, 1, 0), (150, 1, 2), (300, 40, 0), (300, 129, 3), (520, 256, 0), (140, 1000, 0)]
 )
