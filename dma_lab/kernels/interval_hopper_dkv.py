@@ -234,18 +234,26 @@ def _sum_queries(
 
     d_bias = gl.convert_layout(gl.sum(d_bias, 1), keys)
     gl.store(d_bias_ptr + j, gl.where(ever, d_bias, 0.0), mask=slot < N)
-    ever_k = gl.convert_layout(ever, gl.SliceLayout(1, k_layout))
-    ever_v = gl.convert_layout(ever, gl.SliceLayout(1, v_layout))
-    in_k = slot0 + HALF * _KEYS + gl.arange(0, _KEYS, layout=gl.SliceLayout(1, k_layout)) < N
-    in_v = slot0 + HALF * _KEYS + gl.arange(0, _KEYS, layout=gl.SliceLayout(1, v_layout)) < N
-    if SHARED:  # sums over heads read no key that never lives
-        in_k, in_v = in_k & ever_k, in_v & ever_v
-    dk_sd = gl.convert_layout((dk * scale).to(dk_ptr.dtype.element_ty), k_layout)
-    dv_se = gl.convert_layout(dv.to(dv_ptr.dtype.element_ty), v_layout)
-    dk_sd = gl.where(ever_k[:, None], dk_sd, gl.zeros_like(dk_sd))
-    dv_se = gl.where(ever_v[:, None], dv_se, gl.zeros_like(dv_se))
-    gl.store(dk_ptr + (j_k * dk_n)[:, None] + column[None, :], dk_sd, mask=in_k[:, None])
-    gl.store(dv_ptr + (j_v * dv_n)[:, None] + column_v[None, :], dv_se, mask=in_v[:, None])
+    if SHARED:  # as the products lie: a quad's float32 fill a sector. Sums over heads read no key that never lives
+        ever_k = gl.convert_layout(ever, gl.SliceLayout(1, dk_layout))
+        ever_v = gl.convert_layout(ever, gl.SliceLayout(1, dv_layout))
+        row_k = gl.convert_layout(j, gl.SliceLayout(1, dk_layout)).to(gl.int64) * dk_n
+        row_v = gl.convert_layout(j, gl.SliceLayout(1, dv_layout)).to(gl.int64) * dv_n
+        place_k = row_k[:, None] + gl.arange(0, D, layout=gl.SliceLayout(0, dk_layout))[None, :]
+        place_v = row_v[:, None] + gl.arange(0, D_V, layout=gl.SliceLayout(0, dv_layout))[None, :]
+        gl.store(dk_ptr + place_k, dk * scale, mask=ever_k[:, None])
+        gl.store(dv_ptr + place_v, dv, mask=ever_v[:, None])
+    else:
+        ever_k = gl.convert_layout(ever, gl.SliceLayout(1, k_layout))
+        ever_v = gl.convert_layout(ever, gl.SliceLayout(1, v_layout))
+        in_k = slot0 + HALF * _KEYS + gl.arange(0, _KEYS, layout=gl.SliceLayout(1, k_layout)) < N
+        in_v = slot0 + HALF * _KEYS + gl.arange(0, _KEYS, layout=gl.SliceLayout(1, v_layout)) < N
+        dk_sd = gl.convert_layout((dk * scale).to(dk_ptr.dtype.element_ty), k_layout)
+        dv_se = gl.convert_layout(dv.to(dv_ptr.dtype.element_ty), v_layout)
+        dk_sd = gl.where(ever_k[:, None], dk_sd, gl.zeros_like(dk_sd))
+        dv_se = gl.where(ever_v[:, None], dv_se, gl.zeros_like(dv_se))
+        gl.store(dk_ptr + (j_k * dk_n)[:, None] + column[None, :], dk_sd, mask=in_k[:, None])
+        gl.store(dv_ptr + (j_v * dv_n)[:, None] + column_v[None, :], dv_se, mask=in_v[:, None])
 
 
 @gluon.jit
