@@ -9,7 +9,8 @@ from xml.sax.saxutils import escape
 
 Point = dict[str, Any]
 
-_WIDTH, _HEIGHT, _LEFT, _TOP, _PLOT_WIDTH, _PLOT_HEIGHT = 420, 340, 56, 34, 340, 240
+_WIDTH, _LEFT, _TOP, _PLOT_WIDTH, _PLOT_HEIGHT = 420, 56, 34, 340, 240
+_KEYS_FROM, _KEY_HEIGHT = _TOP + _PLOT_HEIGHT + 56, 16  # the lines' names lie below, where they cover none
 _COLOURS = ("#0b6e4f", "#d1495b", "#6b7280", "#2e5fa3", "#b8860b", "#7a3e9d")
 
 
@@ -74,8 +75,9 @@ def _write(panels: list[Panel], path: Path) -> None:
 
 
 def _svg(panels: list[Panel]) -> str:
-    size = f'width="{_WIDTH * len(panels)}" height="{_HEIGHT}"'
-    view = f'viewBox="0 0 {_WIDTH * len(panels)} {_HEIGHT}"'
+    height = _KEYS_FROM + _KEY_HEIGHT * max(len(panel.lines) for panel in panels)
+    size = f'width="{_WIDTH * len(panels)}" height="{height}"'
+    view = f'viewBox="0 0 {_WIDTH * len(panels)} {height}"'
     body = [part for number, panel in enumerate(panels) for part in _panel(panel, number * _WIDTH)]
     opening = f'<svg xmlns="http://www.w3.org/2000/svg" {size} {view} font-family="sans-serif" font-size="11">'
     return "\n".join([opening, '<rect width="100%" height="100%" fill="white"/>', *body, "</svg>"]) + "\n"
@@ -115,9 +117,9 @@ def _panel(panel: Panel, x0: float) -> list[str]:
         parts.append(f'<polyline points="{track}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>')
         if not line.dashed:
             parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places]
-        key = _TOP + 14 + 16 * number
-        parts.append(f'<path d="M{left + 12} {key}h22" stroke="{colour}" stroke-width="2"{dashes}/>')
-        parts.append(text(left + 40, key + 4, line.name, "start"))
+        key = _KEYS_FROM + _KEY_HEIGHT * number
+        parts.append(f'<path d="M{left} {key}h22" stroke="{colour}" stroke-width="2"{dashes}/>')
+        parts.append(text(left + 28, key + 4, line.name, "start"))
     return parts
 
 

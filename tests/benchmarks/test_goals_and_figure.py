@@ -123,8 +123,9 @@ def test_the_figure_draws_ours_dense_and_floor_on_logarithmic_axes(tmp_path):
     tracks, lines, words = polylines(tmp_path / "figure.svg")
     assert len(tracks) == 2 * 4
     for number, track in enumerate(tracks):
-        inside = number // 4 * 420  # where the panel begins; each is 420 by 340
-        assert all(inside < x < inside + 420 and 0 < y < 340 for x, y in track)
+        inside = number // 4 * 420  # where the panel begins; each is 420 wide, its plot ends at 274
+        assert all(inside < x < inside + 420 and 0 < y < 274 for x, y in track)
+    assert min(y for word, y in _heights(tmp_path / "figure.svg") if word.startswith("ours")) > 274  # below the axes
     ours = tracks[4]  # the second panel's first: total, proportional to N
     slopes = [(y1 - y0) / (x1 - x0) for (x0, y0), (x1, y1) in itertools.pairwise(ours)]
     assert slopes == pytest.approx([slopes[0]] * 4, rel=0.01)
