@@ -1,7 +1,21 @@
-"""Settings that every test runs under."""
+"""Settings that every test runs under, and memory that shows what was never written."""
 
 import os
+from collections.abc import Iterator
+
+import pytest
 
 # Before torch is imported: two test processes on two cores each get one, and so do the commands that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+
+
+@pytest.fixture
+def unwritten_memory_is_nan() -> Iterator[None]:
+    """And the largest integer where it holds integers: what a kernel leaves unwritten, or reads unwritten, shows."""
+    import torch
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(9, device="cuda" if torch.cuda.is_available() else "cpu").isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)

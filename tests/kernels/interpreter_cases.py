@@ -11,6 +11,8 @@ from dma_lab.kernels import interval_attention, prefix_topk_expiry
 from dma_lab.kernels.key_lists import CHUNK, KeyLists, build_key_lists
 from dma_lab.kernels.key_order import backward_key_order, bucket_size, group_of_program
 
+pytestmark = pytest.mark.usefixtures("unwritten_memory_is_nan")
+
 # (B, H, K, N, D, D_v, window): more than one list, span and tile; lists with whole, partial and empty tiles; groups of
 # 1, 2, 3 and 4 query heads; widths that are no power of two; window 1 and beyond N; N = 1.
 SHAPES = [
@@ -20,15 +22,6 @@ SHAPES = [
     (1, 3, 1, 65, 32, 32, 1000),
     (1, 1, 1, 1, 32, 32, 1),
 ]
-
-
-@pytest.fixture(autouse=True)
-def unwritten_memory_is_nan():
-    """And the largest integer where it holds integers: what a kernel leaves unwritten, or reads unwritten, shows."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(9).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize(
