@@ -21,7 +21,8 @@ from dma_lab.messages import announce_once
 
 Attend = Callable[..., Tensor]
 
-_MASK_UP_TO = 32_768  # tokens; of a byte an entry, the masks of 16 heads take 16 GiB there
+_MASK_UP_TO = 32_768  # tokens; beyond, seconds would go into what takes 20 times as long
+_MASK_SHARE = 4  # a mask may take this part of the card's memory; of a byte an entry, 16 heads' is 16 GiB there
 
 
 def packages_beside(
@@ -60,6 +61,11 @@ def packages_beside(
         if not CUDA_AVAILABLE:
             announce_once("flash-dmattn is installed without its CUDA kernels, so it is not measured.")
             return rows
+        if expiry.numel() * N > torch.cuda.get_device_properties(q.device).total_memory / _MASK_SHARE:
+            announce_once(
+                f"flash-dmattn is not measured at {N:,} tokens: its mask would fill over a quarter of the GPU."
+            )
+            return rows
         attend = partial(authors_attention, mask=lifetimes_mask(expiry))
         row = add("flash-dmattn", "of lifetimes", attend, bias)
         row["differs"] = differences(attend, ours, (q, k, v, bias), d_out)
@@ -71,7 +77,9 @@ def packages_beside(
 
 
 def differences(attend: Attend, ours: Attend, inputs: Sequence[Tensor], d_out: Tensor) -> dict[str, float | None]:
-    """Of the output and of the gradients, relative; None where one is not finite."""
+    """How far ``attend(*inputs)`` is from ``ours(*inputs)``: norms of the differences of output and gradients over ours,
+    by name; None where one is not finite. ``inputs`` are q, k, v and, if there is one, the bias.
+    """
     inputs = [tensor.detach().requires_grad_() for tensor in inputs]
 
     def with_gradients(function: Attend) -> tuple[Tensor, ...]:
