@@ -77,8 +77,8 @@ def packages_beside(
 
 
 def differences(attend: Attend, ours: Attend, inputs: Sequence[Tensor], d_out: Tensor) -> dict[str, float | None]:
-    """How far ``attend(*inputs)`` is from ``ours(*inputs)``: norms of the differences of output and gradients over ours,
-    by name; None where one is not finite. ``inputs`` are q, k, v and, if there is one, the bias.
+    """How far ``attend(*inputs)`` is from ``ours(*inputs)``: norms of differences of output and gradients over ours, by
+    name; None where one is not finite. ``inputs`` are q, k, v and, if there is one, the bias.
     """
     inputs = [tensor.detach().requires_grad_() for tensor in inputs]
 
