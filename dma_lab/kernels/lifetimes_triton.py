@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_ROWS = 256  # ranks that a program looks at together
-_SHARES = 8  # programs that share a chunk: the first chunks past the window have most keys leaving
+_RANKS = 128  # that a program looks at together
+_COUNTED = tl.constexpr(1024)  # ranks, where it only counts
+_SHARES = 4  # programs that share a chunk: the first chunks past the window have most keys leaving
 
 
 @torch.library.custom_op("dma_lab::expiry_from_order", mutates_args=())
@@ -29,7 +30,7 @@ def expiry_from_order(order_rn: Tensor, window: int, recent: int, end_rn: Tensor
     R, N = order_rn.shape
     # Table entries are N / chunk * N / bucket a row: both sizes grow with N beyond 131,072.
     chunk = max(128, triton.next_power_of_2(N) // 1024)
-    bucket = max(256, triton.next_power_of_2(N) // 512)
+    bucket = max(256, triton.next_power_of_2(N) // 128)
     chunks, buckets = triton.cdiv(N, chunk), triton.cdiv(N, bucket)
 
     def new(*shape: int) -> Tensor:
@@ -37,18 +38,35 @@ def expiry_from_order(order_rn: Tensor, window: int, recent: int, end_rn: Tensor
 
     rank_rn, position_rn = new(R, N), new(R, N)
     below_rbc, threshold_rc = new(R, buckets, chunks), new(R, chunks + 1)
+    entry_rn, entry_rank_rn, entries_rc = new(R, N), new(R, N), new(R, chunks + 1)
     expiry_rn = new(R, N)
     order_rn = order_rn.contiguous()
     most_chunks, most_buckets = triton.next_power_of_2(chunks), triton.next_power_of_2(buckets)
     with torch.cuda.device_of(order_rn):
         _count_kernel[(buckets, R)](order_rn, rank_rn, position_rn, below_rbc, N, chunks, chunk, bucket, most_chunks)
         _threshold_kernel[(chunks + 1, R)](
-            position_rn, below_rbc, threshold_rc, N, window, chunks, buckets, chunk, bucket, most_buckets
+            rank_rn,
+            position_rn,
+            below_rbc,
+            threshold_rc,
+            entry_rn,
+            entry_rank_rn,
+            entries_rc,
+            N,
+            window,
+            chunks,
+            buckets,
+            CHUNK=chunk,
+            BUCKET=bucket,
+            MAX_BUCKETS=most_buckets,
         )
-        _expiry_kernel[(chunks * _SHARES, R)](
+        _expiry_kernel[(R, chunks * _SHARES)](
             rank_rn,
             position_rn,
             threshold_rc,
+            entry_rn,
+            entry_rank_rn,
+            entries_rc,
             end_rn,
             expiry_rn,
             N,
@@ -57,8 +75,9 @@ def expiry_from_order(order_rn: Tensor, window: int, recent: int, end_rn: Tensor
             chunks,
             HAS_ENDS=end_rn is not None,
             CHUNK=chunk,
-            ROWS=_ROWS,
+            RANKS=_RANKS,
             SHARES=_SHARES,
+            num_warps=_RANKS // 32,
         )
     return expiry_rn
 
@@ -94,9 +113,13 @@ def _count_kernel(
 
 @triton.jit
 def _threshold_kernel(
+    rank_ptr,
     position_ptr,
     below_ptr,
     threshold_ptr,
+    entry_ptr,
+    entry_rank_ptr,
+    entries_ptr,
     N,
     window,
     chunks,
@@ -105,7 +128,10 @@ def _threshold_kernel(
     BUCKET: tl.constexpr,
     MAX_BUCKETS: tl.constexpr,
 ):
-    """threshold[c]: the window-th largest rank among the keys before chunk c; 0 while there are fewer."""
+    """threshold[c]: the window-th largest rank among the keys before chunk c; 0 while there are fewer.
+
+    Lists which keys of the chunk rank above it, and their ranks: no other can make a live key leave.
+    """
     c, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     boundary = tl.minimum(c * CHUNK, N)
     threshold = 0
@@ -120,7 +146,14 @@ def _threshold_kernel(
         position = tl.load(position_ptr + row * N + rank, mask=rank < N, other=N)
         from_rank_up = above + tl.cumsum((position < boundary).to(tl.int32), 0, reverse=True)
         threshold = bucket * BUCKET + tl.sum((from_rank_up >= window).to(tl.int32), 0) - 1
-    tl.store(threshold_ptr + row * tl.num_programs(0) + c, threshold)
+    tl.store(threshold_ptr + row * (chunks + 1) + c, threshold)
+    arrival = boundary + tl.arange(0, CHUNK)
+    rank = tl.load(rank_ptr + row * N + arrival, mask=arrival < N, other=-1)
+    enters = (rank > threshold).to(tl.int32)
+    place = row * N + boundary + tl.cumsum(enters, 0) - enters
+    tl.store(entry_ptr + place, arrival, mask=enters != 0)
+    tl.store(entry_rank_ptr + place, rank, mask=enters != 0)
+    tl.store(entries_ptr + row * (chunks + 1) + c, tl.sum(enters, 0))
 
 
 @triton.jit
@@ -138,6 +171,9 @@ def _expiry_kernel(
     rank_ptr,
     position_ptr,
     threshold_ptr,
+    entry_ptr,
+    entry_rank_ptr,
+    entries_ptr,
     end_ptr,
     expiry_ptr,
     N,
@@ -146,7 +182,7 @@ def _expiry_kernel(
     chunks,
     HAS_ENDS: tl.constexpr,
     CHUNK: tl.constexpr,
-    ROWS: tl.constexpr,
+    RANKS: tl.constexpr,
     SHARES: tl.constexpr,
 ):
     """Expiry of the keys that leave in a chunk, and of the chunk's own that leave at once or never.
@@ -154,16 +190,16 @@ def _expiry_kernel(
     The keys that leave in the chunk are those ranked between its two thresholds, if they have arrived. Each leaves at
     the k-th better arrival of the chunk, k being how many places the live keys below it and the free ones make.
     """
-    chunk, share = tl.program_id(0) // SHARES, tl.program_id(0) % SHARES
-    row = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64)
+    chunk, share = tl.program_id(1) // SHARES, tl.program_id(1) % SHARES
     offset = row * N
     t0 = chunk * CHUNK
     t1 = tl.minimum(t0 + CHUNK, N)
-    low = tl.load(threshold_ptr + row * (chunks + 1) + chunk)
-    high = tl.load(threshold_ptr + row * (chunks + 1) + chunk + 1)
-    last = tl.load(threshold_ptr + row * (chunks + 1) + chunks)
-    free = tl.maximum(window - t0, 0)
+    threshold_ptr += row * (chunks + 1)
+    low = tl.load(threshold_ptr + chunk)
+    high = tl.load(threshold_ptr + chunk + 1)
     if share == 0:
+        last = tl.load(threshold_ptr + chunks)
         arrival = t0 + tl.arange(0, CHUNK)
         rank = tl.load(rank_ptr + offset + arrival, mask=arrival < t1, other=0)
         never = rank < low
@@ -171,22 +207,26 @@ def _expiry_kernel(
         stays = (arrival < t1) & (never | (rank >= last))
         _store_expiry(expiry_ptr, end_ptr, offset, arrival, expiry, recent, N, stays, HAS_ENDS)
 
-    a_share = tl.cdiv(tl.cdiv(high - low, ROWS), SHARES) * ROWS
+    a_share = tl.cdiv(tl.cdiv(high - low, RANKS), SHARES) * RANKS
     share_low = low + share * a_share
-    live_below = 0
-    if share_low < high:
-        for start in range(low, share_low, ROWS):
-            position = tl.load(position_ptr + offset + start + tl.arange(0, ROWS))
+    share_high = tl.minimum(share_low + a_share, high)
+    live_below = tl.maximum(window - t0, 0)  # places that are free count like keys that leave before
+    if share_low < share_high:
+        for start in range(low, share_low, _COUNTED):
+            rank = start + tl.arange(0, _COUNTED)
+            position = tl.load(position_ptr + offset + rank, mask=rank < share_low, other=N)
             live_below += tl.sum((position < t0).to(tl.int32), 0)
-    for start in range(share_low, tl.minimum(share_low + a_share, high), ROWS):
-        rank = start + tl.arange(0, ROWS)
-        position = tl.load(position_ptr + offset + rank, mask=rank < high, other=N)
-        old = (position < t0).to(tl.int32)
-        k = free + live_below + tl.cumsum(old, 0)  # its own place counts where it was live before the chunk
-        better = tl.zeros((ROWS,), tl.int32)
-        leaves = tl.zeros((ROWS,), tl.int32) + t0
-        for t in range(t0, t1):
-            better += (tl.load(rank_ptr + offset + t) > rank).to(tl.int32)
-            leaves += (better < k).to(tl.int32)
-        _store_expiry(expiry_ptr, end_ptr, offset, position, leaves, recent, N, position < t1, HAS_ENDS)
-        live_below += tl.sum(old, 0)
+        entries = tl.load(entries_ptr + row * (chunks + 1) + chunk)
+        for start in range(share_low, share_high, RANKS):
+            rank = start + tl.arange(0, RANKS)
+            position = tl.load(position_ptr + offset + rank, mask=rank < share_high, other=N)
+            old = (position < t0).to(tl.int32)
+            k = live_below + tl.cumsum(old, 0)  # its own place counts where it was live before the chunk
+            better = tl.zeros((RANKS,), tl.int32)
+            before = tl.zeros((RANKS,), tl.int32)
+            for entry in tl.range(entries, loop_unroll_factor=8):
+                better += (tl.load(entry_rank_ptr + offset + t0 + entry) > rank).to(tl.int32)
+                before += (better < k).to(tl.int32)
+            leaves = tl.load(entry_ptr + offset + t0 + before, mask=before < entries, other=N)
+            _store_expiry(expiry_ptr, end_ptr, offset, position, leaves, recent, N, position < t1, HAS_ENDS)
+            live_below += tl.sum(old, 0)
