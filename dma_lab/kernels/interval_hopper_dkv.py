@@ -22,7 +22,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from dma_lab.kernels.head_sums import sum_query_heads
 from dma_lab.kernels.hopper_ring import sum_within_threads, thread_barrier
-from dma_lab.kernels.key_lists import LOG2_E
+from dma_lab.kernels.key_lists_triton import LOG2_E
 from dma_lab.kernels.key_order import bucket_size, group_of_program, rows_abreast
 
 _KEYS = gl.constexpr(64)  # of each group

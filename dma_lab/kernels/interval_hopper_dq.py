@@ -24,7 +24,8 @@ from dma_lab.kernels.hopper_ring import (
     weights_of_tile,
 )
 from dma_lab.kernels.interval_triton_forward import needs_wide_offsets
-from dma_lab.kernels.key_lists import LOG2_E, KeyLists
+from dma_lab.kernels.key_lists import KeyLists
+from dma_lab.kernels.key_lists_triton import LOG2_E
 
 _STAGES = 5
 

@@ -19,7 +19,8 @@ from dma_lab.kernels.hopper_ring import (
     weights_of_tile,
 )
 from dma_lab.kernels.interval_triton_forward import SOUND, interval_forward, needs_wide_offsets
-from dma_lab.kernels.key_lists import LOG2_E, TILE, KeyLists
+from dma_lab.kernels.key_lists import TILE, KeyLists
+from dma_lab.kernels.key_lists_triton import LOG2_E
 from dma_lab.kernels.tiling import LIST_ROWS, Tile
 
 _STAGES = 6

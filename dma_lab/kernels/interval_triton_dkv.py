@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dma_lab.kernels.head_sums import sum_query_heads
 from dma_lab.kernels.interval_triton_forward import load_rows, needs_wide_offsets
-from dma_lab.kernels.key_lists import LOG2_E
+from dma_lab.kernels.key_lists_triton import LOG2_E
 from dma_lab.kernels.key_order import bucket_size, group_of_program, rows_abreast
 from dma_lab.kernels.tiling import Tile, padded
 

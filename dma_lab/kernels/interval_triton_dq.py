@@ -9,7 +9,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dma_lab.kernels.interval_triton_forward import load_rows, logits_of_tile, needs_wide_offsets
-from dma_lab.kernels.key_lists import LOG2_E, TILE, KeyLists
+from dma_lab.kernels.key_lists import TILE, KeyLists
+from dma_lab.kernels.key_lists_triton import LOG2_E
 from dma_lab.kernels.tiling import Tile, heads_together, padded
 
 

@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dma_lab.kernels.key_lists import LOG2_E, TILE, KeyLists
+from dma_lab.kernels.key_lists import TILE, KeyLists
+from dma_lab.kernels.key_lists_triton import LOG2_E
 from dma_lab.kernels.tiling import Tile, heads_together, padded
 
 SOUND = tl.constexpr(2.0**64)

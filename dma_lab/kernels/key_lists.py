@@ -8,14 +8,20 @@ from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
+from dma_lab.kernels.key_lists_triton import (
+    block_lists_kernel,
+    by_arrival_kernel,
+    coarse_lists_kernel,
+    count_ever_live_kernel,
+)
+
 TILE = 64  # keys of a list that share one flag
-LOG2_E = tl.constexpr(1.4426950408889634)
 _SPAN = 1024  # queries that share a first, coarse list
-CHUNK = 2048  # keys that a program compacts at a time
-_BLOCK_CHUNK = 512  # the same, of a coarse list: few hold many more keys than the window
+# Keys that a program compacts at a time: one a thread, so that threads beside each other store beside each other.
+CHUNK = 256
+_BLOCK_CHUNK = 128  # the same, of a coarse list
 
 
 class KeyLists(NamedTuple):
@@ -105,8 +111,8 @@ def build_key_lists(expiry: Tensor, block: int, max_live: int, bias: Tensor | No
         return new(*shape), new(*shape, dtype=torch.float32) if has_bias else None
 
     arrivals = lists.by_arrival_rn, *new_beside_index(rows, N)
-    _count_ever_live_kernel[(chunks, rows)](expiry, lists.ever_rc, N, CHUNK)
-    _by_arrival_kernel[(chunks, rows)](
+    count_ever_live_kernel[(chunks, rows)](expiry, lists.ever_rc, N, CHUNK)
+    by_arrival_kernel[(chunks, rows)](
         expiry,
         bias,
         lists.ever_rc,
@@ -119,7 +125,7 @@ def build_key_lists(expiry: Tensor, block: int, max_live: int, bias: Tensor | No
     coarse_index = new(rows, spans, coarse_capacity)
     coarse_totals = new(rows, spans), new(rows, spans, dtype=torch.float32)
     coarse = coarse_index, *new_beside_index(rows, spans, coarse_capacity), *coarse_totals
-    _coarse_lists_kernel[(spans, rows)](
+    coarse_lists_kernel[(spans, rows)](
         *arrivals,
         lists.ever_rc,
         *coarse,
@@ -130,9 +136,9 @@ def build_key_lists(expiry: Tensor, block: int, max_live: int, bias: Tensor | No
         CHUNK=CHUNK,
         MAX_CHUNKS=triton.next_power_of_2(chunks),
         HAS_BIAS=has_bias,
-        num_warps=8,
+        num_warps=CHUNK // 32,
     )
-    _block_lists_kernel[(triton.cdiv(N, block), rows)](
+    block_lists_kernel[(triton.cdiv(N, block), rows)](
         *coarse,
         *lists.of_blocks,
         N,
@@ -142,170 +148,8 @@ def build_key_lists(expiry: Tensor, block: int, max_live: int, bias: Tensor | No
         TILE=TILE,
         SPAN=_SPAN,
         CHUNK=_BLOCK_CHUNK,
+        MAX_TILES=triton.next_power_of_2(lists.mask_rbt.shape[2]),
         HAS_BIAS=has_bias,
-        num_warps=4,
+        num_warps=_BLOCK_CHUNK // 32,
     )
     return lists
-
-
-@triton.jit
-def _count_ever_live_kernel(expiry_ptr, ever_ptr, N, CHUNK: tl.constexpr):
-    chunk, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    j = chunk * CHUNK + tl.arange(0, CHUNK)
-    ever = tl.load(expiry_ptr + row * N + j, mask=j < N, other=0) > j
-    tl.store(ever_ptr + row * tl.num_programs(0) + chunk, tl.sum(ever.to(tl.int32), 0))
-
-
-@triton.jit
-def _by_arrival_kernel(
-    expiry_ptr,
-    bias_ptr,
-    ever_ptr,
-    index_ptr,
-    listed_expiry_ptr,
-    listed_bias_ptr,
-    N,
-    CHUNK: tl.constexpr,
-    MAX_CHUNKS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-):
-    """Keys that ever live in order of arrival, with their expiries and biases times log2(e); the others behind them."""
-    chunk, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    chunks = tl.num_programs(0)
-    c = tl.arange(0, MAX_CHUNKS)
-    ever_c = tl.load(ever_ptr + row * chunks + c, mask=c < chunks, other=0)
-    ever_before = tl.sum(tl.where(c < chunk, ever_c, 0), 0)
-    never_from = tl.sum(ever_c, 0) + chunk * CHUNK - ever_before
-    i = tl.arange(0, CHUNK)
-    j = chunk * CHUNK + i
-    expiry = tl.load(expiry_ptr + row * N + j, mask=j < N, other=0)
-    ever = (expiry > j).to(tl.int32)
-    ever_rank = tl.cumsum(ever, 0) - ever
-    place = row * N + tl.where(ever != 0, ever_before + ever_rank, never_from + i - ever_rank)
-    tl.store(index_ptr + place, j, mask=j < N)
-    tl.store(listed_expiry_ptr + place, expiry, mask=ever != 0)
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + row * N + j, mask=ever != 0, other=0.0).to(tl.float32)
-        tl.store(listed_bias_ptr + place, bias * LOG2_E, mask=ever != 0)
-
-
-@triton.jit
-def _coarse_lists_kernel(
-    arrival_ptr,
-    arrival_expiry_ptr,
-    arrival_bias_ptr,
-    ever_ptr,
-    list_ptr,
-    listed_expiry_ptr,
-    listed_bias_ptr,
-    total_ptr,
-    reference_ptr,
-    N,
-    capacity,
-    chunks,
-    SPAN: tl.constexpr,
-    CHUNK: tl.constexpr,
-    MAX_CHUNKS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-):
-    """Keys that live for any query of a span, and the largest bias of those alive when it opens."""
-    span, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    t0 = span * SPAN
-    t1 = tl.minimum(t0 + SPAN, N)
-    slot_of_span = row * tl.num_programs(0) + span
-    c = tl.arange(0, MAX_CHUNKS)
-    arrived = tl.sum(tl.load(ever_ptr + row * chunks + c, mask=(c < chunks) & (c * CHUNK < t1), other=0), 0)
-    total = 0
-    reference = float("-inf")
-    for start in range(0, arrived, CHUNK):
-        i = start + tl.arange(0, CHUNK)
-        j = tl.load(arrival_ptr + row * N + i, mask=i < arrived, other=N)
-        expiry = tl.load(arrival_expiry_ptr + row * N + i, mask=i < arrived, other=0)
-        live = ((expiry > t0) & (j < t1)).to(tl.int32)
-        slot = total + tl.cumsum(live, 0) - live
-        store = (live != 0) & (slot < capacity)
-        place = slot_of_span * capacity + slot
-        tl.store(list_ptr + place, j, mask=store)
-        tl.store(listed_expiry_ptr + place, expiry, mask=store)
-        if HAS_BIAS:
-            bias = tl.load(arrival_bias_ptr + row * N + i, mask=store, other=float("-inf"))
-            tl.store(listed_bias_ptr + place, bias, mask=store)
-            reference = tl.maximum(reference, tl.max(tl.where(j <= t0, bias, float("-inf")), 0))
-        total += tl.sum(live, 0)
-    tl.store(total_ptr + slot_of_span, total)
-    tl.store(reference_ptr + slot_of_span, tl.where(reference > float("-inf"), reference, 0.0))
-
-
-@triton.jit
-def _block_lists_kernel(
-    coarse_ptr,
-    coarse_expiry_ptr,
-    coarse_bias_ptr,
-    coarse_total_ptr,
-    coarse_reference_ptr,
-    list_ptr,
-    span_ptr,
-    mask_ptr,
-    total_ptr,
-    list_bias_ptr,
-    reference_ptr,
-    N,
-    coarse_capacity,
-    capacity,
-    BLOCK: tl.constexpr,
-    TILE: tl.constexpr,
-    SPAN: tl.constexpr,
-    CHUNK: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-):
-    """Out of a span's keys those that live for a block of its queries, in the same order."""
-    block, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    t0 = block * BLOCK
-    t1 = tl.minimum(t0 + BLOCK, N)
-    slot_of_span = row * tl.cdiv(N, SPAN) + t0 // SPAN
-    slot_of_block = row * tl.num_programs(0) + block
-    coarse_ptr += slot_of_span * coarse_capacity
-    coarse_expiry_ptr += slot_of_span * coarse_capacity
-    list_ptr += slot_of_block * capacity
-    span_ptr += slot_of_block * capacity
-    mask_ptr += slot_of_block * (capacity // TILE)
-    coarse_total = tl.load(coarse_total_ptr + slot_of_span)
-    in_reach = tl.minimum(coarse_total, coarse_capacity)
-    reference = 0.0
-    if HAS_BIAS:
-        coarse_bias_ptr += slot_of_span * coarse_capacity
-        list_bias_ptr += slot_of_block * capacity
-        reference = tl.load(coarse_reference_ptr + slot_of_span)
-        tl.store(reference_ptr + slot_of_block, reference)
-    total = 0
-    for start in range(0, in_reach, CHUNK):
-        i = start + tl.arange(0, CHUNK)
-        j = tl.load(coarse_ptr + i, mask=i < in_reach, other=N)
-        expiry = tl.load(coarse_expiry_ptr + i, mask=i < in_reach, other=0)
-        live = ((j < t1) & (expiry > t0)).to(tl.int32)
-        slot = total + tl.cumsum(live, 0) - live
-        store = (live != 0) & (slot < capacity)
-        tl.store(list_ptr + slot, j, mask=store)
-        first, end = tl.maximum(j - t0, 0), tl.where(expiry >= t1, BLOCK, expiry - t0)
-        tl.store(span_ptr + slot, first | (end << 16), mask=store)
-        if HAS_BIAS:
-            bias = tl.load(coarse_bias_ptr + i, mask=i < in_reach, other=0.0)
-            tl.store(list_bias_ptr + slot, bias - reference, mask=store)
-        total += tl.sum(live, 0)
-    tl.debug_barrier()  # the spans are read again
-    listed = tl.minimum(total, capacity)
-    filled = tl.cdiv(tl.maximum(listed, 1), TILE) * TILE
-    filler = listed + tl.arange(0, TILE)
-    tl.store(list_ptr + filler, tl.zeros_like(filler), mask=filler < filled)
-    tl.store(span_ptr + filler, tl.zeros_like(filler), mask=filler < filled)
-    if HAS_BIAS:
-        tl.store(list_bias_ptr + filler, tl.zeros((TILE,), tl.float32), mask=filler < filled)
-    TILES: tl.constexpr = CHUNK // TILE
-    for start in range(0, filled, CHUNK):
-        i = start + tl.arange(0, CHUNK)
-        span = tl.load(span_ptr + i, mask=i < listed, other=0)
-        asks = tl.where(span == BLOCK << 16, 0, tl.where((i < listed) & ((span & 0xFFFF) == 0), 1, 2))
-        tile = start // TILE + tl.arange(0, TILES)
-        tl.store(mask_ptr + tile, tl.max(tl.reshape(asks, (TILES, TILE)), 1), mask=tile < capacity // TILE)
-    fits = (total <= capacity) & (coarse_total <= coarse_capacity)
-    tl.store(total_ptr + slot_of_block, tl.where(fits, total, -1))

@@ -2,6 +2,8 @@
 TRITON_INTERPRET is set before Triton is imported.
 """
 
+import math
+
 import pytest
 import torch
 import triton
@@ -153,6 +155,37 @@ def test_operators_keep_what_torch_compile_relies_on(bias):
 @pytest.mark.parametrize("kind", ["tied", "rising"])
 def test_decoding_equals_the_whole_sequence(kind, window, recent, N, make_scores, decode_and_compare):
     decode_and_compare(make_scores(kind, 1, 2, N), window, recent, "triton")
+
+
+@pytest.mark.parametrize(
+    ("N", "window", "recent"), [(1, 1, 0), (290, 150, 0), (300, 5, 0), (200, 1000, 0), (1100, 300, 3), (300, 128, 0)]
+)
+@pytest.mark.parametrize("kind", ["random", "constant", "rising", "falling"])
+def test_lists_hold_every_blocks_live_keys_and_what_to_ask_of_them(N, window, recent, kind, make_scores):
+    block, tile, span = 128, 64, 1024
+    scores = make_scores(kind, 1, 2, N)
+    expiry = prefix_topk_expiry(scores, window, recent=recent)
+    lists = build_key_lists(expiry, block, window + recent, scores)
+    log2_e = 1 / math.log(2)
+    for row, (lifetimes, biases) in enumerate(zip(expiry[0].tolist(), scores[0].tolist(), strict=True)):
+        for t0 in range(0, N, block):
+            t1, opens = min(t0 + block, N), t0 // span * span
+            keys = [j for j in range(t1) if lifetimes[j] > max(t0, j)]
+            reference = max((biases[j] for j in range(opens + 1) if lifetimes[j] > opens), default=0.0)
+            ends = [block if lifetimes[j] >= t1 else lifetimes[j] - t0 for j in keys]
+            asks = [2 if j > t0 else 1 if end < block else 0 for j, end in zip(keys, ends, strict=True)]
+            filler = -len(keys) % tile if keys else tile
+            of_block = row, t0 // block
+            assert lists.total_rb[of_block] == len(keys)
+            filled = slice(0, len(keys) + filler)
+            assert lists.index_rbs[of_block][filled].tolist() == keys + [0] * filler
+            spans = [max(j - t0, 0) | end << 16 for j, end in zip(keys, ends, strict=True)]
+            assert lists.span_rbs[of_block][filled].tolist() == spans + [0] * filler
+            expected = torch.tensor([(biases[j] - reference) * log2_e for j in keys])
+            assert torch.allclose(lists.bias_rbs[of_block][: len(keys)], expected, rtol=1e-5, atol=1e-5)
+            asks += [2] * filler
+            tiles = [max(asks[start : start + tile]) for start in range(0, len(asks), tile)]
+            assert lists.mask_rbt[of_block][: len(tiles)].tolist() == tiles
 
 
 @pytest.mark.parametrize(("N", "window", "buckets"), [(1, 40, 1), (300, 40, 1), (1300, 900, 3)])
