@@ -1,7 +1,9 @@
 """Milliseconds that something takes on a GPU, and bars that say how far a suite has come."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import random
+import statistics
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -9,6 +11,9 @@ from rich.progress import Progress
 from torch import Tensor
 
 from dma_lab.messages import UserError
+
+Key = TypeVar("Key", bound=Hashable)
+_ROUNDS, _TURN = 11, 50.0  # milliseconds
 
 
 def require_gpu() -> None:
@@ -23,6 +28,45 @@ def milliseconds(function: Callable[[], Any]) -> float:
     function()  # compiled, and its handles made, before the capture
     torch.cuda.synchronize()
     return do_bench_cudagraph(function, rep=60, return_mode="median")
+
+
+def in_turns(functions: Mapping[Key, Callable[[], Any]], bar: Progress, description: str) -> dict[Key, float]:
+    """Median time of each function's replay as a CUDA graph; in every round each has one turn, in an order drawn anew.
+
+    For what is compared: work that draws the full power of the card is a few per cent slower or faster with what ran
+    before it and with how warm the card has become. In turns that is the same for all.
+    """
+    graphs = {name: _captured(function) for name, function in functions.items()}
+    times: dict[Key, list[float]] = {name: [] for name in functions}
+    order, shuffle = list(functions), random.Random(0).shuffle
+    for _ in bar.track(range(_ROUNDS), description=description):
+        shuffle(order)
+        for name in order:
+            graph, calls = graphs[name]
+            times[name].append(_elapsed(graph.replay) / calls)
+    return {name: statistics.median(turns) for name, turns in times.items()}
+
+
+def _captured(function: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, int]:
+    """A graph of as many calls as a turn has time for, and their number."""
+    with torch.cuda.stream(torch.cuda.Stream()):
+        function()  # compiled, and its handles made, before it is timed and captured
+        calls = max(1, int(_TURN / _elapsed(function)))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(calls):
+                function()
+    return graph, calls
+
+
+def _elapsed(function: Callable[[], Any]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    function()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end)
 
 
 def eager_milliseconds(function: Callable[[], Any]) -> float:

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.attention_ops import attention_ops
 from benchmarks.gpu_tests import Outcomes
-from benchmarks.kernels import live_share
+from benchmarks.kernel_cases import live_share
 from benchmarks.packages import differences, lifetimes_mask
 from dma_lab.attention import build_attention
 from dma_lab.kernels import prefix_topk_expiry
