@@ -13,7 +13,9 @@ from torch import Tensor
 from dma_lab.messages import UserError
 
 Key = TypeVar("Key", bound=Hashable)
-_ROUNDS, _TURN = 11, 50.0  # milliseconds
+_ROUNDS = 5
+_TURN = 50.0  # milliseconds of work that a turn times
+_RUN_IN = 3  # times as much goes before it, so that the clock is that of this work under steady load
 
 
 def require_gpu() -> None:
@@ -33,8 +35,8 @@ def milliseconds(function: Callable[[], Any]) -> float:
 def in_turns(functions: Mapping[Key, Callable[[], Any]], bar: Progress, description: str) -> dict[Key, float]:
     """Median time of each function's replay as a CUDA graph; in every round each has one turn, in an order drawn anew.
 
-    For what is compared: work that draws the full power of the card is a few per cent slower or faster with what ran
-    before it and with how warm the card has become. In turns that is the same for all.
+    For what is compared: work that draws the full power of the card is some per cent slower or faster with what ran
+    before it, for a tenth of a second, and with how warm the card has become.
     """
     graphs = {name: _captured(function) for name, function in functions.items()}
     times: dict[Key, list[float]] = {name: [] for name in functions}
@@ -43,6 +45,8 @@ def in_turns(functions: Mapping[Key, Callable[[], Any]], bar: Progress, descript
         shuffle(order)
         for name in order:
             graph, calls = graphs[name]
+            for _ in range(_RUN_IN):
+                graph.replay()
             times[name].append(_elapsed(graph.replay) / calls)
     return {name: statistics.median(turns) for name, turns in times.items()}
 
