@@ -106,6 +106,7 @@ def _save_for_backward(ctx, inputs, output) -> None:
     q, k, v, ctx.window, document_ids = inputs
     ctx.save_for_backward(q, k, v, *output, document_ids)
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, d_out: Tensor, _d_lse: Tensor):

@@ -109,6 +109,7 @@ def _save_for_backward(ctx, inputs, output) -> None:
     q, k, v, expiry, bias, ctx.scale, ctx.max_live = inputs
     ctx.save_for_backward(q, k, v, expiry, bias, *output)
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # no zeros for outputs that have no gradient: the lists are large
 
 
 def _backward(ctx, d_out: Tensor, *_d_others: Tensor):

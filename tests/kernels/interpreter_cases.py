@@ -8,6 +8,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dma_lab.kernels import interval_attention, prefix_topk_expiry
 from dma_lab.kernels.key_lists import CHUNK, KeyLists, build_key_lists
@@ -149,6 +150,28 @@ def test_operators_keep_what_torch_compile_relies_on(bias):
     expiry = prefix_topk_expiry(torch.randn(1, 1, 40), 9)
     interval_attention(*leaves, expiry, bias=tensors["bias"], impl="triton")  # registers the operator
     torch.library.opcheck(torch.ops.dma_lab.interval_attention.default, (*leaves, expiry, tensors["bias"], 0.25, 9))
+
+
+class Recorded(TorchDispatchMode):
+    """Names of the operators that PyTorch is asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_backward_pass_makes_no_zeros_for_what_has_no_gradient():
+    tensors = input_of(1, 2, 1, 40, 16, 16, None)
+    leaves = [tensors[name].requires_grad_() for name in ("q", "k", "v")]
+    out = interval_attention(*leaves, prefix_topk_expiry(torch.randn(1, 1, 40), 9), max_live=9, impl="triton")
+    with Recorded() as asked:
+        torch.autograd.grad(out, leaves, tensors["d_out"])
+    assert "dma_lab.interval_attention_backward.default" in asked.names
+    assert not [name for name in asked.names if "zero" in name or "fill" in name]
 
 
 @pytest.mark.parametrize(("window", "recent", "N"), [(9, 0, 24), (1, 2, 8), (300, 3, 6)])
