@@ -57,18 +57,16 @@ def prefix_topk_expiry(
 
 
 def _expiry_by_triton(scores: Tensor, window: int, recent: int, document_ids: Tensor | None) -> Tensor:
-    from dma_lab.kernels.lifetimes_triton import expiry_from_order
+    from dma_lab.kernels.lifetimes_triton import expiry_from_scores
 
     B, K, N = scores.shape
-    order_rn = scores.reshape(B * K, N).argsort(dim=-1, stable=True)
-    if document_ids is None:
-        return expiry_from_order(order_rn, window, recent, None).view(B, K, N)
-    # A second stable sort puts later documents above earlier ones and keeps each one's own order.
-    start_bn, end_bn = document_bounds(document_ids, B, N, scores.device)
-    start_rn = start_bn.repeat_interleave(K, dim=0)
-    order_rn = order_rn.gather(1, start_rn.gather(1, order_rn).argsort(dim=-1, stable=True))
-    end_rn = end_bn.repeat_interleave(K, dim=0).to(torch.int32)
-    return expiry_from_order(order_rn, window, recent, end_rn).view(B, K, N)
+    scores_rn, start_rn, end_rn = scores.reshape(B * K, N), None, None
+    if document_ids is not None:
+        start_rn, end_rn = (
+            bound_bn.repeat_interleave(K, dim=0).to(torch.int32)
+            for bound_bn in document_bounds(document_ids, B, N, scores.device)
+        )
+    return expiry_from_scores(scores_rn, window, recent, start_rn, end_rn).view(B, K, N)
 
 
 def document_bounds(document_ids: Tensor | None, B: int, N: int, device: torch.device) -> tuple[Tensor, Tensor]:

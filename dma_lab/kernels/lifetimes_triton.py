@@ -1,4 +1,4 @@
-"""Key lifetimes on the GPU: one sort, then counting on two levels instead of log2 N.
+"""Key lifetimes on the GPU: ranks, then counting on two levels instead of log2 N.
 
 Given every key's rank, three kernels: count ranks below each chunk boundary by bucket of ranks; find the boundary's
 threshold in its bucket; and, chunk by chunk, find the query at which each key that leaves there does. Exact, O(N · C).
@@ -9,41 +9,38 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dma_lab.kernels.ranks_triton import rank_scores
+
 _RANKS = 128  # that a program looks at together
 _COUNTED = tl.constexpr(1024)  # ranks, where it only counts
 _SHARES = 4  # programs that share a chunk: the first chunks past the window have most keys leaving
 
 
-@torch.library.custom_op("dma_lab::expiry_from_order", mutates_args=())
-def expiry_from_order(order_rn: Tensor, window: int, recent: int, end_rn: Tensor | None) -> Tensor:
-    """Expiries from the keys in order of rank.
+@torch.library.custom_op("dma_lab::expiry_from_scores", mutates_args=())
+def expiry_from_scores(
+    scores_rn: Tensor, window: int, recent: int, start_rn: Tensor | None, end_rn: Tensor | None
+) -> Tensor:
+    """Expiries of scores (R, N), int32 (R, N); ``window`` and ``recent`` as in ``prefix_topk_expiry``.
 
-    Args:
-        order_rn: int64 (R, N), the position of the key of each rank, lowest first. Where documents are packed, keys of
-            a later document rank above all of an earlier one, so that the best visible keys are the document's own.
-        window, recent: as in ``prefix_topk_expiry``.
-        end_rn: int32 (R, N), end of each position's document; None for one document.
-
-    Returns:
-        int32 (R, N).
+    ``start_rn`` and ``end_rn``, int32 (R, N), are where each position's document starts and ends; None for one
+    document.
     """
-    R, N = order_rn.shape
+    R, N = scores_rn.shape
     # Table entries are N / chunk * N / bucket a row: both sizes grow with N beyond 131,072.
     chunk = max(128, triton.next_power_of_2(N) // 1024)
     bucket = max(256, triton.next_power_of_2(N) // 128)
     chunks, buckets = triton.cdiv(N, chunk), triton.cdiv(N, bucket)
 
     def new(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.int32, device=order_rn.device)
+        return torch.empty(shape, dtype=torch.int32, device=scores_rn.device)
 
-    rank_rn, position_rn = new(R, N), new(R, N)
     below_rbc, threshold_rc = new(R, buckets, chunks), new(R, chunks + 1)
     entry_rn, entry_rank_rn, entries_rc = new(R, N), new(R, N), new(R, chunks + 1)
     expiry_rn = new(R, N)
-    order_rn = order_rn.contiguous()
     most_chunks, most_buckets = triton.next_power_of_2(chunks), triton.next_power_of_2(buckets)
-    with torch.cuda.device_of(order_rn):
-        _count_kernel[(buckets, R)](order_rn, rank_rn, position_rn, below_rbc, N, chunks, chunk, bucket, most_chunks)
+    with torch.cuda.device_of(scores_rn):
+        rank_rn, position_rn = rank_scores(scores_rn, start_rn)
+        _count_kernel[(buckets, R)](position_rn, below_rbc, N, chunks, chunk, bucket, most_chunks)
         _threshold_kernel[(chunks + 1, R)](
             rank_rn,
             position_rn,
@@ -82,15 +79,13 @@ def expiry_from_order(order_rn: Tensor, window: int, recent: int, end_rn: Tensor
     return expiry_rn
 
 
-@expiry_from_order.register_fake
-def _(order_rn: Tensor, window: int, recent: int, end_rn: Tensor | None) -> Tensor:
-    return order_rn.new_empty(order_rn.shape, dtype=torch.int32)
+@expiry_from_scores.register_fake
+def _(scores_rn: Tensor, window: int, recent: int, start_rn: Tensor | None, end_rn: Tensor | None) -> Tensor:
+    return scores_rn.new_empty(scores_rn.shape, dtype=torch.int32)
 
 
 @triton.jit
 def _count_kernel(
-    order_ptr,
-    rank_ptr,
     position_ptr,
     below_ptr,
     N,
@@ -99,13 +94,11 @@ def _count_kernel(
     BUCKET: tl.constexpr,
     MAX_CHUNKS: tl.constexpr,
 ):
-    """below[b, c]: keys of bucket b that arrive in chunks 0..c. Inverts the permutation on the way."""
+    """below[b, c]: keys of bucket b that arrive in chunks 0..c."""
     b, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     rank = b * BUCKET + tl.arange(0, BUCKET)
     inside = rank < N
-    position = tl.load(order_ptr + row * N + rank, mask=inside, other=0).to(tl.int32)
-    tl.store(position_ptr + row * N + rank, position, mask=inside)
-    tl.store(rank_ptr + row * N + position, rank, mask=inside)
+    position = tl.load(position_ptr + row * N + rank, mask=inside, other=0)
     count = tl.histogram(position // CHUNK, MAX_CHUNKS, mask=inside)
     c = tl.arange(0, MAX_CHUNKS)
     tl.store(below_ptr + (row * tl.num_programs(0) + b) * chunks + c, tl.cumsum(count, 0), mask=c < chunks)
