@@ -48,21 +48,6 @@ def attend(tensors, scores, expiry, dtype, **options):
     return out, *torch.autograd.grad(out, [*inputs, bias], tensors[3].to(dtype))
 
 
-def dense_given_output(tensors, scores, expiry, out):
-    """The definition in float64, and gradients in which delta = sum(d_out * out) is of the given output, as in every
-    backward pass that keeps the output and not the weights."""
-    q, k, v, bias = leaves = [tensor.double().requires_grad_() for tensor in (*tensors[:3], scores)]
-    d_out, group = tensors[3].double(), q.shape[1] // k.shape[1]
-    k, v, bias, expiry = (each.repeat_interleave(group, 1) for each in (k, v, bias, expiry))
-    t = torch.arange(q.shape[2], device=q.device)
-    live = (t <= t[:, None]) & (t[:, None] < expiry[:, :, None, :])
-    logits = (q @ k.mT * q.shape[-1] ** -0.5 + bias[:, :, None, :]).masked_fill(~live, -torch.inf)
-    lse = logits.logsumexp(-1, keepdim=True)
-    exact = (logits - lse).exp() @ v
-    off = ((out.double() - exact.detach()) * d_out).sum(-1, keepdim=True)
-    return exact.detach(), *torch.autograd.grad([exact, lse], leaves, [d_out, -off])
-
-
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize(
     ("B", "H", "K", "N", "D", "D_v", "window", "recent", "kind"),
@@ -78,6 +63,7 @@ def dense_given_output(tensors, scores, expiry, out):
         (2, 6, 3, 2048, 128, 128, 1024, 3, "outsized"),
         (5, 4, 4, 700, 64, 128, 200, 0, "random"),
         (1, 1, 1, 20, 64, 64, 8, 3, "random"),
+        (1, 4, 2, 640, 128, 128, 1, 3, "random"),
         (1, 1, 1, 20_000, 64, 64, 700, 0, "random"),
     ],
 )
@@ -92,11 +78,6 @@ def test_output_and_gradients_equal_float64(dtype, B, H, K, N, D, D_v, window, r
     assert (never_live > 128).all() if recent == 0 else (never_live == 0).all()  # 128: a program of dK and dV on Hopper
     found = attend(tensors, scores, expiry, dtype, impl="triton", max_live=window + recent)
     expected = attend(tensors, scores, expiry, torch.float64, impl="torch")
-    if window < 10:
-        # With few keys a query what softmax passes back is a difference of near equals, in which the output's rounding
-        # shows: at window 1, which is four keys here, 4.1e-3 for dq and 4.5e-3 for dbias were seen in bf16. The
-        # reference is given that rounding, and nothing else.
-        expected = dense_given_output(tensors, scores, expiry, found[0])
     for each, reference, allowed in zip(found, expected, TOLERANCE[dtype], strict=True):
         assert relative_error(each, reference) <= allowed
     again = attend(tensors, scores, expiry, dtype, impl="triton", max_live=window + recent)
