@@ -14,10 +14,6 @@ from dma_lab.kernels.interval_triton_forward import interval_forward
 from dma_lab.kernels.key_lists import KeyLists, build_key_lists, empty_key_lists, most_alive
 from dma_lab.kernels.key_order import backward_key_order
 
-_FEW = 16
-"""Live keys a query below which the backward pass is given an exact output: what softmax passes back is then a
-difference of near equals, in which the output's rounding to 16 bits would show, up to 5e-3 of a gradient in bf16."""
-
 
 def list_block(q: Tensor, k: Tensor) -> int:
     """Queries that share a key list."""
@@ -80,18 +76,11 @@ def interval_attention_triton_backward(
         else:
             key_lists = KeyLists(*lists[:6], *(lists[6:] if bias is not None else (None, None)))
         order_rn = backward_key_order(expiry, key_lists)
-        few = q.dtype != torch.float32 and (most_alive(expiry) if max_live is None else max_live) < _FEW
-        if few:
-            tile = tiling.forward_tile(head_dim, torch.float32)
-            out, _ = interval_forward(q.float(), k.float(), v.float(), key_lists, block, scale, tile)
-        suits = hopper_suits(q, k, v, d_out)
-        if suits and not few:
+        if hopper_suits(q, k, v, d_out):
             dq, delta = hopper_dq(d_out, q, k, v, out, lse, key_lists, scale)
-        else:
-            tile = tiling.dq_tile(head_dim, q.dtype)
-            dq, delta = interval_backward_dq(d_out, q, k, v, out, lse, key_lists, block, scale, tile)
-        if suits:
             return dq, *hopper_dkv(d_out, q, k, v, expiry, bias, lse, delta, order_rn, scale)
+        tile = tiling.dq_tile(head_dim, q.dtype)
+        dq, delta = interval_backward_dq(d_out, q, k, v, out, lse, key_lists, block, scale, tile)
         tile = tiling.dkv_tile(head_dim, q.dtype)
         dk, dv, d_bias = interval_backward_dkv(d_out, q, k, v, expiry, bias, lse, delta, order_rn, scale, tile)
     return dq, dk, dv, d_bias

@@ -11,7 +11,7 @@ from torch import Tensor
 from dma_lab.kernels.interval_triton_forward import load_rows, logits_of_tile, needs_wide_offsets
 from dma_lab.kernels.key_lists import TILE, KeyLists
 from dma_lab.kernels.key_lists_triton import LOG2_E
-from dma_lab.kernels.tiling import Tile, heads_together, padded
+from dma_lab.kernels.tiling import SHORT_LIST, Tile, heads_together, padded
 
 
 def interval_backward_dq(
@@ -26,7 +26,10 @@ def interval_backward_dq(
     scale: float,
     tile: Tile,
 ) -> tuple[Tensor, Tensor]:
-    """dq, and delta = sum(d_out * out) a query, float32 (B, H, N), which the other pass needs."""
+    """dq, and delta = sum(d_out * out) a query, float32 (B, H, N), which the other pass needs.
+
+    Of 16-bit inputs delta is summed from the tiles where lists are short (``SHORT_LIST``).
+    """
     B, H, N, D = q.shape
     K, D_v = k.shape[1], v.shape[-1]
     group = heads_together(H // K)
@@ -65,10 +68,42 @@ def interval_backward_dq(
         BLOCK=block,
         HAS_BIAS=lists.bias_rbs is not None,
         WIDE=needs_wide_offsets(k, v),
+        SHORT=0 if q.dtype == torch.float32 else SHORT_LIST,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         **tile.launch,
     )
     return dq, delta
+
+
+@triton.jit
+def _weights_of_tile(
+    q_md,
+    do_me,
+    k_ptr,
+    v_ptr,
+    k_n,
+    v_n,
+    j,
+    asks,
+    span_ptr,
+    list_bias_ptr,
+    query,
+    lse,
+    scale_log2,
+    D: tl.constexpr,
+    D_V: tl.constexpr,
+    D_PAD: tl.constexpr,
+    D_V_PAD: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The keys j of a tile, their softmax weights, and the gradients of those."""
+    k_sd = load_rows(k_ptr, j, k_n, None, D, D_PAD, False, WIDE)
+    v_se = load_rows(v_ptr, j, v_n, None, D_V, D_V_PAD, False, WIDE)
+    logits = logits_of_tile(q_md, k_sd, asks, span_ptr, query, list_bias_ptr, scale_log2, HAS_BIAS, PRECISION)
+    d_weights = tl.dot(do_me, tl.trans(v_se), input_precision=PRECISION)
+    return k_sd, tl.exp2(logits - lse[:, None]), d_weights
 
 
 @triton.jit
@@ -121,6 +156,7 @@ def _dq_kernel(
     BLOCK: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WIDE: tl.constexpr,
+    SHORT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     t0 = (tl.num_programs(0) - 1 - tl.program_id(0)) * QUERIES
@@ -147,40 +183,75 @@ def _dq_kernel(
     q_md = tl.load(q_ptr + b * q_b + head[:, None] * q_h + t_long * q_n + column[None, :], mask=mask_d, other=0.0)
     do_rows = do_ptr + b * do_b + head[:, None] * do_h + t_long * do_n + column_v[None, :]
     do_me = tl.load(do_rows, mask=mask_v, other=0.0)
-    o_rows = out_ptr + b * o_b + head[:, None] * o_h + t_long * o_n + column_v[None, :]
-    out_me = tl.load(o_rows, mask=mask_v, other=0.0)
-    delta = tl.sum(do_me.to(tl.float32) * out_me.to(tl.float32), 1)
     statistics = (b * H + head) * N + t
-    tl.store(delta_ptr + statistics, delta, mask=inside)
     lse = tl.load(lse_ptr + statistics, mask=inside, other=float("inf"))
     if HAS_BIAS:  # listed biases are relative to the block's reference
         list_bias_ptr += block * capacity
         lse -= tl.load(reference_ptr + block)
 
-    dq = tl.zeros((GROUP * QUERIES, D_PAD), tl.float32)
     slot = tl.arange(0, KEYS)
     query = t % BLOCK
+    if (total_keys > 0) & (total_keys <= SHORT):
+        delta = tl.zeros((GROUP * QUERIES,), tl.float32)
+        for start in range(0, total_keys, KEYS):
+            _k_sd, weights, d_weights = _weights_of_tile(
+                q_md,
+                do_me,
+                k_ptr,
+                v_ptr,
+                k_n,
+                v_n,
+                tl.load(list_ptr + start + slot, mask=start + slot < total_keys, other=0),
+                tl.load(mask_ptr + start // TILE),
+                span_ptr + start + slot,
+                list_bias_ptr + start + slot if HAS_BIAS else None,
+                query,
+                lse,
+                scale_log2,
+                D,
+                D_V,
+                D_PAD,
+                D_V_PAD,
+                HAS_BIAS,
+                WIDE,
+                PRECISION,
+            )
+            delta += tl.sum(weights * d_weights, 1)
+    else:
+        o_rows = out_ptr + b * o_b + head[:, None] * o_h + t_long * o_n + column_v[None, :]
+        out_me = tl.load(o_rows, mask=mask_v, other=0.0)
+        delta = tl.sum(do_me.to(tl.float32) * out_me.to(tl.float32), 1)
+    tl.store(delta_ptr + statistics, delta, mask=inside)
+
+    dq = tl.zeros((GROUP * QUERIES, D_PAD), tl.float32)
     j = tl.load(list_ptr + slot, mask=slot < total_keys, other=0)
     asks = tl.load(mask_ptr)
     for start in range(0, total_keys, KEYS):
-        k_sd = load_rows(k_ptr, j, k_n, None, D, D_PAD, False, WIDE)
-        v_se = load_rows(v_ptr, j, v_n, None, D_V, D_V_PAD, False, WIDE)
         next_slot = start + KEYS + slot
         next_j = tl.load(list_ptr + next_slot, mask=next_slot < total_keys, other=0)
         next_asks = tl.load(mask_ptr + (start + KEYS) // TILE, mask=start + KEYS < total_keys, other=0)
-        logits = logits_of_tile(
+        k_sd, weights, d_weights = _weights_of_tile(
             q_md,
-            k_sd,
+            do_me,
+            k_ptr,
+            v_ptr,
+            k_n,
+            v_n,
+            j,
             asks,
             span_ptr + start + slot,
-            query,
             list_bias_ptr + start + slot if HAS_BIAS else None,
+            query,
+            lse,
             scale_log2,
+            D,
+            D_V,
+            D_PAD,
+            D_V_PAD,
             HAS_BIAS,
+            WIDE,
             PRECISION,
         )
-        weights = tl.exp2(logits - lse[:, None])
-        d_weights = tl.dot(do_me, tl.trans(v_se), input_precision=PRECISION)
         d_logits = weights * (d_weights - delta[:, None])
         dq = tl.dot(d_logits.to(k_sd.dtype), k_sd, dq, input_precision=PRECISION)
         j, asks = next_j, next_asks

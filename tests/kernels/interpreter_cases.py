@@ -133,16 +133,19 @@ def test_half_precision_without_bias_and_with_a_scale():
     assert_near(found, attend(tensors, expiry, torch.float64, impl="torch", scale=0.3), 1e-3)
 
 
-@pytest.mark.parametrize("max_live", [4, None])
-def test_rounding_of_the_output_reaches_no_gradient_where_few_keys_live(max_live):
-    scores = torch.randn(1, 1, 130, generator=torch.Generator().manual_seed(0))
-    tensors = input_of(1, 2, 1, 130, 16, 32, scores, torch.float16)
-    expiry = prefix_topk_expiry(scores, 1, recent=3)
-    found = attend(tensors, expiry, torch.float16, impl="triton", max_live=max_live)
+@pytest.mark.parametrize(
+    ("N", "window", "recent", "tokens_a_document"), [(130, 1, 3, 130), (10, 1000, 0, 10), (150, 1000, 0, 20)]
+)
+def test_rounding_of_the_output_reaches_no_gradient_where_few_keys_live(N, window, recent, tokens_a_document):
+    scores = torch.randn(1, 1, N, generator=torch.Generator().manual_seed(0))
+    tensors = input_of(1, 2, 1, N, 16, 32, scores, torch.float16)
+    ids = (torch.arange(N) // tokens_a_document)[None]
+    expiry = prefix_topk_expiry(scores, window, recent=recent, document_ids=ids)
+    found = attend(tensors, expiry, torch.float16, impl="triton", max_live=window + recent)
     expected = attend(tensors, expiry, torch.float64, impl="torch")
     assert_near(found[:4], expected[:4], 5e-4)
-    # Biases' gradients are sums of float32, in which delta of the rounded output would be off by 2.6e-4.
-    assert (found[4].double() - expected[4]).norm() <= 1e-6 * expected[4].norm()
+    # Biases' gradients are sums of float32, in which delta of the rounded output would be off by 1.5e-4 and more.
+    assert (found[4].double() - expected[4]).norm() <= 2e-6 * expected[4].norm()
 
 
 def test_queries_without_keys_and_rows_apart_in_memory():
