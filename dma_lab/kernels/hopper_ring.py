@@ -14,7 +14,7 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
 from dma_lab.kernels.key_lists import TILE
-from dma_lab.kernels.tiling import LIST_ROWS, SHORT_LIST, heads_together
+from dma_lab.kernels.tiling import LIST_ROWS, heads_together
 
 KEYS = gl.constexpr(TILE)
 WARPGROUP_ROWS = gl.constexpr(LIST_ROWS // 2)
@@ -23,7 +23,6 @@ load_async = getattr(async_copy, "async_load", None) or async_copy.async_copy_gl
 thread_barrier = getattr(gl, "barrier", None) or gl.thread_barrier  # in Triton 3.6
 LAG = gl.constexpr(1)
 """Tiles under way when the one before them is announced."""
-SHORT = gl.constexpr(SHORT_LIST)
 FETCHER_REGISTERS = gl.constexpr(40)
 ATTENDER_REGISTERS = gl.constexpr(232)  # two groups of them, and the fetcher's: 504 of the 512 there are a lane
 
@@ -100,10 +99,8 @@ def fetch_lists(
     STAGES: gl.constexpr,
     HAS_BIAS: gl.constexpr,
     WIDE: gl.constexpr,
-    SHORT_TWICE: gl.constexpr,
 ):
-    """The fetching warps: the lists of this program's items, tile after tile, as fast as the ring is emptied; where
-    ``SHORT_TWICE``, all of a short list and then all of it again."""
+    """The fetching warps: the lists of this program's items, tile after tile, as fast as the ring is emptied."""
     k_ptr, v_ptr, list_ptr, span_ptr, list_bias_ptr, total_ptr = pointers
     k_b, k_h, k_n, v_b, v_h, v_n = strides
     H, heads_a_key, _N, capacity, items, blocks, head_groups, abreast = sizes
@@ -120,17 +117,11 @@ def fetch_lists(
         block = (b * (H // heads_a_key) + kv_head) * blocks + query_block
         k_head = k_ptr + b * k_b + kv_head.to(gl.int64) * k_h
         v_head = v_ptr + b * v_b + kv_head.to(gl.int64) * v_h
-        total = gl.load(total_ptr + block)
-        tiles = gl.maximum(gl.cdiv(total, KEYS), 1)
-        fetches = tiles
-        if SHORT_TWICE:
-            fetches = gl.where(is_short(total), 2 * tiles, tiles)
+        tiles = gl.maximum(gl.cdiv(gl.load(total_ptr + block), KEYS), 1)
         j = gl.load(list_ptr + block * capacity + slot)
-        tile = 0
-        for fetch in range(fetches):
+        for tile in range(tiles):
             stage = n % STAGES
-            next_tile = gl.where(tile + 1 < tiles, tile + 1, 0)
-            next_j = gl.load(list_ptr + block * capacity + next_tile * KEYS + slot)
+            next_j = gl.load(list_ptr + block * capacity + gl.minimum(tile + 1, tiles - 1) * KEYS + slot)
             j_v = gl.convert_layout(j, gl.SliceLayout(1, v_layout))
             if WIDE:
                 row, row_v = j.to(gl.int64) * k_n, j_v.to(gl.int64) * v_n
@@ -145,19 +136,13 @@ def fetch_lists(
                 load_async(bias_ring.index(stage), list_bias_ptr + here)
             async_copy.commit_group()
             async_copy.wait_group(LAG)
-            if fetch >= LAG:
+            if tile >= LAG:
                 announce(full, n - LAG, STAGES)
-            j, tile = next_j, next_tile
+            j = next_j
             n += 1
         async_copy.wait_group(0)
-        for last in range(n - gl.minimum(fetches, LAG), n):
-            announce(full, last, STAGES)
-
-
-@gluon.jit
-def is_short(total):
-    """Whether a list of so many keys, fewer than 0 where it was to hold more than it can, is gone through twice."""
-    return (total > 0) & (total <= SHORT)
+        for tile in range(n - gl.minimum(tiles, LAG), n):
+            announce(full, tile, STAGES)
 
 
 @gluon.jit

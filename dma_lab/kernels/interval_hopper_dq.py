@@ -18,7 +18,6 @@ from dma_lab.kernels.hopper_ring import (
     WARPGROUP_ROWS,
     Work,
     fetch_lists,
-    is_short,
     new_ring,
     place,
     thread_barrier,
@@ -27,18 +26,27 @@ from dma_lab.kernels.hopper_ring import (
 from dma_lab.kernels.interval_triton_forward import needs_wide_offsets
 from dma_lab.kernels.key_lists import KeyLists
 from dma_lab.kernels.key_lists_triton import LOG2_E
+from dma_lab.kernels.tiling import SHORT_LIST
 
 _STAGES = 5
+_SHORT = gl.constexpr(SHORT_LIST)
 
 
 def hopper_dq(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, lists: KeyLists, scale: float
-) -> tuple[Tensor, Tensor]:
+    d_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    lists: KeyLists,
+    scale: float,
+) -> Tensor:
     """What ``interval_backward_dq`` gives, for inputs that ``hopper_suits``."""
     B, H, N, D = q.shape
     work = Work(q, k)
     dq = torch.empty(B, N, H, D, dtype=q.dtype, device=q.device).transpose(1, 2)
-    delta = torch.empty_like(lse)
     has_bias = lists.bias_rbs is not None
     _dq_kernel[(work.programs,)](
         q,
@@ -79,7 +87,7 @@ def hopper_dq(
         WIDE=needs_wide_offsets(k, v),
         num_warps=4,
     )
-    return dq, delta
+    return dq
 
 
 @gluon.jit
@@ -88,40 +96,6 @@ def _gradient_of_logits(
 ):
     weights = weights_of_tile(s, asks, span_line, bias_line, query, lse, scale_log2, HAS_BIAS, True)
     return weights * (d_weights - delta[:, None])
-
-
-@gluon.jit
-def _delta_of_tiles(
-    q,
-    do,
-    ring,
-    n,
-    tiles,
-    masks,
-    query,
-    lse,
-    scale_log2,
-    s_layout: gl.constexpr,
-    STAGES: gl.constexpr,
-    HAS_BIAS: gl.constexpr,
-):
-    """sum(weights * gradients of weights) of every row over a list's tiles, of which n is the first in the ring."""
-    k_ring, v_ring, span_ring, bias_ring, full, free = ring
-    ROWS: gl.constexpr = WARPGROUP_ROWS
-    nothing = gl.zeros((ROWS, KEYS), gl.float32, layout=s_layout)
-    delta = gl.zeros((ROWS,), gl.float32, layout=gl.SliceLayout(1, s_layout))
-    for tile in range(tiles):
-        stage = (n + tile) % STAGES
-        asks = gl.load(masks + tile)
-        mbarrier.wait(full.index(stage), ((n + tile) // STAGES) & 1)
-        s = warpgroup_mma(q, k_ring.index(stage).permute((1, 0)), nothing, use_acc=False, is_async=True)
-        d_weights = warpgroup_mma(do, v_ring.index(stage).permute((1, 0)), nothing, use_acc=False, is_async=True)
-        s, d_weights = warpgroup_mma_wait(0, deps=[s, d_weights])
-        span_line, bias_line = span_ring.index(stage), bias_ring.index(stage)
-        weights = weights_of_tile(s, asks, span_line, bias_line, query, lse, scale_log2, HAS_BIAS, True)
-        delta += gl.sum(weights * d_weights, 1)
-        mbarrier.arrive(free.index(stage), count=1)
-    return delta
 
 
 @gluon.jit
@@ -173,30 +147,29 @@ def _attend(
         t_q, head_q = t0 + row_q % QUERIES, (h0 + row_q // QUERIES).to(gl.int64)
         t_o, head_o = t0 + row_o % QUERIES, (h0 + row_o // QUERIES).to(gl.int64)
         q_rows = q_ptr + (b * q_b + head_q * q_h + t_q.to(gl.int64) * q_n)[:, None] + column[None, :]
+        out_rows = out_ptr + (b * o_b + head_o * o_h + t_o.to(gl.int64) * o_n)[:, None] + column_v[None, :]
         do_rows = do_ptr + (b * do_b + head_o * do_h + t_o.to(gl.int64) * do_n)[:, None] + column_v[None, :]
         q.store(gl.load(q_rows, mask=(t_q < N)[:, None], other=0.0))
         do_me = gl.load(do_rows, mask=(t_o < N)[:, None], other=0.0)
+        out_me = gl.load(out_rows, mask=(t_o < N)[:, None], other=0.0)
+        delta_rows = delta_ptr + (b * H + head_o) * N + t_o
+        delta_o = gl.load(delta_rows, mask=t_o < N, other=0.0)  # early, for its latency; counts if the list is short
+        total = gl.load(total_ptr + block)
+        if (total <= 0) | (total > _SHORT):
+            delta_o = gl.sum(do_me.to(gl.float32) * out_me.to(gl.float32), 1)
+            gl.store(delta_rows, delta_o, mask=t_o < N)
+        delta = gl.convert_layout(delta_o, rows)
         do = gl.convert_layout(do_me, do_layout)
         t = t0 + query
-        statistics = (b * H + h0 + row // QUERIES) * N + t
-        lse = gl.load(lse_ptr + statistics, mask=t < N, other=float("inf"))
+        lse = gl.load(lse_ptr + (b * H + h0 + row // QUERIES) * N + t, mask=t < N, other=float("inf"))
         if HAS_BIAS:  # listed biases are relative to the block's reference
             lse -= gl.load(reference_ptr + block)
-        total = gl.load(total_ptr + block)
         tiles = gl.maximum(gl.cdiv(total, KEYS), 1)
         masks = mask_ptr + block * (capacity // KEYS)
         asks = gl.load(masks)
         next_asks = gl.load(masks + gl.minimum(1, tiles - 1))
         fence_async_shared()
         thread_barrier()
-        if is_short(total):
-            delta = _delta_of_tiles(q, do, ring, n, tiles, masks, query, lse, scale_log2, s_layout, STAGES, HAS_BIAS)
-            n += tiles
-        else:
-            out_rows = out_ptr + (b * o_b + head_o * o_h + t_o.to(gl.int64) * o_n)[:, None] + column_v[None, :]
-            out_me = gl.load(out_rows, mask=(t_o < N)[:, None], other=0.0)
-            delta = gl.convert_layout(gl.sum(do_me.to(gl.float32) * out_me.to(gl.float32), 1), rows)
-        gl.store(delta_ptr + statistics, delta, mask=t < N)
 
         dq = gl.zeros((ROWS, D), gl.float32, layout=dq_layout)
         stage = n % STAGES
@@ -308,7 +281,7 @@ def _dq_kernel(
                 _attend,
                 (lower, pointers, strides, sizes, scale, ring, q_lines, D, D_V, GROUP, QUERIES, STAGES, HAS_BIAS),
             ),
-            (fetch_lists, (listed, key_strides, sizes, ring, D, D_V, GROUP, STAGES, HAS_BIAS, WIDE, True)),
+            (fetch_lists, (listed, key_strides, sizes, ring, D, D_V, GROUP, STAGES, HAS_BIAS, WIDE)),
         ],
         [4, 4],
         [ATTENDER_REGISTERS, FETCHER_REGISTERS],

@@ -232,7 +232,7 @@ def _forward_kernel(
         [
             (_attend, (upper, pointers, strides, sizes, scale, ring, D, D_V, GROUP, QUERIES, STAGES, HAS_BIAS)),
             (_attend, (lower, pointers, strides, sizes, scale, ring, D, D_V, GROUP, QUERIES, STAGES, HAS_BIAS)),
-            (fetch_lists, (listed, key_strides, sizes, ring, D, D_V, GROUP, STAGES, HAS_BIAS, WIDE, False)),
+            (fetch_lists, (listed, key_strides, sizes, ring, D, D_V, GROUP, STAGES, HAS_BIAS, WIDE)),
         ],
         [4, 4],
         [ATTENDER_REGISTERS, FETCHER_REGISTERS],

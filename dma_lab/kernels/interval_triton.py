@@ -8,6 +8,7 @@ from dma_lab.kernels.hopper_ring import hopper_suits
 from dma_lab.kernels.interval_hopper_dkv import hopper_dkv
 from dma_lab.kernels.interval_hopper_dq import hopper_dq
 from dma_lab.kernels.interval_hopper_forward import hopper_forward
+from dma_lab.kernels.interval_triton_delta import delta_of_short_lists
 from dma_lab.kernels.interval_triton_dkv import interval_backward_dkv
 from dma_lab.kernels.interval_triton_dq import interval_backward_dq
 from dma_lab.kernels.interval_triton_forward import interval_forward
@@ -76,11 +77,15 @@ def interval_attention_triton_backward(
         else:
             key_lists = KeyLists(*lists[:6], *(lists[6:] if bias is not None else (None, None)))
         order_rn = backward_key_order(expiry, key_lists)
+        if q.dtype == torch.float32:
+            delta = torch.empty_like(lse)
+        else:
+            delta = delta_of_short_lists(d_out, q, k, v, lse, key_lists, block, scale)
         if hopper_suits(q, k, v, d_out):
-            dq, delta = hopper_dq(d_out, q, k, v, out, lse, key_lists, scale)
+            dq = hopper_dq(d_out, q, k, v, out, lse, delta, key_lists, scale)
             return dq, *hopper_dkv(d_out, q, k, v, expiry, bias, lse, delta, order_rn, scale)
         tile = tiling.dq_tile(head_dim, q.dtype)
-        dq, delta = interval_backward_dq(d_out, q, k, v, out, lse, key_lists, block, scale, tile)
+        dq = interval_backward_dq(d_out, q, k, v, out, lse, delta, key_lists, block, scale, tile)
         tile = tiling.dkv_tile(head_dim, q.dtype)
         dk, dv, d_bias = interval_backward_dkv(d_out, q, k, v, expiry, bias, lse, delta, order_rn, scale, tile)
     return dq, dk, dv, d_bias

@@ -21,21 +21,18 @@ def interval_backward_dq(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
+    delta: Tensor,
     lists: KeyLists,
     block: int,
     scale: float,
     tile: Tile,
-) -> tuple[Tensor, Tensor]:
-    """dq, and delta = sum(d_out * out) a query, float32 (B, H, N), which the other pass needs.
-
-    Of 16-bit inputs delta is summed from the tiles where lists are short (``SHORT_LIST``).
-    """
+) -> Tensor:
+    """dq. ``delta`` (``delta_of_short_lists``) is written where it was not: sum(d_out * out), of float32 everywhere."""
     B, H, N, D = q.shape
     K, D_v = k.shape[1], v.shape[-1]
     group = heads_together(H // K)
     queries = min(tile.rows // group, block)
     dq = torch.empty(B, N, H, D, dtype=q.dtype, device=q.device).transpose(1, 2)
-    delta = torch.empty_like(lse)
     _dq_kernel[(triton.cdiv(N, queries), B * H // group)](
         q,
         k,
@@ -72,38 +69,7 @@ def interval_backward_dq(
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         **tile.launch,
     )
-    return dq, delta
-
-
-@triton.jit
-def _weights_of_tile(
-    q_md,
-    do_me,
-    k_ptr,
-    v_ptr,
-    k_n,
-    v_n,
-    j,
-    asks,
-    span_ptr,
-    list_bias_ptr,
-    query,
-    lse,
-    scale_log2,
-    D: tl.constexpr,
-    D_V: tl.constexpr,
-    D_PAD: tl.constexpr,
-    D_V_PAD: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """The keys j of a tile, their softmax weights, and the gradients of those."""
-    k_sd = load_rows(k_ptr, j, k_n, None, D, D_PAD, False, WIDE)
-    v_se = load_rows(v_ptr, j, v_n, None, D_V, D_V_PAD, False, WIDE)
-    logits = logits_of_tile(q_md, k_sd, asks, span_ptr, query, list_bias_ptr, scale_log2, HAS_BIAS, PRECISION)
-    d_weights = tl.dot(do_me, tl.trans(v_se), input_precision=PRECISION)
-    return k_sd, tl.exp2(logits - lse[:, None]), d_weights
+    return dq
 
 
 @triton.jit
@@ -184,74 +150,41 @@ def _dq_kernel(
     do_rows = do_ptr + b * do_b + head[:, None] * do_h + t_long * do_n + column_v[None, :]
     do_me = tl.load(do_rows, mask=mask_v, other=0.0)
     statistics = (b * H + head) * N + t
+    delta = tl.load(delta_ptr + statistics, mask=inside, other=0.0)
+    if (total_keys == 0) | (total_keys > SHORT):
+        o_rows = out_ptr + b * o_b + head[:, None] * o_h + t_long * o_n + column_v[None, :]
+        out_me = tl.load(o_rows, mask=mask_v, other=0.0)
+        delta = tl.sum(do_me.to(tl.float32) * out_me.to(tl.float32), 1)
+        tl.store(delta_ptr + statistics, delta, mask=inside)
     lse = tl.load(lse_ptr + statistics, mask=inside, other=float("inf"))
     if HAS_BIAS:  # listed biases are relative to the block's reference
         list_bias_ptr += block * capacity
         lse -= tl.load(reference_ptr + block)
 
+    dq = tl.zeros((GROUP * QUERIES, D_PAD), tl.float32)
     slot = tl.arange(0, KEYS)
     query = t % BLOCK
-    if (total_keys > 0) & (total_keys <= SHORT):
-        delta = tl.zeros((GROUP * QUERIES,), tl.float32)
-        for start in range(0, total_keys, KEYS):
-            _k_sd, weights, d_weights = _weights_of_tile(
-                q_md,
-                do_me,
-                k_ptr,
-                v_ptr,
-                k_n,
-                v_n,
-                tl.load(list_ptr + start + slot, mask=start + slot < total_keys, other=0),
-                tl.load(mask_ptr + start // TILE),
-                span_ptr + start + slot,
-                list_bias_ptr + start + slot if HAS_BIAS else None,
-                query,
-                lse,
-                scale_log2,
-                D,
-                D_V,
-                D_PAD,
-                D_V_PAD,
-                HAS_BIAS,
-                WIDE,
-                PRECISION,
-            )
-            delta += tl.sum(weights * d_weights, 1)
-    else:
-        o_rows = out_ptr + b * o_b + head[:, None] * o_h + t_long * o_n + column_v[None, :]
-        out_me = tl.load(o_rows, mask=mask_v, other=0.0)
-        delta = tl.sum(do_me.to(tl.float32) * out_me.to(tl.float32), 1)
-    tl.store(delta_ptr + statistics, delta, mask=inside)
-
-    dq = tl.zeros((GROUP * QUERIES, D_PAD), tl.float32)
     j = tl.load(list_ptr + slot, mask=slot < total_keys, other=0)
     asks = tl.load(mask_ptr)
     for start in range(0, total_keys, KEYS):
+        k_sd = load_rows(k_ptr, j, k_n, None, D, D_PAD, False, WIDE)
+        v_se = load_rows(v_ptr, j, v_n, None, D_V, D_V_PAD, False, WIDE)
         next_slot = start + KEYS + slot
         next_j = tl.load(list_ptr + next_slot, mask=next_slot < total_keys, other=0)
         next_asks = tl.load(mask_ptr + (start + KEYS) // TILE, mask=start + KEYS < total_keys, other=0)
-        k_sd, weights, d_weights = _weights_of_tile(
+        logits = logits_of_tile(
             q_md,
-            do_me,
-            k_ptr,
-            v_ptr,
-            k_n,
-            v_n,
-            j,
+            k_sd,
             asks,
             span_ptr + start + slot,
-            list_bias_ptr + start + slot if HAS_BIAS else None,
             query,
-            lse,
+            list_bias_ptr + start + slot if HAS_BIAS else None,
             scale_log2,
-            D,
-            D_V,
-            D_PAD,
-            D_V_PAD,
             HAS_BIAS,
-            WIDE,
             PRECISION,
         )
+        weights = tl.exp2(logits - lse[:, None])
+        d_weights = tl.dot(do_me, tl.trans(v_se), input_precision=PRECISION)
         d_logits = weights * (d_weights - delta[:, None])
         dq = tl.dot(d_logits.to(k_sd.dtype), k_sd, dq, input_precision=PRECISION)
         j, asks = next_j, next_asks

@@ -9,9 +9,7 @@ LIST_ROWS = 128
 """Rows, of queries times the heads that share them, for which one key list is made; no forward or dQ tile is taller."""
 
 SHORT_LIST = 256
-"""Keys of a list up to which dQ takes delta = sum(weights * gradients of weights) from the tiles themselves, in a pass
-of its own: where few keys live, what softmax passes back is a difference of near equals, in which the output's rounding
-to 16 bits would show (in bf16 up to 8e-3 of a gradient). Longer lists take delta = sum(d_out * out)."""
+"""Keys of a list up to which the backward pass of 16-bit inputs takes delta from the weights, not from the output."""
 
 
 class Tile(NamedTuple):
