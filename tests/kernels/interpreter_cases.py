@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dma_lab.kernels import interval_attention, prefix_topk_expiry
+from dma_lab.kernels import interval_attention, interval_triton_delta, prefix_topk_expiry
 from dma_lab.kernels.key_lists import CHUNK, KeyLists, build_key_lists
 from dma_lab.kernels.key_order import backward_key_order, bucket_size, group_of_program
 from dma_lab.kernels.ranks_triton import rank_scores
@@ -145,6 +145,18 @@ def test_rounding_of_the_output_reaches_no_gradient_where_few_keys_live(N, windo
     expected = attend(tensors, expiry, torch.float64, impl="torch")
     assert_near(found[:4], expected[:4], 5e-4)
     # Biases' gradients are sums of float32, in which delta of the rounded output would be off by 1.5e-4 and more.
+    assert (found[4].double() - expected[4]).norm() <= 2e-6 * expected[4].norm()
+
+
+def test_few_programs_take_all_short_lists_in_turns(monkeypatch):
+    monkeypatch.setattr(interval_triton_delta, "_PROGRAMS", 2)  # of the one group of heads
+    monkeypatch.setattr(interval_triton_delta, "_LOOK", 2)
+    scores = torch.randn(1, 1, 420, generator=torch.Generator().manual_seed(0))
+    tensors = input_of(1, 2, 1, 420, 16, 16, scores, torch.float16)
+    ids = (torch.arange(420) // 11).clamp(max=20)[None]  # and a last one of 200 tokens
+    expiry = prefix_topk_expiry(scores, 1000, document_ids=ids)
+    found = attend(tensors, expiry, torch.float16, impl="triton", max_live=1000)
+    expected = attend(tensors, expiry, torch.float64, impl="torch")
     assert (found[4].double() - expected[4]).norm() <= 2e-6 * expected[4].norm()
 
 
