@@ -43,7 +43,7 @@ def hopper_dq(
     lists: KeyLists,
     scale: float,
 ) -> Tensor:
-    """What ``interval_backward_dq`` gives, for inputs that ``hopper_suits``."""
+    """What ``interval_backward_dq`` gives and writes, for inputs that ``hopper_suits``."""
     B, H, N, D = q.shape
     work = Work(q, k)
     dq = torch.empty(B, N, H, D, dtype=q.dtype, device=q.device).transpose(1, 2)

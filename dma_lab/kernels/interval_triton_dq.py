@@ -27,7 +27,9 @@ def interval_backward_dq(
     scale: float,
     tile: Tile,
 ) -> Tensor:
-    """dq. ``delta`` (``delta_of_short_lists``) is written where it was not: sum(d_out * out), of float32 everywhere."""
+    """dq. Also completes ``delta`` in place: sum(d_out * out) wherever ``delta_of_short_lists`` left it unwritten, of
+    float32 inputs everywhere.
+    """
     B, H, N, D = q.shape
     K, D_v = k.shape[1], v.shape[-1]
     group = heads_together(H // K)
