@@ -7,10 +7,10 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train plan test test-gpu test-slow test-browser lint types check clean
+.PHONY: help setup train plan test test-gpu test-faults test-slow test-browser lint types check clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(VENV)/.ready  ## make .venv and install the project with everything that tests need
 
@@ -27,10 +27,13 @@ plan: setup  ## what that training will be and cost, before it is spent
 	$(RUN) plan.py experiment=chinchilla_dma $(ARGS)
 
 test: setup  ## the whole CPU test suite
-	$(RUN) -m pytest -n auto -m 'not gpu and not slow and not browser' $(ARGS)
+	$(RUN) -m pytest -n auto -m 'not gpu and not slow and not browser and not faults' $(ARGS)
 
 test-gpu: setup  ## the tests that need a CUDA GPU, and a record of them in benchmarks/results
 	$(RUN) bench.py gpu_tests $(ARGS)
+
+test-faults: setup  ## thousands of faults on purpose, and a record of them in benchmarks/results
+	$(RUN) bench.py faults $(ARGS)
 
 test-slow: setup  ## the tests that take longer than the CPU suite allows
 	$(RUN) -m pytest -m slow $(ARGS)

@@ -3,40 +3,15 @@
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import DictConfig
 
+from benchmarks.outcomes import Outcomes
 from benchmarks.record import write_record
 from dma_lab.messages import UserError
 
-if TYPE_CHECKING:
-    import pytest
-
 _TESTS = Path(__file__).resolve().parents[1] / "tests" / "gpu"
-
-
-class Outcomes:
-    """A pytest plugin that keeps how each test ended and how long it took."""
-
-    def __init__(self) -> None:
-        self.tests: dict[str, dict[str, str | float]] = {}
-
-    def pytest_runtest_logreport(self, report: "pytest.TestReport") -> None:
-        test = self.tests.setdefault(report.nodeid, {"outcome": "passed", "seconds": 0.0})
-        test["seconds"] = round(float(test["seconds"]) + report.duration, 2)
-        if report.outcome != "passed":
-            test |= {"outcome": report.outcome, "reason": _reason(report)}
-
-    def pytest_collectreport(self, report: "pytest.CollectReport") -> None:
-        if report.failed:
-            self.tests[report.nodeid] = {"outcome": "not collected", "reason": _reason(report)}
-
-
-def _reason(report: "pytest.TestReport | pytest.CollectReport") -> str:
-    lines = [line[1:] for line in report.longreprtext.splitlines() if line.startswith("E ")]
-    return " ".join((" ".join(lines) or report.longreprtext[-500:]).split())
 
 
 def record_gpu_tests(config: DictConfig) -> Path:

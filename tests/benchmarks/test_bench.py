@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from benchmarks.attention_ops import attention_ops
-from benchmarks.gpu_tests import Outcomes
 from benchmarks.kernel_cases import live_share
+from benchmarks.outcomes import Outcomes
 from benchmarks.packages import differences, lifetimes_mask
 from dma_lab.attention import build_attention
 from dma_lab.kernels import prefix_topk_expiry
@@ -127,7 +127,7 @@ def test_what_another_package_computes_is_held_against_ours():
 def test_the_record_of_tests_says_how_each_ended_and_why(tmp_path, monkeypatch):
     (tmp_path / "test_three.py").write_text(
         "import pytest\n"
-        "def test_right(): pass\n"
+        "def test_right(request): request.node.user_properties.append(('trials', {'tried': 3, 'survived': 3}))\n"
         "def test_wrong(): assert 1 + 1 == 3\n"
         "@pytest.mark.skip(reason='not here')\n"
         "def test_left_out(): pass\n"
@@ -144,6 +144,7 @@ def test_the_record_of_tests_says_how_each_ended_and_why(tmp_path, monkeypatch):
         "test_left_out": "skipped",
         "test_broken.py": "not collected",
     }
+    assert ended["test_right"]["trials"] == {"tried": 3, "survived": 3}
     assert "there_is_no_such_module" in ended["test_broken.py"]["reason"]
     assert "assert (1 + 1) == 3" in ended["test_wrong"]["reason"]
     assert "not here" in ended["test_left_out"]["reason"]

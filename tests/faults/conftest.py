@@ -1,0 +1,135 @@
+"""Faults on purpose, many of each kind, and how they are counted: every trial ends in one of five ways.
+
+A test takes the ``trials`` fixture, tries what it is about as often as its form asks for, and counts every trial. It
+fails at its end if any trial ended badly, and says for each way of going wrong the shortest fault that led there.
+
+A short form of every kind is part of the CPU suite. The long form is marked ``faults``: `make test-faults` runs it and
+writes the counts to benchmarks/results/faults-*.json, with the machine, the versions and the commit.
+"""
+
+import os
+import random
+import subprocess
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dma_lab.messages import UserError
+
+SURVIVED, REFUSED = "survived", "refused"
+SILENTLY_WRONG, TRACEBACK, TOO_SLOW = "silently wrong", "traceback", "too slow"
+ENDS = (SURVIVED, REFUSED, SILENTLY_WRONG, TRACEBACK, TOO_SLOW)
+"""The right result; one sentence that says what is wrong; another result than the right one, without a word; anything
+else that a program says when it ends (a traceback, several sentences); no end within the time given."""
+
+_SHOWN = 20
+
+
+class WrongResultError(Exception):
+    """A trial's result is not the right one."""
+
+
+class Trials:
+    """Counts of one kind of fault, each a ``fault`` (what was done) and how that ended."""
+
+    def __init__(self, seconds: float = 5.0) -> None:
+        self.seconds = seconds
+        """More than a trial may take in this process."""
+        self.ends: Counter[str] = Counter()
+        self.bad: dict[str, str] = {}
+        """For each way of going wrong the shortest fault that led there."""
+
+    def count(self, fault: str, end: str, why: str = "") -> None:
+        assert end in ENDS
+        self.ends[end] += 1
+        if end not in (SURVIVED, REFUSED):
+            way = f"{end}: {why}" if why else end
+            self.bad[way] = min(self.bad.get(way, fault), fault, key=len)
+
+    def try_here(self, fault: str, trial: Callable[[], object], must_name: tuple[str, ...] = ()) -> None:
+        """Count ``trial`` called in this process: it returns, raises ``WrongResultError``, or raises a UserError.
+
+        Args:
+            must_name: words of which a UserError has to hold at least one; the settings that were set wrong.
+        """
+        started = time.perf_counter()
+        try:
+            trial()
+            end, why = SURVIVED, ""
+        except UserError as error:
+            end, why = self._of_sentence(str(error), must_name)
+        except WrongResultError as wrong:
+            end, why = SILENTLY_WRONG, str(wrong)
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            end, why = TRACEBACK, f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
+        if time.perf_counter() - started > self.seconds:
+            end, why = TOO_SLOW, f"then {end} {why}"
+        self.count(fault, end, why)
+
+    def count_process(
+        self, fault: str, process: subprocess.CompletedProcess[str], is_right: Callable[[], bool] | None = None
+    ) -> None:
+        """Count one of the doors, run to its end: status 0 with the right result, or status 2 after one sentence.
+
+        Args:
+            is_right: whether what it left is right; asked for status 0 alone, where None takes it for right.
+        """
+        errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+        if "Traceback (most recent call last)" in process.stderr:
+            self.count(fault, TRACEBACK, process.stderr.splitlines()[-1])
+        elif process.returncode == 2 and len(errors) == 1:
+            self.count(fault, *self._of_sentence(errors[0], ()))
+        elif process.returncode == 0:
+            self.count(fault, SURVIVED if is_right is None or is_right() else SILENTLY_WRONG)
+        else:
+            self.count(fault, TRACEBACK, f"status {process.returncode}, {len(errors)} sentences")
+
+    @staticmethod
+    def _of_sentence(said: str, must_name: tuple[str, ...]) -> tuple[str, str]:
+        if not said.endswith(".") or any(not character.isprintable() for character in said):
+            return TRACEBACK, f"not one sentence: {said!r}"
+        if must_name and not any(name in said for name in must_name):
+            return TRACEBACK, f"names none of {must_name}: {said}"
+        return REFUSED, ""
+
+    def summary(self) -> dict[str, int]:
+        return {"tried": self.ends.total()} | {end: self.ends[end] for end in ENDS}
+
+    def complaint(self) -> str:
+        """What went wrong, a line a way; empty where nothing did."""
+        ways = [f"  {way}\n    {fault}" for way, fault in list(self.bad.items())[:_SHOWN]]
+        more = [f"  … and {len(self.bad) - _SHOWN} ways more"] if len(self.bad) > _SHOWN else []
+        return "\n".join([f"{self.summary()}", *ways, *more]) if ways else ""
+
+
+@pytest.fixture
+def trials(request: pytest.FixtureRequest) -> Iterator[Trials]:
+    """Counts this test's trials, hands them to the record, and fails it if any of them ended badly."""
+    counted = Trials()
+    yield counted
+    request.node.user_properties.append(("trials", counted.summary()))
+    assert counted.ends.total(), "nothing was tried"
+    complaint = counted.complaint()
+    assert not complaint, complaint
+
+
+@pytest.fixture
+def draw() -> random.Random:
+    """What a test draws its faults with: from FAULTS_SEED, which the record of a long run holds; 0 unless set."""
+    return random.Random(int(os.environ.get("FAULTS_SEED", "0")))
+
+
+@pytest.fixture
+def new_trials() -> type[Trials]:
+    return Trials
+
+
+@pytest.fixture
+def wrong() -> type[WrongResultError]:
+    """What a trial raises whose result is not the right one."""
+    return WrongResultError
