@@ -1,4 +1,4 @@
-"""A model of ours as a folder that transformers loads: config.json, model.safetensors and the tokenizer's files."""
+"""A model of ours as a folder that transformers loads: config.json, weights, the tokenizer's files, a README.md."""
 
 import json
 import os
@@ -16,12 +16,14 @@ from dma_lab.data.tokenizer import save_for_transformers
 from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.exchange.configs import NoStockArchitectureError, custom_config, settled_options, stock_config
 from dma_lab.exchange.doge import DogeTransformer
+from dma_lab.exchange.model_card import DOGE_TRANSFORMERS, model_card
 from dma_lab.exchange.weights import stock_weights, untied
 from dma_lab.messages import UserError, announce_once
 from dma_lab.model import Transformer
 
 FORMATS = ("auto", "stock", "custom")
 MODELING_FILE = Path(__file__).with_name("modeling_dma_lab.py")
+_CODE_GOES_ALONG = f"{MODELING_FILE.name} goes along, for trust_remote_code=True where dma_lab is installed"
 
 
 def export_run(run_directory: Path, to: Path, format: str = "auto") -> Path:
@@ -60,7 +62,8 @@ def export_model(
         attention, options: the backend that the model was built with.
         to: a path where nothing is, or an empty folder.
         format: ``stock``, an architecture that transformers has; ``custom``, with a modeling file that imports
-            dma_lab (``trust_remote_code=True``); ``auto``, stock where there is one.
+            dma_lab (``trust_remote_code=True``); ``auto``, stock where one computes the same. Of DMA that is custom:
+            Doge, its stock, keeps other keys where scores are equal.
         data: token files whose tokenizer goes along; none, and none does.
 
     Raises:
@@ -81,6 +84,10 @@ def export_model(
             shutil.copyfile(modeling_file, folder / modeling_file.name)
         if data is not None:
             save_for_transformers(data.tokenizer_file, folder, model.shape.max_seq_len)
+        readme = folder / "README.md"
+        readme.write_text(model_card(config, attention), encoding="utf-8")
+        for file in folder.iterdir():  # safetensors lets nobody else read what it writes
+            file.chmod(readme.stat().st_mode)
     return to
 
 
@@ -88,24 +95,28 @@ def _described(
     model: Transformer, attention: str, options: dict[str, Any], format: str
 ) -> tuple[dict[str, Any], dict[str, Tensor], Path | None]:
     """config.json, the weights by name, and the modeling file of the custom format."""
+    imported = isinstance(model, DogeTransformer)  # which of equal keys it keeps is Doge's affair
     if format != "custom":
         try:
             config = stock_config(model.shape, attention, options)
-            if attention == "dma" and options["window"] < model.shape.max_seq_len:
-                announce_once(
-                    "Of equally scored keys Doge keeps any and this model the most recent, and in the first layer a "
-                    f"token scores the same wherever it stands: past attention.window={options['window']} tokens "
-                    "single logits differ (format=custom computes the same)."
-                )
-            return config, stock_weights(model.state_dict(), model.shape, attention), None
         except NoStockArchitectureError as reason:
             if format == "stock":
                 raise UserError(f"format=stock: {reason}; choose format=custom.") from None
+            announce_once(f"{reason}: {_CODE_GOES_ALONG}.")
+        else:
+            if attention != "dma" or imported or format == "stock":
+                if attention == "dma":
+                    announce_once(
+                        f"this folder wants transformers {DOGE_TRANSFORMERS} or later: Doge attends to later tokens "
+                        f"before that. Past attention.window={options['window']} tokens its logits differ from this "
+                        "model's where keys score the same (format=custom computes the same)."
+                    )
+                return config, stock_weights(model.state_dict(), model.shape, attention), None
             announce_once(
-                f"{reason}: {MODELING_FILE.name} goes along, to be loaded with trust_remote_code=True where dma_lab is "
-                "installed."
+                "of keys that score the same transformers' Doge keeps others than this model: "
+                f"{_CODE_GOES_ALONG} (format=stock writes a Doge)."
             )
-    if isinstance(model, DogeTransformer):
+    if imported:
         raise UserError(f"format={format} has no place for a Doge's residual scales; choose format=stock.")
     weights = {f"model.{name}": weight for name, weight in untied(model.state_dict(), model.shape).items()}
     return custom_config(model.shape, attention, options), weights, MODELING_FILE

@@ -1,15 +1,19 @@
 """Exported folders, loaded by plain transformers, give the logits of the model that was exported."""
 
+import os
 import runpy
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from omegaconf import OmegaConf
+from packaging.requirements import Requirement
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dma_lab.evaluation.checkpoint import open_run
@@ -119,8 +123,10 @@ def test_a_run_becomes_a_folder_in_one_command(trained_run, tmp_path):
 def test_doge_differs_in_nothing_but_which_of_equally_scored_keys_it_keeps(tmp_path, monkeypatch, capfd):
     print_once.cache_clear()
     model = make_model("dma", {"window": 23})
-    folder, tokens = export_model(model, "dma", {"window": 23}, tmp_path / "folder"), distinct_tokens() // 3
-    assert "past attention.window=23 tokens single logits differ (format=custom" in capfd.readouterr().err
+    folder, tokens = export_model(model, "dma", {"window": 23}, tmp_path / "folder", "stock"), distinct_tokens() // 3
+    said = capfd.readouterr().err
+    assert "wants transformers 5.18 or later" in said
+    assert "Past attention.window=23 tokens its logits differ from this model's where keys score the same" in said
     theirs = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         difference = (theirs(tokens).logits - model(tokens)).abs().amax((0, 2))
@@ -133,6 +139,50 @@ def test_doge_differs_in_nothing_but_which_of_equally_scored_keys_it_keeps(tmp_p
 
     monkeypatch.setattr(torch, "topk", most_recent)
     assert_same_logits(folder, model, tokens)
+
+
+def test_dma_is_exported_exactly_unless_stock_is_asked_for(tmp_path, capfd):
+    """Half of the context is past the window, and every token stands there three times: many keys score the same."""
+    print_once.cache_clear()
+    model = make_model("dma", {})
+    folder = export_model(model, "dma", {}, tmp_path / "folder")
+    said = capfd.readouterr().err
+    assert "Doge keeps others than this model: modeling_dma_lab.py goes along" in said
+    assert AutoConfig.from_pretrained(folder, trust_remote_code=True).attention["window"] == 32
+    tokens = distinct_tokens() // 3
+    assert_same_logits(folder, model, tokens, trust_remote_code=True)
+    with pytest.raises(AssertionError):  # as it would be with other keys
+        assert_same_logits(export_model(model, "dma", {}, tmp_path / "doge", "stock"), model, tokens)
+
+
+@torch.no_grad()
+def test_doge_does_not_look_ahead_in_any_transformers_that_the_project_takes(tmp_path):
+    """Without padding, Doge before 5.18 chose keys without the causal mask."""
+    requirement = next(
+        Requirement(line)
+        for line in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["exchange"]
+    )
+    assert requirement.name == "transformers"
+    assert not list(requirement.specifier.filter(["5.16.1", "5.17.0", "5.17.9"]))
+    assert list(requirement.specifier.filter(["5.18.0", transformers.__version__]))[-1] == transformers.__version__
+    folder = export_model(make_model("dma", {"window": 23}), "dma", {"window": 23}, tmp_path / "folder", "stock")
+    assert "**Use transformers 5.18 or later.**" in (folder / "README.md").read_text()
+    tokens, changed = distinct_tokens(), distinct_tokens()
+    changed[:, -1] = (changed[:, -1] + 7) % 128
+    for attention in ("sdpa", "eager"):
+        theirs = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention)
+        torch.testing.assert_close(theirs(changed).logits[:, :-1], theirs(tokens).logits[:, :-1], rtol=0, atol=1e-6)
+
+
+def test_what_is_exported_can_be_read_by_whom_the_umask_lets(tmp_path):
+    before = os.umask(0o027)
+    try:
+        folder = export_model(make_model("dma", {}), "dma", {}, tmp_path / "folder")
+    finally:
+        os.umask(before)
+    assert {file.name: oct(file.stat().st_mode & 0o777) for file in folder.iterdir()} == dict.fromkeys(
+        ("README.md", "config.json", "model.safetensors", "modeling_dma_lab.py"), "0o640"
+    )
 
 
 @pytest.mark.parametrize(
@@ -210,7 +260,7 @@ def test_a_run_on_no_text_goes_without_a_tokenizer(trained_run, tmp_path, capfd)
     OmegaConf.save(config, run / "config.yaml")
     folder = export_run(run, tmp_path / "folder")
     assert "was trained on no text: no tokenizer goes along" in capfd.readouterr().err
-    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(file.name for file in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert_same_logits(folder, open_run(run).model(), distinct_tokens())
 
 
@@ -230,10 +280,11 @@ CUSTOM = [
     ("mla", {"kv_rank": 20, "q_rank": 28}),
     ("nsa", {"selected_blocks": 4, "rope_base": 500.0}),
     ("dma", {"window": 9, "recent": 3, "score": "linear", "qk_norm": False}),
+    ("dma", {"window": 23}),
 ]
 
 
-@pytest.fixture(params=CUSTOM, ids=lambda case: case[0])
+@pytest.fixture(params=CUSTOM, ids=lambda case: f"{case[0]}-{len(case[1])}")
 def custom(request, tmp_path, monkeypatch):
     """The exported model, and as transformers loads it with the code that came along."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
