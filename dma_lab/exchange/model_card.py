@@ -20,8 +20,8 @@ model = AutoModelForCausalLM.from_pretrained("FOLDER"{arguments})
 _EXACT = "In float32 its logits agree with dma_lab's to 1e-4."
 _CUSTOM = "It runs dma_lab's own code, so the package `dma_lab` must be installed. " + _EXACT
 _DOGE = f"""\
-**Use transformers {DOGE_TRANSFORMERS} or later.** Before, Doge attends to tokens that come later in the text: its losses
-are those of another model.
+**Use transformers {DOGE_TRANSFORMERS} or later.** Before, Doge attends to tokens that come later in the text: its
+losses are those of another model.
 
 Of equally scored keys dma_lab keeps the most recent and Doge any. Up to {{window}} tokens (`keep_window_size`) float32
 logits agree with dma_lab's to 1e-4; past them they may differ wherever two keys score the same, as a token does in the
