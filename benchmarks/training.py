@@ -118,8 +118,8 @@ def _train(settings: TrainSettings) -> Point:
     kept = ("hardware", "precision", "peak_memory_bytes", "val_loss", "flops", "flops_executed")
     return {
         **{name: summary[name] for name in kept},
-        "loss": {line["step"]: line["loss"] for line in lines},
-        "not_finite": sum(not math.isfinite(line["loss"] + line["grad_norm"]) for line in lines),
+        "loss": {line["step"]: math.nan if line["loss"] is None else line["loss"] for line in lines},
+        "not_finite": summary["steps_skipped"],
         "tokens_per_second": median(speeds[min(_WARMUP_STEPS, len(speeds) // 2) :]),
     }
 

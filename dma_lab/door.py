@@ -41,7 +41,7 @@ class HeldPoint:
 
 
 def open_door(main: Callable[[DictConfig], Any], config_name: str) -> None:
-    """Run ``main`` on the config that the command line composes from ``conf/``; exits with status 2 on a UserError.
+    """Run ``main`` on the config that the command line composes from ``conf/``; a UserError gives its exit status.
 
     In a multirun a point that fails does not stop the others: it returns a ``FailedPoint``. One that another process
     trains is left to that: it returns a ``HeldPoint``.
@@ -56,7 +56,7 @@ def open_door(main: Callable[[DictConfig], Any], config_name: str) -> None:
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 return _outcome_of_point(error)
             if isinstance(error, UserError):
-                _refuse(str(error))
+                _refuse(str(error), error.exit_status)
             if isinstance(error, OmegaConfBaseException):
                 _refuse(_one_sentence(error))
             raise
@@ -86,9 +86,9 @@ def _outcome_of_point(error: Exception) -> FailedPoint | HeldPoint:
     return FailedPoint(" ".join(f"{type(error).__name__}: {error}".split()))
 
 
-def _refuse(sentence: str) -> NoReturn:
+def _refuse(sentence: str, exit_status: int = UserError.exit_status) -> NoReturn:
     print(f"error: {sentence}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(exit_status)
 
 
 def _one_sentence(error: Exception) -> str:

@@ -9,8 +9,10 @@ import torch
 class UserError(Exception):
     """A mistake of the user's. The message is one sentence: the setting, its value, what would do.
 
-    The doors print it without a traceback and exit with status 2.
+    The doors print it without a traceback and exit with ``exit_status``.
     """
+
+    exit_status = 2
 
 
 @torch.compiler.assume_constant_result

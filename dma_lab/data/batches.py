@@ -63,7 +63,7 @@ def sequences_from(
             f"The corpus has {len(data.train_tokens):,} training tokens, fewer than one window of context={context}: "
             "take a larger corpus or a shorter context."
         )
-    chosen = [_epoch_order(windows, seed, index // windows)[index % windows] for index in range(first, first + count)]
+    chosen = _windows(windows, seed, first, count)
     rows_bn = np.stack([data.train_tokens[w * context : (w + 1) * context + 1] for w in chosen]).astype(np.int64)
     inputs_bn = rows_bn[:, :-1]
     return {
@@ -71,6 +71,16 @@ def sequences_from(
         "targets": torch.from_numpy(rows_bn[:, 1:].copy()),
         "document_ids": _document_ids(inputs_bn, data.separator_id) if mask_documents else None,
     }
+
+
+def documents_in(data: TokenData, *, seed: int, first: int, count: int, context: int) -> list[int]:
+    """The training documents, by number and ascending, that ``sequences_from`` takes these sequences from."""
+    starts, found = np.array(data.train_document_starts), set[int]()
+    for window in _windows(sequences_in(data, context), seed, first, count):
+        # The target of a window's last token is the next one's first.
+        begin, end = np.searchsorted(starts, [window * context, (window + 1) * context], side="right") - 1
+        found.update(range(begin, end + 1))
+    return sorted(found)
 
 
 def validation_batches(
@@ -107,6 +117,11 @@ def validation_batches(
             "target_documents": torch.from_numpy(target_documents.astype(np.int64).reshape(rows, context)),
             "target_bytes": torch.from_numpy(target_bytes.reshape(rows, context)),
         }
+
+
+def _windows(windows: int, seed: int, first: int, count: int) -> list[int]:
+    """Which of ``windows`` windows each of ``count`` sequences is, from ``first`` on."""
+    return [int(_epoch_order(windows, seed, i // windows)[i % windows]) for i in range(first, first + count)]
 
 
 @lru_cache(maxsize=4)

@@ -1,6 +1,7 @@
 """Loss on a fixed set of validation tokens, kept as sums a document and a position so that runs can be paired."""
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dma_lab.model import Transformer
+
+_LARGEST_LOG = math.log(sys.float_info.max)
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class ValidationScore:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.loss)
+        """Infinite where it exceeds a double, from 709.8 nats on."""
+        return math.exp(self.loss) if self.loss <= _LARGEST_LOG or math.isnan(self.loss) else math.inf
 
     @property
     def bits_per_byte(self) -> float:

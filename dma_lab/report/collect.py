@@ -158,8 +158,8 @@ def _status(path: Path, summary: dict[str, Any]) -> str:
     status = summary["status"]
     if status == "finished":
         return status if math.isfinite(summary["val_loss"]) else f"diverged: val_loss is {summary['val_loss']}"
-    if status == "failed":
-        return f"failed: {summary.get('reason', 'no reason given')}"
+    if status in ("failed", "diverged"):
+        return f"{status}: {summary.get('reason', 'no reason given')}"
     if status == "running":
         return "running" if _is_held(path / "run.lock") else "killed before its end; the same command continues it"
     if status == "interrupted":

@@ -127,8 +127,8 @@ def training_curves(runs: Sequence[Run]) -> Figure:
     """Training loss of every run, and validation losses on the way."""
     series = []
     for run in runs:
-        lines = [line for line in run.metrics if np.isfinite(line["loss"])]
-        scored = [line for line in lines if np.isfinite(line.get("val_loss", np.nan))]
+        lines = [line for line in run.metrics if line["loss"] is not None]
+        scored = [line for line in lines if line.get("val_loss") is not None]
         x, y = _binned([line["tokens"] for line in lines], [line["loss"] for line in lines])
         series.append(Series(run.backend, "line", x, y, hover=[run.label] * len(x), faint=True))
         x, y = _binned([line["tokens"] for line in scored], [line["val_loss"] for line in scored], _SCORED_BINS)

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 
+from dma_lab.train.divergence import Verdict
 from dma_lab.train.module import LanguageModel
 from dma_lab.train.progress import TrainingProgress
 from dma_lab.train.runs import RunDirectory
@@ -19,6 +20,7 @@ class RunRecorder(L.Callback):
     """Writes the run's directory, always in one order: figures, validation, checkpoint.
 
     So a checkpoint never lacks what came before it, and a run that continues from it writes the same lines again.
+    A run that diverged ends where that is noticed, at one of these, and nothing is saved over its last good checkpoint.
     SIGINT and SIGTERM end the run at the next step's end, with a checkpoint; a second SIGINT ends it at once.
     """
 
@@ -44,6 +46,7 @@ class RunRecorder(L.Callback):
         self.keep_step = keep_step
         self.score: Score | None = None
         self.stop_signal: int | None = None
+        self.verdict: Verdict | None = None
         self.training_seconds = 0.0
         """Time spent in steps over all sessions of the run, validation and checkpoints excluded."""
         self._handlers: dict[int, Any] = {}
@@ -92,14 +95,20 @@ class RunRecorder(L.Callback):
         if log or validate or checkpoint:
             metrics = pl_module.read_last_step()  # waits for the device, so the time below is the steps' own
             self.training_seconds += time.perf_counter() - self._resumed_at
-            if log or validate:
-                self._record(trainer, step, vars(metrics), validate)
-            if checkpoint:
+            watch = pl_module.watch
+            # Of a loss that stands high, what was saved before it rose is worth more, unless it falls again.
+            checkpoint = checkpoint and (not watch.loss_is_high or is_last or stop or keep)
+            self.verdict = watch.verdict
+            if self.verdict is None and checkpoint and not pl_module.state_is_finite():
+                self.verdict = Verdict(step, step, "a weight or a moment of the optimizer is not finite")
+            if log or validate or self.verdict:
+                self._record(trainer, step, vars(metrics), validate and not self.verdict)
+            if checkpoint and not self.verdict:
                 self._save(trainer, keep)
             self._resumed_at = time.perf_counter()
         if trainer.is_global_zero:
             self.progress.advance(step)
-        if stop:
+        if stop or self.verdict:
             trainer.should_stop = True
 
     def _record(self, trainer: L.Trainer, step: int, metrics: dict[str, float], validate: bool) -> None:

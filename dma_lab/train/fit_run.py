@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from dma_lab.data.module import DrawSequences, TokenDataModule
 from dma_lab.train.callbacks import RunRecorder
+from dma_lab.train.divergence import DivergedError, Verdict, judge_score
 from dma_lab.train.hardware import Hardware, resolve_hardware
 from dma_lab.train.memory import forget_peak, peak_bytes
 from dma_lab.train.module import LanguageModel
@@ -44,6 +45,7 @@ def fit_run(
     Raises:
         UserError: for anything in the settings or the data that a user can mend.
         RunHeldError: another process trains the run.
+        DivergedError: the run diverged, now or before.
     """
     hardware = resolve_hardware(settings.trainer)
     budget = plan_run(settings, settings.model.vocab_size, hardware).tokens
@@ -54,11 +56,11 @@ def fit_run(
     run = find_run(settings, task, hardware)
     if run.writer:
         print(short_plan(settings, plan), file=sys.stderr)
-    if finished := _finished_before(run):
+    if finished := _ended_before(run, settings):
         return finished
     with run.claimed():
         # Again, for whoever held it until now may have finished it.
-        if finished := _finished_before(run):
+        if finished := _ended_before(run, settings):
             return finished
         if not run.checkpoint.exists():
             run.begin_from(shorter)
@@ -79,15 +81,29 @@ def fit_run(
                 how = "finished before it stopped" if summary["status"] == "finished" else "stopped and saved"
                 print(f"{how}; the same command continues {run.path}", file=sys.stderr)
             raise SystemExit(128 + stop_signal)
+        if summary["status"] == "diverged":
+            raise _diverged("diverged", run, summary, settings)
         return summary
 
 
-def _finished_before(run: RunDirectory) -> dict[str, Any] | None:
+def _ended_before(run: RunDirectory, settings: TrainSettings) -> dict[str, Any] | None:
+    """The summary of a finished run, None of one that is to be trained; raises DivergedError for one that diverged."""
     summary = run.summary()
-    if summary is None or summary["status"] != "finished":
+    if summary is None or summary["status"] not in ("finished", "diverged"):
         return None
+    if summary["status"] == "diverged":
+        raise _diverged("diverged before", run, summary, settings)
     print(f"finished before: {run.path} (delete it to train again)", file=sys.stderr)
     return summary
+
+
+def _diverged(when: str, run: RunDirectory, summary: dict[str, Any], settings: TrainSettings) -> BaseException:
+    if not run.writer:  # one process speaks for all
+        return SystemExit(DivergedError.exit_status)
+    return DivergedError(
+        f"{run.path} {when}, at step {summary['step']} of {summary['steps']}: {summary['reason']}; give a smaller "
+        f"optimizer.learning_rate than {settings.optimizer.learning_rate:g}, or delete it to train it once more."
+    )
 
 
 def padded_vocabulary(vocab_size: int) -> int:
@@ -207,18 +223,29 @@ def _train(
 
     tokens_per_second = trainer.global_step * plan.tokens_per_step / max(recorder.training_seconds, 1e-9)
     outcome: dict[str, Any] = {
+        "steps_skipped": module.watch.steps_skipped,
         "tokens_per_second": tokens_per_second,
         "training_seconds": recorder.training_seconds,
         "peak_memory_bytes": peak_bytes(hardware.device),
     }
+    if recorder.verdict is not None:
+        return outcome | _what_diverged(recorder.verdict, task, plan), recorder.stop_signal
     if recorder.stop_signal is not None and trainer.global_step < plan.steps:
         stopped = {"status": "interrupted", "signal": recorder.stop_signal, "step": trainer.global_step}
         return outcome | stopped, recorder.stop_signal
     # A run killed between its last checkpoint and its summary is complete but for its score.
     score = recorder.score or validate()
+    if verdict := judge_score(trainer.global_step, score.metrics()):
+        return outcome | score.metrics() | _what_diverged(verdict, task, plan), recorder.stop_signal
     if run.writer:
         score.save(run.validation)
     return outcome | score.metrics() | {"status": "finished"}, recorder.stop_signal
+
+
+def _what_diverged(verdict: Verdict, task: Task, plan: RunPlan) -> dict[str, Any]:
+    """What the summary of a run that diverged says of it; ``batch`` is that of the first step that shows it."""
+    batch = {"step": verdict.since, **task.batch_of(plan, verdict.since)}
+    return {"status": "diverged", "reason": verdict.reason, "step": verdict.step, "batch": batch}
 
 
 def _known_before(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import lightning as L
 import torch
@@ -11,6 +12,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
 from dma_lab.model import Transformer
+from dma_lab.train.divergence import DivergenceWatch
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,18 @@ class StepMetrics:
     grad_norm: float
     """Before clipping."""
     learning_rate: float
+    steps_skipped: int
+    """Steps of the run so far that were not taken, their loss or gradient not being finite."""
 
 
 class LanguageModel(L.LightningModule):
     """Next-token training with accumulation and clipping.
 
     Optimization is manual: a step is ``accumulate`` micro-batches and nothing else decides when it ends, so the state
-    between two steps is complete in (weights, optimizer, step) and a continued run repeats it to the bit.
+    between two steps is complete in (weights, optimizer, step, ``watch``) and a continued run repeats it to the bit.
+
+    A step whose loss or gradient is not finite, on any rank, changes no weight and no state of the optimizer. That is
+    decided on the device; ``watch`` learns of it when ``read_last_step`` is called, and must before a checkpoint.
     """
 
     def __init__(
@@ -45,8 +52,10 @@ class LanguageModel(L.LightningModule):
         self.model = model
         self.make_optimizer, self.learning_rate = make_optimizer, learning_rate
         self.gradient_clip, self.accumulate = gradient_clip, accumulate
+        self.watch = DivergenceWatch()
         self._losses: list[Tensor] = []
-        self._last: tuple[Tensor, Tensor, float] | None = None
+        self._unread: list[Tensor] = []
+        """(loss, gradient's norm, 1 if skipped) of every step since the last reading."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.make_optimizer(self.model)
@@ -69,19 +78,44 @@ class LanguageModel(L.LightningModule):
     def _update(self) -> None:
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
-        learning_rate = self.learning_rate(self.global_step)
+        self._learning_rate = self.learning_rate(self.global_step)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = self._learning_rate
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
+        loss = torch.stack(self._losses).sum()
+        self._losses.clear()
+        not_finite = ~(loss.isfinite() & grad_norm.isfinite())
+        # One exchange: ranks that decided differently would train different models from here on.
+        loss, share = self.trainer.strategy.reduce(torch.stack((loss, not_finite.float())), reduce_op="mean")
+        skipped = (share > 0).float()
+        # As GradScaler tells fused AdamW to leave everything as it is.
+        optimizer.optimizer.found_inf = skipped  # type: ignore[attr-defined]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        loss = self.trainer.strategy.reduce(torch.stack(self._losses).sum(), reduce_op="mean")
-        self._losses.clear()
         # Tensors here, numbers where they are read: reading every step would stall a GPU.
-        self._last = (loss, grad_norm, learning_rate)
+        self._unread.append(torch.stack((loss, grad_norm, skipped)))
 
     def read_last_step(self) -> StepMetrics:
         """Metrics of the last finished step; waits for the device."""
-        assert self._last is not None, "no step has finished"
-        loss, grad_norm, learning_rate = self._last
-        return StepMetrics(loss=float(loss), grad_norm=float(grad_norm), learning_rate=learning_rate)
+        assert self._unread, "no step has finished since the last reading"
+        steps = torch.stack(self._unread).tolist()
+        self._unread.clear()
+        for step, (loss, _, skipped) in enumerate(steps, start=self.global_step - len(steps) + 1):
+            self.watch.add(step, loss, skipped > 0)
+        loss, grad_norm, _ = steps[-1]
+        return StepMetrics(loss, grad_norm, self._learning_rate, self.watch.steps_skipped)
+
+    def state_is_finite(self) -> bool:
+        """Whether every weight and every number of the optimizer is finite, on all ranks; waits for the device."""
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        numbers = [value for state in optimizer.state.values() for value in state.values()]
+        finite = [tensor.isfinite().all().to(self.device) for tensor in (*self.model.parameters(), *numbers)]
+        return self.trainer.strategy.reduce_boolean_decision(bool(torch.stack(finite).all()), all=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        assert not self._unread, "steps were not read before the checkpoint"
+        checkpoint["divergence_watch"] = self.watch.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.watch.load_state_dict(checkpoint["divergence_watch"])

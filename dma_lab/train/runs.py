@@ -8,6 +8,7 @@ to the bit), ``speed.jsonl`` (how fast, which no run repeats), ``validation.npz`
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -33,6 +34,19 @@ class RunHeldError(UserError):
 def identity(defining: dict[str, Any]) -> str:
     """Eight hex digits that change with anything in ``defining`` (JSON-able) and with nothing else."""
     return hashlib.blake2b(json.dumps(defining, sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
+def to_json(values: dict[str, Any], indent: int | None = None) -> str:
+    """JSON as its standard has it: a number that is not finite becomes null."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: finite(inner) for name, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(inner) for inner in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(values), indent=indent, allow_nan=False)
 
 
 class RunDirectory:
@@ -93,7 +107,7 @@ class RunDirectory:
         return json.loads(path.read_text()) if path.exists() else None
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        self._write("summary.json", json.dumps(summary, indent=2) + "\n")
+        self._write("summary.json", to_json(summary, indent=2) + "\n")
 
     def write_config(self, config: dict[str, Any]) -> None:
         self._write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
@@ -138,7 +152,7 @@ class RunDirectory:
         if not self.writer:
             return
         with file.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
+            stream.write(to_json(line) + "\n")
 
     def _write(self, name: str, text: str) -> None:
         """Replace a file as a whole, so that no reader and no power cut finds half of it."""

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from dma_lab.data.batches import refuse_repeat, sequences_from, validation_batches
+from dma_lab.data.batches import documents_in, refuse_repeat, sequences_from, validation_batches
 from dma_lab.data.build import prepare_data
 from dma_lab.data.module import DrawSequences
 from dma_lab.data.mqar import RecallSettings, recall_sequences, recall_validation
@@ -46,6 +46,10 @@ class Task(Protocol):
             UserError: the data cannot serve the plan.
         """
 
+    def batch_of(self, plan: RunPlan, step: int) -> dict[str, Any]:
+        """Where the batch of step ``step`` (1 is the first) came from, in plain values: ``sequences``, the first and
+        the last of the endless row, and ``documents`` of the training corpus, by number, where there are any."""
+
     def score(self, model: Transformer, plan: RunPlan, sequences: int, device: torch.device) -> Score:
         """Validate, ``sequences`` at a time, on what is the same for every backend and seed."""
 
@@ -69,6 +73,17 @@ class TextTask:
             context=plan.shape.max_seq_len,
             mask_documents=self.data_settings.mask_documents,
         )
+
+    def batch_of(self, plan: RunPlan, step: int) -> dict[str, Any]:
+        first, last = _sequences_of(plan, step)
+        documents = documents_in(
+            self.data,
+            seed=self.settings.seed,
+            first=first,
+            count=plan.sequences_per_step,
+            context=plan.shape.max_seq_len,
+        )
+        return {"sequences": [first, last], "documents": documents}
 
     def score(self, model: Transformer, plan: RunPlan, sequences: int, device: torch.device) -> Score:
         batches = validation_batches(
@@ -117,9 +132,16 @@ class RecallTask:
             )
         return partial(recall_sequences, self.data, seed=self.settings.seed)
 
+    def batch_of(self, plan: RunPlan, step: int) -> dict[str, Any]:
+        return {"sequences": list(_sequences_of(plan, step))}
+
     def score(self, model: Transformer, plan: RunPlan, sequences: int, device: torch.device) -> Score:
         batches = recall_validation(self.data, examples=self.examples, sequences=sequences)
         return score_recall(model, batches, device=device)
+
+
+def _sequences_of(plan: RunPlan, step: int) -> tuple[int, int]:
+    return (step - 1) * plan.sequences_per_step, step * plan.sequences_per_step - 1
 
 
 def prepare_task(settings: TrainSettings, tokens_needed: int) -> Task:
