@@ -15,12 +15,12 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from dma_lab.data.corpora import Corpus, StandardLibrary, open_local
-from dma_lab.data.digests import DigestCache, text_digest
+from dma_lab.data.digests import DigestCache, mapped_digest, sealed, text_digest
 from dma_lab.data.hub import HubCorpus
 from dma_lab.data.packing import PIECE_CHARACTERS, Packer, pieces
 from dma_lab.data.progress import BuildProgress
 from dma_lab.data.settings import DataSettings
-from dma_lab.data.store import META_FILE, TOKENIZER_FILE, TokenData, TornCacheError
+from dma_lab.data.store import FILES, META_FILE, TOKENIZER_FILE, TokenData, TornCacheError
 from dma_lab.data.tokenizer import (
     SEPARATOR,
     TRAINING_BYTES,
@@ -31,7 +31,7 @@ from dma_lab.data.tokenizer import (
 )
 from dma_lab.messages import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """To be raised whenever the same recipe would give other files."""
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -83,10 +83,9 @@ def _prepare(settings: DataSettings, tokens_needed: int, cache_dir: Path) -> Tok
     folder = cache_dir / text_digest(json.dumps(recipe, sort_keys=True).encode())
     if folder.exists():
         try:
-            return TokenData(folder)
+            return _opened(folder, recipe)
         except TornCacheError as error:
             _say(f"the token files in {folder} are damaged ({error}); building them again")
-            shutil.rmtree(folder)
     cache_dir.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder)
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
@@ -96,10 +95,24 @@ def _prepare(settings: DataSettings, tokens_needed: int, cache_dir: Path) -> Tok
         if tokenizer is None:
             tokenizer = train_tokenizer(_training_texts(corpus, settings.name), vocab_size)
         _build(partial, corpus, tokenizer, limit, {"name": settings.name, "recipe": recipe})
-        _move(partial, folder)
+        _move(partial, folder, recipe)
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # gone already when all went well
-    return TokenData(folder)
+    try:
+        return _opened(folder, recipe)
+    except TornCacheError as error:
+        raise UserError(
+            f"data.cache_dir={settings.cache_dir} does not keep what is written to it: {error} in {folder}, just "
+            "after it was built; check that disk, or set another data.cache_dir."
+        ) from error
+
+
+def _opened(folder: Path, recipe: dict[str, Any]) -> TokenData:
+    """The token files in ``folder``. Raises TornCacheError if they are damaged or made by another recipe."""
+    data = TokenData(folder)
+    if data.meta["recipe"] != recipe:
+        raise TornCacheError(f"{META_FILE} is of another corpus")
+    return data
 
 
 def _open(settings: DataSettings, cache_dir: Path) -> Corpus:
@@ -142,7 +155,6 @@ def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer, limit: int | None
     _refuse_empty(made_of["name"], train.documents, validation.documents)
     (folder / TOKENIZER_FILE).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     (folder / "token_bytes").write_bytes(packer.token_bytes.tobytes())
-    names = ["train.tokens", "train.starts", "validation.tokens", "validation.starts", "token_bytes", TOKENIZER_FILE]
     fingerprint = hashlib.blake2b(digest_size=16)
     for part in (train.digest.hexdigest(), validation.digest.hexdigest(), tokenizer_digest(tokenizer)):
         fingerprint.update(part.encode())
@@ -159,9 +171,9 @@ def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer, limit: int | None
             "tokens": validation.tokens,
             "text_bytes": validation.text_bytes,
         },
-        "sizes": {name: (folder / name).stat().st_size for name in names},
+        "files": {name: mapped_digest(folder / name) for name in FILES},
     }
-    (folder / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    (folder / META_FILE).write_text(sealed(meta), encoding="utf-8")
     _say(
         f"tokenized {made_of['name']}: {train.tokens:,} training and {validation.tokens:,} validation tokens of "
         f"{train.documents:,} and {validation.documents:,} documents in {progress.seconds:.1f} s"
@@ -179,17 +191,24 @@ def _refuse_empty(name: str, training_documents: int, validation_documents: int)
         )
 
 
-def _move(partial: Path, folder: Path) -> None:
-    """Put the finished ``partial`` in its place, on the disk for good; whoever was first there stays."""
+def _move(partial: Path, folder: Path, recipe: dict[str, Any]) -> None:
+    """Put the finished ``partial`` in its place, on the disk for good; whoever was first there stays, if undamaged."""
     for file in partial.iterdir():
         _sync(file)
     _sync(partial)
     try:
         partial.rename(folder)
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
-        return  # another process built the same meanwhile
+        try:
+            _opened(folder, recipe)
+            return  # another process built the same meanwhile
+        except TornCacheError:
+            damaged = partial.with_name(f"{partial.name}.damaged")
+            folder.rename(damaged)  # not deleted in its place: a run may be reading it
+            partial.rename(folder)
+            _remove(damaged)
     _sync(folder.parent)
 
 
@@ -207,6 +226,13 @@ def _remove_abandoned(folder: Path) -> None:
         newest = max((file.stat().st_mtime for file in left.iterdir()), default=left.stat().st_mtime)
         if not Path(f"/proc/{left.name.rpartition('-')[2]}").exists() and time.time() - newest > _ABANDONED_SECONDS:
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _say(message: str) -> None:

@@ -1,7 +1,6 @@
 """Documents streamed from a Hugging Face data set, pinned to one revision of it."""
 
 import itertools
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import huggingface_hub
 
 from dma_lab.data.corpora import Corpus
-from dma_lab.data.digests import share_below
+from dma_lab.data.digests import sealed, share_below, unsealed
 from dma_lab.data.readers import Document, field_text, whole_document
 from dma_lab.data.settings import DataSettings
 from dma_lab.messages import UserError, announce_once
@@ -83,8 +82,8 @@ def _current_revision(name: str, cache_dir: Path) -> str:
     """The data set's newest commit; without network the one last seen, so that what was built can be used again."""
     remembered = cache_dir / "hub_revisions.json"
     try:
-        known = dict(json.loads(remembered.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        known = unsealed(remembered.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         known = {}
     try:
         revision = huggingface_hub.HfApi().dataset_info(name, timeout=_TIMEOUT_SECONDS).sha
@@ -101,7 +100,7 @@ def _current_revision(name: str, cache_dir: Path) -> str:
     known[name] = revision
     cache_dir.mkdir(parents=True, exist_ok=True)
     partial = remembered.with_suffix(f".partial-{os.getpid()}")
-    partial.write_text(json.dumps(known), encoding="utf-8")
+    partial.write_text(sealed(known), encoding="utf-8")
     os.replace(partial, remembered)
     return str(revision)
 

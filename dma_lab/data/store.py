@@ -1,7 +1,6 @@
 """A prepared corpus on disk: two token streams, where their documents start, and the tokenizer that made them."""
 
-import json
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from dma_lab.data.digests import file_state, mapped_digest, unsealed
+
 META_FILE = "meta.json"
 TOKENIZER_FILE = "tokenizer.json"
+FILES = ("train.tokens", "train.starts", "validation.tokens", "validation.starts", "token_bytes", TOKENIZER_FILE)
+"""What meta.json vouches for: its ``files`` hold each one's digest."""
+
+_verified: set[tuple[str | int, ...]] = set()
+"""Files, and their states, whose content this process has compared with its digest."""
 
 
 class TornCacheError(Exception):
@@ -23,13 +29,18 @@ class TokenData:
     So the target of a document's last token is the separator that opens the next document, and every pair of
     neighbours in a stream is a legitimate (input, target) pair.
 
+    A process that opens it reads every file once, to compare its digest with meta.json's.
+
     Raises:
-        TornCacheError: meta.json is missing or unreadable, or a file's size disagrees with it.
+        TornCacheError: meta.json is missing or not as it was written, or a file is not what it says.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, verify: bool = True) -> None:
         self.folder = Path(folder)
-        self.meta = _read_meta(self.folder)
+        self.meta = read_meta(self.folder)
+        if verify:
+            for name in FILES:
+                _verify(self.folder / name, self.meta["files"][name])
         self.fingerprint: str = self.meta["fingerprint"]
         """Digest of the token streams and the tokenizer: equal fingerprints, equal batches."""
         self.vocab_size: int = self.meta["vocab_size"]
@@ -38,8 +49,9 @@ class TokenData:
         """Nats a token of the training stream's token distribution: the loss of a model that only counts tokens."""
         self.tokenizer_file = self.folder / TOKENIZER_FILE
 
-    def __reduce__(self) -> tuple[type["TokenData"], tuple[Path]]:
-        return TokenData, (self.folder,)  # a worker process maps the files itself; pickling a memmap would copy it
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker process maps the files itself, for pickling a memmap would copy it; who sent it has verified them.
+        return partial(TokenData, verify=False), (self.folder,)
 
     @cached_property
     def train_tokens(self) -> NDArray[Any]:
@@ -66,7 +78,7 @@ class TokenData:
 
     @property
     def disk_bytes(self) -> int:
-        return sum(self.meta["sizes"].values())
+        return sum((self.folder / name).stat().st_size for name in FILES)
 
     def load_tokenizer(self) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
@@ -77,13 +89,21 @@ class TokenData:
         return np.memmap(self.folder / name, dtype=dtype, mode="r")
 
 
-def _read_meta(folder: Path) -> dict[str, Any]:
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The meta.json of the token files in ``folder``. Raises TornCacheError if it is not as it was written."""
     try:
-        meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
-        for name, size in meta["sizes"].items():
-            found = (folder / name).stat().st_size
-            if found != size:
-                raise TornCacheError(f"{name} has {found:,} bytes instead of {size:,}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TornCacheError(f"{type(error).__name__}: {error}") from error
-    return meta
+        return unsealed((folder / META_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TornCacheError(f"{META_FILE}: {error}") from error
+
+
+def _verify(file: Path, digest: str) -> None:
+    try:
+        key = (str(file.resolve()), *file_state(file))
+        if key in _verified:
+            return
+        if mapped_digest(file) != digest:
+            raise TornCacheError(f"{file.name} is not what was written")
+    except (OSError, ValueError) as error:
+        raise TornCacheError(f"{file.name}: {error}") from error
+    _verified.add(key)

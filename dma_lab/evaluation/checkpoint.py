@@ -14,7 +14,7 @@ from torch import Tensor
 from yaml import YAMLError
 
 from dma_lab.attention import attention_options
-from dma_lab.data.store import META_FILE, TokenData, TornCacheError
+from dma_lab.data.store import META_FILE, TokenData, TornCacheError, read_meta
 from dma_lab.messages import UserError
 from dma_lab.model import ModelShape, Transformer
 
@@ -88,9 +88,9 @@ class TrainedRun:
         torn = []
         for meta_file in sorted(cache_dir.glob(f"*/{META_FILE}")):
             try:
-                data = TokenData(meta_file.parent)
-                if data.fingerprint != wanted:
+                if read_meta(meta_file.parent)["fingerprint"] != wanted:
                     continue
+                data = TokenData(meta_file.parent)
                 data.load_tokenizer()
             except Exception as error:  # tokenizers raises plain Exception for every fault of a file
                 kind = "" if isinstance(error, TornCacheError) else "its tokenizer: "

@@ -1,6 +1,8 @@
 import json
 import lzma
 import os
+import pickle
+import random
 import shutil
 import subprocess
 import sys
@@ -9,9 +11,19 @@ import time
 import numpy as np
 import pytest
 
-from dma_lab.data import build
+from dma_lab.data import build, digests, store
 from dma_lab.data.build import prepare_data
+from dma_lab.data.digests import DigestCache, mapped_digest
 from dma_lab.data.settings import DataSettings
+from dma_lab.data.store import TokenData
+
+GARBAGE = {
+    "half a meta": b'{"fingerprint": "ab',
+    "no meta": b"",
+    "another json": b"[1, 2]",
+    "noise": bytes(range(256)),
+    "deep": b"[" * 100_000,
+}
 
 
 @pytest.fixture
@@ -62,7 +74,7 @@ def test_masking_and_repeating_do_not_touch_the_token_files(settings_of, write, 
     assert len(folders) == len(builds) == 1
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "meta"])
+@pytest.mark.parametrize("damage", ["truncated", "missing", "a file", *GARBAGE])
 def test_a_torn_cache_is_said_and_built_again(settings_of, write, tmp_path, documents, capsys, damage):
     settings = settings_of(write(tmp_path / "a.jsonl", documents))
     whole = prepare_data(settings, 1)
@@ -71,8 +83,11 @@ def test_a_torn_cache_is_said_and_built_again(settings_of, write, tmp_path, docu
         os.truncate(whole.folder / "train.tokens", 100)
     elif damage == "missing":
         (whole.folder / "validation.starts").unlink()
+    elif damage == "a file":
+        shutil.rmtree(whole.folder)
+        whole.folder.write_text("")
     else:
-        os.truncate(whole.folder / "meta.json", 50)
+        (whole.folder / "meta.json").write_bytes(GARBAGE[damage])
     capsys.readouterr()
     again = prepare_data(settings, 1)
     assert "are damaged" in capsys.readouterr().err
@@ -80,23 +95,76 @@ def test_a_torn_cache_is_said_and_built_again(settings_of, write, tmp_path, docu
     assert again.fingerprint == whole.fingerprint
     prepare_data(settings, 1)
     assert capsys.readouterr().err == ""
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [whole.folder.name]
 
 
-def test_a_large_file_is_digested_once(settings_of, write, tmp_path, make_documents):
-    path = write(tmp_path / "a.jsonl", make_documents(4000, longest=80))
-    assert path.stat().st_size > 1 << 20
-    os.utime(path, (1, time.time() - 60))  # files changed just now are not trusted to have settled
-    settings = settings_of(path)
-    first = prepare_data(settings, 1)
-    assert list(json.loads((tmp_path / "cache" / "digests.json").read_text())) == [str(path)]
-    stamp = path.stat().st_mtime_ns
-    path.write_bytes(b"?" * path.stat().st_size)  # were it read again, the digest would be another
-    os.utime(path, ns=(stamp, stamp))
-    assert prepare_data(settings, 1).fingerprint == first.fingerprint
-    # A change that moves the clock is seen; a ruined cache of digests is no harm.
-    (tmp_path / "cache" / "digests.json").write_text("{")
-    write(path, ["new text, " * 40 + str(n) for n in range(400)])
-    assert prepare_data(settings, 1).fingerprint != first.fingerprint
+def test_no_flipped_bit_of_any_file_goes_unnoticed(settings_of, write, tmp_path, documents, data, capsys):
+    settings = settings_of(write(tmp_path / "a.jsonl", documents), tokenizer=str(data.tokenizer_file))
+    folder = prepare_data(settings, 1).folder
+    whole = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert len(whole) == 7
+    draw = random.Random(0)
+    for name, content in whole.items():
+        # Of meta.json only what it says counts: blanks between its words may change.
+        words = [at for at, byte in enumerate(content) if name != "meta.json" or byte not in b" \n"]
+        for _ in range(6):
+            spoilt, at = bytearray(content), draw.choice(words)
+            spoilt[at] ^= 1 << draw.randrange(8)
+            (folder / name).write_bytes(spoilt)
+            os.utime(folder / name, ns=(0, 0))  # nor does the clock tell
+            prepare_data(settings, 1)
+            assert "are damaged" in capsys.readouterr().err, (name, at)
+            assert {file.name: file.read_bytes() for file in folder.iterdir()} == whole
+
+
+def test_token_files_are_verified_once_a_process_and_again_when_they_changed(
+    settings_of, write, tmp_path, documents, monkeypatch
+):
+    folder = prepare_data(settings_of(write(tmp_path / "a.jsonl", documents)), 1).folder
+    read = []
+    monkeypatch.setattr(store, "mapped_digest", lambda path: read.append(path.name) or mapped_digest(path))
+    sent = pickle.dumps(TokenData(folder))
+    assert read == []
+    os.utime(folder / "token_bytes", ns=(5, 5))
+    pickle.loads(sent)  # as a loader's worker opens it
+    assert read == []
+    TokenData(folder)
+    assert read == ["token_bytes"]
+
+
+def test_a_large_file_is_digested_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(digests, "_SETTLED_SECONDS", 0.2)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"x" * (9 << 20))
+
+    def digest() -> tuple[str, list[int]]:
+        """The digest, and the bytes of every piece that was read for it."""
+        read: list[int] = []
+        cache = DigestCache(tmp_path / "cache")
+        found = cache.file_digest(path, read.append)
+        cache.save()
+        return found, read
+
+    first, pieces = digest()
+    assert len(pieces) == 3
+    assert len(digest()[1]) == 3, "a file changed just now is not trusted to have settled"
+    time.sleep(0.3)
+    digest()
+    assert digest() == (first, [9 << 20])
+    # A change is seen, even one that sets the clock back; so is one of the remembered digests.
+    state = path.stat()
+    path.write_bytes(b"y" * (9 << 20))
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    second = digest()[0]
+    assert second != first
+    time.sleep(0.3)
+    digest()
+    remembered = tmp_path / "cache" / "digests.json"
+    whole = remembered.read_text()
+    for spoilt in (whole.replace(second, first), "{", "[]", '{"digest": 1}'):
+        remembered.write_text(spoilt)
+        assert len(digest()[1]) == 3
+        assert digest()[0] == second
 
 
 def test_two_processes_that_build_the_same_both_succeed(settings_of, write, tmp_path, make_documents):

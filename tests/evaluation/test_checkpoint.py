@@ -120,6 +120,15 @@ def spoil(run: Path, how: str) -> Path:
             next((run / "cache").glob("*/tokenizer.json")).unlink()
             config.data.cache_dir = str(run / "cache")
             OmegaConf.save(config, run / "config.yaml")
+        case "flipped tokens" | "flipped facts":
+            shutil.copytree(config.data.cache_dir, run / "cache")
+            name = "validation.tokens" if how == "flipped tokens" else "meta.json"
+            file = next((run / "cache").glob(f"*/{name}"))
+            content = bytearray(file.read_bytes())
+            content[content.index(b"entropy") + 12 if how == "flipped facts" else 40] ^= 1
+            file.write_bytes(content)
+            config.data.cache_dir = str(run / "cache")
+            OmegaConf.save(config, run / "config.yaml")
     return run
 
 
@@ -143,6 +152,8 @@ def spoil(run: Path, how: str) -> Path:
         ("other tokens", r"fingerprint 0{32}\) are not under"),
         ("no tokens", r"The tokenizer and tokens of .* are not under data.cache_dir="),
         ("no tokenizer", r"The tokenizer and tokens of .* is damaged.*tokenizer.json"),
+        ("flipped tokens", r"The tokenizer and tokens of .* is damaged: validation.tokens is not what was written"),
+        ("flipped facts", r"The tokenizer and tokens of .* is damaged: meta.json: .* not what was written"),
     ],
 )
 def test_what_is_no_run_is_refused_in_a_sentence(run_copy, how, sentence):
