@@ -14,12 +14,14 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from dma_lab.data.corpora import Corpus, StandardLibrary, open_local
+from dma_lab.data.corpora import Corpus, open_local
 from dma_lab.data.digests import DigestCache, mapped_digest, sealed, text_digest
+from dma_lab.data.finding import user_path
 from dma_lab.data.hub import HubCorpus
 from dma_lab.data.packing import PIECE_CHARACTERS, Packer, pieces
 from dma_lab.data.progress import BuildProgress
 from dma_lab.data.settings import DataSettings
+from dma_lab.data.stdlib import StandardLibrary
 from dma_lab.data.store import FILES, META_FILE, TOKENIZER_FILE, TokenData, TornCacheError
 from dma_lab.data.tokenizer import (
     SEPARATOR,
@@ -50,7 +52,7 @@ def prepare_data(settings: DataSettings, tokens_needed: int) -> TokenData:
         UserError: whatever a user can mend: no such file, damaged or unreadable text, an empty part, a tokenizer that
             does not fit, no network, a full disk.
     """
-    cache_dir = Path(settings.cache_dir).expanduser()
+    cache_dir = user_path(settings.cache_dir, "data.cache_dir")
     try:
         return _prepare(settings, tokens_needed, cache_dir)
     except OSError as error:
@@ -152,7 +154,11 @@ def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer, limit: int | None
             progress.update(fraction, note)
             if limit and train.tokens >= limit:
                 break
+    corpus.refuse_change()
     _refuse_empty(made_of["name"], train.documents, validation.documents)
+    counts = {what: count for what, count in corpus.counts.items() if count}
+    if packer.empty_documents:
+        counts["empty documents left out"] = packer.empty_documents
     (folder / TOKENIZER_FILE).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     (folder / "token_bytes").write_bytes(packer.token_bytes.tobytes())
     fingerprint = hashlib.blake2b(digest_size=16)
@@ -171,12 +177,15 @@ def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer, limit: int | None
             "tokens": validation.tokens,
             "text_bytes": validation.text_bytes,
         },
+        "source_files": corpus.files,
+        "counts": counts,
         "files": {name: mapped_digest(folder / name) for name in FILES},
     }
     (folder / META_FILE).write_text(sealed(meta), encoding="utf-8")
     _say(
         f"tokenized {made_of['name']}: {train.tokens:,} training and {validation.tokens:,} validation tokens of "
         f"{train.documents:,} and {validation.documents:,} documents in {progress.seconds:.1f} s"
+        + "".join(f"; {count:,} {what}" for what, count in counts.items())
     )
 
 

@@ -1,41 +1,90 @@
-"""Which documents there are, in which order, and which of them validate: the standard library, local files, the hub."""
+"""Which documents there are, in which order, and which of them validate; and the corpus of local files."""
 
-import glob
-import hashlib
-import sysconfig
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dma_lab.data.digests import DigestCache, share_below, text_digest
+from dma_lab.data.digests import DigestCache, file_state, share_below
+from dma_lab.data.finding import find_files
 from dma_lab.data.progress import BuildProgress
-from dma_lab.data.readers import FORMATS, Document, format_of, read_documents
+from dma_lab.data.readers import Document, format_of, read_documents
 from dma_lab.data.settings import DataSettings
-from dma_lab.messages import UserError, announce_once
+from dma_lab.messages import UserError
 
 
 class Corpus(ABC):
-    """An ordered collection of documents, each of them for training or for validation."""
+    """An ordered collection of documents, each of them for training or for validation.
+
+    No document trains that is, to the byte, one of those set apart for validation. Where instead a share of one
+    collection validates, chosen by the documents' digests, copies fall on one side by themselves.
+    """
 
     identity: Any
     """JSON: whatever decides which documents there are and in which order, by content and never by path."""
+    files: dict[str, dict[str, int]]
+    """How many files were taken, and how many left, by kind."""
+    counts: Counter[str]
+    """Documents of the last pass that were left out, or that repeat others, by why."""
+    own_split = False
+    """Those that validate were set apart by the publisher: copies of them are counted, and train."""
+
+    def __init__(self) -> None:
+        self.files, self.counts = {}, Counter()
+        self._held_out: set[str] | None = None
 
     @abstractmethod
+    def _validation(self) -> Iterator[Document]:
+        """The documents set apart for validation; none where a share of the others validates."""
+
+    @abstractmethod
+    def _training(self) -> Iterator[tuple[Document, bool]]:
+        """The other documents, each with whether it validates."""
+
     def documents(self, *, training_only: bool = False) -> Iterator[tuple[Document, bool]]:
-        """(document, whether it validates), from the start. Read a document's chunks before you ask for the next."""
+        """(document, whether it validates), from the start. Read a document's chunks before you ask for the next.
+
+        Those that validate come first where they are set apart: they must be whole even if max_tokens ends the reading
+        early.
+        """
+        self.counts = Counter()
+        if training_only and self._held_out is None:
+            self._held_out = {document.digest for document in self._validation()}
+        elif not training_only:
+            held_out: set[str] = set()
+            for document in self._validation():
+                self.counts["validation documents repeat another"] += document.digest in held_out
+                held_out.add(document.digest)
+                yield document, True
+            self._held_out = held_out
+        for document, validates in self._training():
+            if validates:
+                if not training_only:
+                    yield document, True
+            elif document.digest not in (self._held_out or ()):
+                yield document, False
+            elif self.own_split:
+                self.counts["training documents also validate, as the data set has it"] += 1
+                yield document, False
+            else:
+                self.counts["training documents that validate left out"] += 1
 
     def fraction_read(self) -> float:
         """How much of the corpus ``documents`` has gone through, 0 to 1; 0 where nobody knows."""
         return 0.0
+
+    def refuse_change(self) -> None:  # noqa: B027 (a corpus in memory cannot change)
+        """Raise UserError if what was read is no longer what ``identity`` says."""
 
 
 @dataclass
 class SourceFile:
     path: Path
     digest: str
-    size: int
+    state: list[int]
+    """``digests.file_state`` before it was digested."""
 
 
 @dataclass
@@ -50,6 +99,7 @@ class LocalCorpus(Corpus):
     _read: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
+        super().__init__()
         self.identity = {
             "train": [[format_of(file.path), file.digest] for file in self.train],
             "validation": [[format_of(file.path), file.digest] for file in self.validation],
@@ -57,74 +107,27 @@ class LocalCorpus(Corpus):
             "text_field": self.text_field,
         }
 
-    def documents(self, *, training_only: bool = False) -> Iterator[tuple[Document, bool]]:
+    def _validation(self) -> Iterator[Document]:
         self._read = 0
-        # Validation first: it must be whole even if max_tokens ends the reading early.
-        for file in [] if training_only else self.validation:
-            for document in read_documents(file.path, self.text_field, file.digest, self._on_bytes):
-                yield document, True
+        for file in self.validation:
+            yield from read_documents(file.path, self.text_field, file.digest, self._on_bytes)
+
+    def _training(self) -> Iterator[tuple[Document, bool]]:
         for file in self.train:
             for document in read_documents(file.path, self.text_field, file.digest, self._on_bytes):
-                validates = self.validation_fraction is not None and share_below(
-                    document.digest, self.validation_fraction
-                )
-                if not (validates and training_only):
-                    yield document, validates
+                share = self.validation_fraction
+                yield document, share is not None and share_below(document.digest, share)
 
     def fraction_read(self) -> float:
-        return self._read / max(1, sum(file.size for file in self.train + self.validation))
+        return self._read / max(1, sum(file.state[0] for file in self.train + self.validation))
+
+    def refuse_change(self) -> None:
+        for file in self.train + self.validation:
+            if file_state(file.path) != file.state:
+                raise UserError(f"{file.path} changed while it was read: start again when nothing writes to it.")
 
     def _on_bytes(self, count: int) -> None:
         self._read += count
-
-
-@dataclass
-class StandardLibrary(Corpus):
-    """The .py files of the running Python's standard library, a file a document.
-
-    Both the order and the split go by a hash of the file's name relative to the library's root: neighbours in the
-    stream are strangers, and a file validates or trains wherever Python is installed.
-    """
-
-    validation_fraction: float
-    root: Path = field(default_factory=lambda: Path(sysconfig.get_path("stdlib")))
-    _done: int = field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        files: list[tuple[str, str]] = []
-        for path in self.root.rglob("*.py"):
-            name = path.relative_to(self.root).as_posix()
-            text = None if {"site-packages", "dist-packages"} & set(path.parts) else _utf8_or_none(path)
-            if text:
-                files.append((name, text_digest(text)))
-        self._files = sorted(files, key=lambda file: _name_hash("order", file[0]))
-        listing = hashlib.blake2b("\n".join(f"{name} {digest}" for name, digest in self._files).encode())
-        self.identity = {"stdlib": listing.hexdigest(), "validation_fraction": self.validation_fraction}
-
-    def documents(self, *, training_only: bool = False) -> Iterator[tuple[Document, bool]]:
-        for number, (name, digest) in enumerate(self._files):
-            self._done = number
-            validates = share_below(_name_hash("split", name), self.validation_fraction)
-            if not (validates and training_only):
-                text = (self.root / name).read_bytes().decode("utf-8")
-                yield Document((text,), digest), validates
-
-    def fraction_read(self) -> float:
-        return self._done / max(1, len(self._files))
-
-
-def _name_hash(purpose: str, name: str) -> str:
-    return text_digest(f"{purpose}:{name}".encode())
-
-
-def _utf8_or_none(path: Path) -> bytes | None:
-    """The library has a few files in other encodings on purpose (tests of the parser)."""
-    try:
-        content = path.read_bytes()
-        content.decode("utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
-    return content
 
 
 def open_local(settings: DataSettings, digests: DigestCache) -> LocalCorpus:
@@ -133,8 +136,8 @@ def open_local(settings: DataSettings, digests: DigestCache) -> LocalCorpus:
     Raises:
         UserError: nothing lies there, a file is in no known format or cannot be read.
     """
-    train_paths = _expand(settings.path or [], "data.path")
-    validation_paths = _expand(settings.validation_path or [], "data.validation_path")
+    train_paths, left = find_files(settings.path or [], "data.path")
+    validation_paths, left_of_validation = find_files(settings.validation_path or [], "data.validation_path")
     total = max(1, sum(path.stat().st_size for path in train_paths + validation_paths))
     done = 0
 
@@ -147,39 +150,16 @@ def open_local(settings: DataSettings, digests: DigestCache) -> LocalCorpus:
 
         def digested(path: Path) -> SourceFile:
             try:
-                return SourceFile(path, digests.file_digest(path, on_bytes), path.stat().st_size)
+                state = file_state(path)
+                return SourceFile(path, digests.file_digest(path, on_bytes), state)
             except OSError as error:
                 raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
 
         train = [digested(path) for path in train_paths]
         validation = [digested(path) for path in validation_paths]
-    held_out = {file.digest for file in validation}
-    shared = [file for file in train if file.digest in held_out]
-    if shared:
-        announce_once(f"not trained on, because they validate: {', '.join(str(file.path) for file in shared)}.")
-        train = [file for file in train if file.digest not in held_out]
-    return LocalCorpus(
+    corpus = LocalCorpus(
         train, validation, None if validation else settings.validation_fraction, text_field=settings.text_field
     )
-
-
-def _expand(patterns: str | list[str], setting: str) -> list[Path]:
-    """The files that ``patterns`` name: files, folders (all in known formats below them) and globs, each sorted."""
-    found: dict[Path, None] = {}
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        path = Path(pattern).expanduser()
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file() and format_of(file))
-        elif path.exists():
-            files = [path]
-        else:
-            files = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
-        if not files:
-            raise UserError(
-                f"{setting}={pattern} leads to no file: give a file, a folder or a glob of {', '.join(FORMATS)}."
-            )
-        for file in files:
-            if format_of(file) is None:
-                raise UserError(f"{setting}: {file} is in no known format; there are {', '.join(FORMATS)}.")
-            found[file] = None
-    return list(found)
+    taken = Counter(format_of(path) or "" for path in train_paths + validation_paths)
+    corpus.files = {"taken": dict(taken), "left": dict(left + left_of_validation)}
+    return corpus

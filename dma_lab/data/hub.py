@@ -21,7 +21,9 @@ class HubCorpus(Corpus):
     """Rows of ``data.hub_name`` in the data set's order, streamed. A revision's content never changes."""
 
     def __init__(self, settings: DataSettings, cache_dir: Path) -> None:
+        super().__init__()
         self._settings = settings
+        self.own_split = settings.hub_validation_split is not None
         self._revision = _current_revision(str(settings.hub_name), cache_dir)
         self.identity = {
             "hub": [settings.hub_name, self._revision, settings.hub_config],
@@ -30,15 +32,16 @@ class HubCorpus(Corpus):
             "text_field": settings.text_field,
         }
 
-    def documents(self, *, training_only: bool = False) -> Iterator[tuple[Document, bool]]:
-        settings = self._settings
-        if settings.hub_validation_split and not training_only:
-            for document in self._rows(settings.hub_validation_split):
-                yield document, True
-        for document in self._rows(settings.hub_split or "train"):
-            validates = not settings.hub_validation_split and share_below(document.digest, settings.validation_fraction)
-            if not (validates and training_only):
-                yield document, validates
+    def _validation(self) -> Iterator[Document]:
+        if self._settings.hub_validation_split:
+            yield from self._rows(self._settings.hub_validation_split)
+
+    def _training(self) -> Iterator[tuple[Document, bool]]:
+        for document in self._rows(self._settings.hub_split or "train"):
+            yield (
+                document,
+                not self.own_split and share_below(document.digest, self._settings.validation_fraction),
+            )
 
     def _rows(self, split: str) -> Iterator[Document]:
         import datasets  # half a second that runs on other data need not wait

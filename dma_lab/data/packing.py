@@ -107,6 +107,7 @@ class Packer:
         self.dtype = "<u2" if len(self.token_bytes) <= 2**16 else "<u4"
         self.train = TokenStream(folder / "train.tokens", folder / "train.starts")
         self.validation = TokenStream(folder / "validation.tokens", folder / "validation.starts")
+        self.empty_documents = 0
         self._token_counts = np.zeros(len(self.token_bytes), dtype=np.int64)
 
     def pack(self, documents: Iterable[tuple[Document, bool]]) -> Iterator[None]:
@@ -149,6 +150,7 @@ class Packer:
                 if batch.characters >= BATCH_CHARACTERS:
                     yield batch
                     batch = _Batch()
+            self.empty_documents += opens
         if batch.texts:
             yield batch
 

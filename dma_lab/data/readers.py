@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import pyarrow
 import pyarrow.parquet
 
 from dma_lab.data.digests import CHUNK_BYTES, text_digest
+from dma_lab.data.xz import XzReader
 from dma_lab.messages import UserError
 
 FORMATS = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.xz", ".jsonl.zst", ".parquet")
@@ -70,12 +72,14 @@ def field_text(row: object, text_field: str, where: str) -> str:
 
 
 def _text_chunks(path: Path, on_bytes: OnBytes) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()  # a byte order mark is no text
     line = 1
     try:
         with open(path, "rb") as file:
             while True:
                 chunk = file.read(CHUNK_BYTES)
+                if file.tell() == len(chunk) and 4 * chunk.count(0) > len(chunk):
+                    raise UserError(f"{path} looks like UTF-16, every other byte a NUL: convert the file to UTF-8.")
                 try:
                     text = decoder.decode(chunk, final=not chunk)
                 except UnicodeDecodeError as error:
@@ -108,10 +112,11 @@ def read_objects(path: Path, on_bytes: OnBytes) -> Iterator[tuple[object, str]]:
             for number, line in enumerate(lines, start=1):
                 on_bytes(raw.tell() - done)
                 done = raw.tell()
-                if not line.isspace():
+                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                if line and not line.isspace():
                     where = f"{path}, line {number}"
                     yield _parsed(line, where), where
-    except (OSError, EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{path} is damaged or ends early, after line {number}: {error}. Fetch it again.") from error
 
 
@@ -120,7 +125,7 @@ def _decompressed(path: Path, raw: io.BufferedReader) -> io.BufferedReader:
         case ".jsonl.gz":
             return io.BufferedReader(gzip.GzipFile(fileobj=raw), CHUNK_BYTES)
         case ".jsonl.xz":
-            return io.BufferedReader(lzma.LZMAFile(raw), CHUNK_BYTES)
+            return io.BufferedReader(XzReader(raw), CHUNK_BYTES)
         case ".jsonl.zst":
             stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd")
             return io.BufferedReader(stream, CHUNK_BYTES)
@@ -140,7 +145,7 @@ def _parsed(line: bytes, where: str) -> object:
 def _parquet_documents(path: Path, text_field: str, on_bytes: OnBytes) -> Iterator[Document]:
     row = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
             if text_field not in file.schema_arrow.names:
                 raise UserError(
                     f"{path} has no column data.text_field={text_field}; it has: {', '.join(file.schema_arrow.names)}."

@@ -15,7 +15,7 @@ TOKENIZER_FILE = "tokenizer.json"
 FILES = ("train.tokens", "train.starts", "validation.tokens", "validation.starts", "token_bytes", TOKENIZER_FILE)
 """What meta.json vouches for: its ``files`` hold each one's digest."""
 
-_verified: set[tuple[str | int, ...]] = set()
+_verified: set[tuple[object, ...]] = set()
 """Files, and their states, whose content this process has compared with its digest."""
 
 

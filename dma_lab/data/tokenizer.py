@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dma_lab.data.digests import text_digest
+from dma_lab.data.finding import user_path
 from dma_lab.data.hub import hub_tokenizer_file
 from dma_lab.messages import UserError
 
@@ -64,7 +65,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     Raises:
         UserError: nothing of that name can be had, it cannot be read, or it is not byte-level.
     """
-    path = Path(name).expanduser()
+    path = user_path(name, "data.tokenizer")
     pair = path / "encoder.json", path / "vocab.bpe"
     try:
         if path.is_dir() and all(file.is_file() for file in pair):

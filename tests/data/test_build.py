@@ -14,8 +14,8 @@ import pytest
 from dma_lab.data import build, digests, store
 from dma_lab.data.build import prepare_data
 from dma_lab.data.digests import DigestCache, mapped_digest
-from dma_lab.data.settings import DataSettings
 from dma_lab.data.store import TokenData
+from dma_lab.messages import UserError
 
 GARBAGE = {
     "half a meta": b'{"fingerprint": "ab',
@@ -213,7 +213,61 @@ def test_a_file_that_validates_is_not_trained_on(settings_of, write, tmp_path, d
     made = prepare_data(settings_of(tmp_path / "c", validation_path=str(held_out)), 1)
     assert decode_stream(made, "train") == documents[:150]
     assert decode_stream(made, "validation") == documents[150:]
-    assert "not trained on" in capsys.readouterr().err
+    assert "; 50 training documents that validate left out." in capsys.readouterr().err
+    assert made.meta["counts"] == {"training documents that validate left out": 50}
+    assert made.meta["source_files"] == {"taken": {".jsonl": 1, ".jsonl.xz": 2}, "left": {}}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "txt"])
+def test_documents_that_validate_do_not_train_wherever_they_stand(
+    settings_of, write, tmp_path, documents, capsys, decode_stream, kind
+):
+    held_out = documents[20:60]
+    path = write(tmp_path / f"a.{kind}", [*documents, documents[30], documents[0], "zebraquagga " * 40])
+    validation = write(tmp_path / "v.parquet", [*held_out, documents[25], "zebraquagga " * 40, ""])
+    made = prepare_data(settings_of(path, validation_path=str(validation)), 1)
+    assert sorted(decode_stream(made, "train")) == sorted([*documents[:20], *documents[60:], documents[0]])
+    assert decode_stream(made, "validation") == [*held_out, documents[25], "zebraquagga " * 40]
+    counts = {
+        "training documents that validate left out": 42,
+        "validation documents repeat another": 1,
+        "empty documents left out": 1,
+    }
+    assert made.meta["counts"] == counts
+    told = capsys.readouterr().err
+    assert all(f"; {count} {what}" in told for what, count in counts.items())
+    assert not any("zebra" in token for token in made.load_tokenizer().get_vocab()), "nor does the tokenizer see them"
+
+
+def test_copies_fall_on_one_side_of_a_split_by_share(settings_of, write, tmp_path, documents, decode_stream):
+    write(tmp_path / "c" / "a.jsonl.gz", documents)
+    write(tmp_path / "c" / "b.parquet", documents)
+    write(tmp_path / "c" / "t.txt", documents)
+    made = prepare_data(settings_of(tmp_path / "c"), 1)
+    train, validation = decode_stream(made, "train"), decode_stream(made, "validation")
+    assert sorted([*train, *validation]) == sorted(documents * 3)
+    assert not set(train) & set(validation)
+
+
+def test_a_file_that_changes_while_it_is_read_is_said_and_not_kept(
+    settings_of, write, tmp_path, documents, data, builds
+):
+    path = write(tmp_path / "a.jsonl", documents)
+    settings = settings_of(path, tokenizer=str(data.tokenizer_file))
+    cached = tmp_path / "cache"
+    real = build.Packer.pack
+
+    def pack(packer, stream):
+        with open(path, "ab") as file:  # another process appends a document while this one reads
+            file.write(b'{"text": "new"}\n')
+        return real(packer, stream)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build.Packer, "pack", pack)
+        with pytest.raises(UserError, match=r"a\.jsonl changed while it was read: start again"):
+            prepare_data(settings, 1)
+    assert not list(cached.iterdir())
+    assert len(prepare_data(settings, 1).meta["recipe"]["corpus"]["train"]) == 1
 
 
 def test_streams_of_several_xz_blocks_and_blank_lines_are_read_whole(settings_of, tmp_path, documents, decode_stream):
@@ -224,30 +278,3 @@ def test_streams_of_several_xz_blocks_and_blank_lines_are_read_whole(settings_of
     (tmp_path / "a.jsonl.xz").write_bytes(b"".join(packed))
     made = prepare_data(settings_of(tmp_path / "a.jsonl.xz"), 1)
     assert sorted(decode_stream(made, "train") + decode_stream(made, "validation")) == sorted(documents)
-
-
-def test_the_standard_library_is_a_corpus_split_by_name(tmp_path, decode_stream, small_library):
-    settings = DataSettings(
-        name="stdlib", source="stdlib", vocab_size=300, validation_fraction=0.2, cache_dir=str(tmp_path / "cache")
-    )
-    made = prepare_data(settings, 1)
-    texts = decode_stream(made, "train") + decode_stream(made, "validation")
-    wanted = [f"# file {n}\nx = {n}\n" for n in range(80)]
-    assert sorted(texts) == sorted(wanted)
-    assert texts != wanted, "neighbours in the stream are strangers"
-    assert 5 <= len(made.validation_document_starts) <= 30
-
-
-@pytest.fixture
-def small_library(tmp_path, monkeypatch):
-    """A standard library of 80 modules among files that are none of its text."""
-    root = tmp_path / "lib" / "python3"
-    for n in range(80):
-        (root / f"package{n % 7}").mkdir(parents=True, exist_ok=True)
-        (root / f"package{n % 7}" / f"m{n}.py").write_text(f"# file {n}\nx = {n}\n")
-    (root / "site-packages").mkdir()
-    (root / "site-packages" / "other.py").write_text("installed = True\n")
-    (root / "latin.py").write_bytes(b"# caf\xe9\n")
-    (root / "empty.py").write_bytes(b"")
-    (root / "notes.txt").write_text("not a module")
-    monkeypatch.setattr("sysconfig.get_path", lambda name: str(root))
