@@ -2,12 +2,10 @@
 
 Approach 3 of Hoffmann et al. 2022 (arXiv 2203.15556, equations 2 to 4 and section D.2): minimise the sum over runs of
 Huber_delta(log-sum-exp(a - alpha log N, b - beta log D, e) - log L) with a = log A, b = log B, e = log E, by L-BFGS
-from a grid of starts; the best minimum wins. Besiroglu et al. 2024 (arXiv 2404.10102) redid it on the paper's own
-points.
+from many starts; the best minimum wins. Besiroglu et al. 2024 (arXiv 2404.10102) redid it on the paper's own points.
 """
 
 import dataclasses
-import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,29 +14,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from dma_lab.scaling.cost import SIX_PER_PARAMETER
 from dma_lab.scaling.frontier import best_allocation
+from dma_lab.scaling.identification import require_enough, require_identified, require_plane, require_spread
 from dma_lab.scaling.interval import Interval, percentile_interval
-from dma_lab.scaling.objective import (
-    Points,
-    Vector,
-    descend,
-    one_blas_thread,
-    require_enough,
-    resampled_minima,
-    take_points,
-    values_at,
-)
+from dma_lab.scaling.objective import ONE_LAW, Vector, one_blas_thread, resampled_minima, take_points
+from dma_lab.scaling.search import search
 
-# Section D.2: alpha, beta, e, a, b.
-_GRID = (
-    (0.0, 0.5, 1.0, 1.5, 2.0),
-    (0.0, 0.5, 1.0, 1.5, 2.0),
-    (-1.0, -0.5, 0.0, 0.5, 1.0),
-    (0.0, 5.0, 10.0, 15.0, 20.0, 25.0),
-    (0.0, 5.0, 10.0, 15.0, 20.0, 25.0),
-)
+_NO_FLOOR = 1e-3
+"""Nats a token; E below is 0."""
 _PARAMETERS = ("E", "A", "B", "alpha", "beta")
-ONE_LAW = np.arange(5)[None]
-"""The slots of a single backend's alpha, beta, e, a, b."""
 
 
 @dataclass(frozen=True)
@@ -84,37 +67,33 @@ def fit_parametric(
         tokens: (runs,) training tokens.
         loss: (runs,) final losses, nats a token.
         delta: where the Huber loss on log L turns from square to straight.
-        bootstrap: resamples of the runs for 95 % intervals.
+        bootstrap: resamples of the runs for 95 % intervals, 20 or more; 0 for none.
         seed: of the resampling; fits of equally many runs and one seed draw the same of them, so that the rows of two
             backends' ``samples`` belong together when their runs are listed in the same order.
 
     Raises:
-        UserError: with fewer runs than the law has parameters, or all of one size or one budget.
+        UserError: runs that do not fix the law's five parameters: fewer than 5 distinct points, 3 sizes or 3 numbers of
+            tokens; all on one line, as D = 20 N is; a Jacobian that lacks the rank; E, A or B at 0, an exponent below.
+            Fewer than 8 distinct points when intervals are asked for. A value that is not positive and finite.
     """
     points = take_points(params, tokens, loss)
     require_enough(points)
-    objective, minimum = search_grid(points, delta)
+    require_plane(points)
+    if bootstrap:
+        require_spread(points)
+    objective, minimum = search(points, delta)
+    require_identified(minimum, [points], ONE_LAW)
     fit = ParametricFit(*natural(minimum), objective=objective)
     if not bootstrap:
         return fit
     return with_intervals(fit, resampled_minima(minimum, [points], ONE_LAW, delta, bootstrap, seed))
 
 
-def search_grid(points: Points, delta: float) -> tuple[float, Vector]:
-    """The lowest minimum found from the published grid of starts: the objective there, and (alpha, beta, e, a, b)."""
-    grid = np.array(list(itertools.product(*_GRID)))
-    # Most starts lie far above the rest and end, when all 4,500 descend, in the same minimum or a worse one: the lowest
-    # tenth descend a little, and the tenth of those that came lowest to the end.
-    lowest = grid[np.argsort(values_at(grid, points, delta))[: len(grid) // 10]]
-    early = [descend(start, [points], ONE_LAW, delta, iterations=25) for start in lowest]
-    early.sort(key=lambda found: found[0])
-    minima = [descend(point, [points], ONE_LAW, delta) for _, point in early[: len(early) // 10]]
-    return min(minima, key=lambda found: found[0])
-
-
 def with_intervals(fit: ParametricFit, minima: Vector) -> ParametricFit:
     """The fit with the resampled ``minima`` (bootstrap, 5) in columns alpha, beta, e, a, b, and their intervals."""
     samples = np.stack(natural(minima.T), axis=-1)
+    # Where a resample puts E at its bound the descent stops at some tiny number, which means 0.
+    samples[samples[:, 0] < _NO_FLOOR, 0] = 0
     intervals = {name: percentile_interval(samples[:, i]) for i, name in enumerate(_PARAMETERS)}
     return dataclasses.replace(fit, intervals=intervals, samples=samples)
 

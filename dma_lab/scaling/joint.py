@@ -12,19 +12,26 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dma_lab.messages import UserError
-from dma_lab.scaling.fit import ONE_LAW, ParametricFit, natural, search_grid, with_intervals
+from dma_lab.scaling.fit import ParametricFit, natural, with_intervals
+from dma_lab.scaling.identification import (
+    NAMES,
+    distinct,
+    require_enough,
+    require_identified,
+    require_plane,
+    require_spread,
+)
 from dma_lab.scaling.objective import (
+    ONE_LAW,
     Points,
     Vector,
     descend,
     one_blas_thread,
-    require_enough,
     resampled_minima,
     take_points,
     values_at,
 )
-
-_SLOT_NAMES = ("alpha", "beta", "E", "A", "B")
+from dma_lab.scaling.search import search
 
 
 @dataclass(frozen=True)
@@ -61,26 +68,37 @@ def fit_joint(
         seed: of the resampling.
 
     Raises:
-        UserError: fewer than two backends, or too few runs of one of them.
+        UserError: fewer than two backends, or runs that do not fix their laws' parameters, as of ``fit_parametric``;
+            what is shared, the other backends' runs help to fix.
         ValueError: ``shared`` names what is no parameter of the law.
     """
-    if unknown := set(shared) - set(_SLOT_NAMES):
+    if unknown := set(shared) - set(NAMES):
         raise ValueError(f"shared={sorted(unknown)}: a law has the parameters E, A, B, alpha, beta.")
     if len(runs) < 2:
         raise UserError(f"a joint fit shares what backends have in common; there are runs of {len(runs)}, give 2.")
     groups = [take_points(*own) for own in runs.values()]
     for points in groups:
         require_enough(points, unknowns=5 - len(set(shared)))
+        if set(shared) <= {"E"}:
+            require_plane(points)
+        if bootstrap:
+            require_spread(points)
     pooled = Points(*(np.concatenate([getattr(points, name) for points in groups]) for name in vars(groups[0])))
     slots = _slots(len(groups), shared)
-    require_enough(pooled, unknowns=int(slots.max()) + 1)
-    _, common = search_grid(pooled, delta)
+    points_in_all, unknowns = sum(map(distinct, groups)), int(slots.max()) + 1
+    if points_in_all < unknowns:
+        raise UserError(
+            f"{points_in_all} distinct points of {len(groups)} backends cannot fix the {unknowns} parameters of their "
+            f"laws; run at least {unknowns}."
+        )
+    _, common = search(pooled, delta)
     # Backends are near each other: every law descends from the one through all runs together, or from where its own
     # runs lead from there, with the shared parameters of each backend in turn.
     own = [descend(common, [points], ONE_LAW, delta)[1] for points in groups]
     starts = [_joined([common] * len(groups), slots), *(_joined(own, slots, first) for first in range(len(own)))]
     minima = [descend(start, groups, slots, delta) for start in starts]
     minimum = min(minima, key=lambda found: found[0])[1]
+    require_identified(minimum, groups, slots)
     drawn = resampled_minima(minimum, groups, slots, delta, bootstrap, seed) if bootstrap else None
     laws = {}
     for backend, points, slot in zip(runs, groups, slots, strict=True):
@@ -93,7 +111,7 @@ def fit_joint(
 def _slots(backends: int, shared: Collection[str]) -> NDArray[np.intp]:
     """(backends, 5): unknowns 0 to 4 are the first backend's parameters; the others add what they do not share."""
     slots = np.tile(np.arange(5), (backends, 1))
-    own = [index for index, name in enumerate(_SLOT_NAMES) if name not in shared]
+    own = [index for index, name in enumerate(NAMES) if name not in shared]
     slots[1:, own] = 5 + np.arange((backends - 1) * len(own)).reshape(backends - 1, len(own))
     return slots
 

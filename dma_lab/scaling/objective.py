@@ -14,9 +14,12 @@ from threadpoolctl import threadpool_limits
 from dma_lab.messages import UserError
 
 Vector = NDArray[np.float64]
+_LEAST_RESAMPLES = 20
 one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")
 """Decorator of a fit: its matrices have a few hundred entries, over which BLAS's threads spend their time meeting (four
 times the work of one thread on two cores, and more on more)."""
+ONE_LAW = np.arange(5)[None]
+"""The slots of a single backend's alpha, beta, e, a, b."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,17 @@ class Points:
     log_l: Vector
 
     def resampled(self, generator: np.random.Generator) -> "Points":
-        """As many runs, drawn with replacement."""
-        drawn = generator.integers(len(self.log_l), size=len(self.log_l))
+        """As many runs, drawn with replacement, and drawn again when the draw alone could fix no law.
+
+        What could be fixed is asked of the plan (how many distinct points, sizes and numbers of tokens were drawn), not
+        of the losses: points that two backends share are drawn alike for both.
+        """
+        _, point = np.unique(np.stack((self.log_n, self.log_d)), axis=1, return_inverse=True)
+        for _ in range(1000):
+            drawn = generator.integers(len(self.log_l), size=len(self.log_l))
+            kept = ((point, 5), (self.log_n, 3), (self.log_d, 3))
+            if all(len(np.unique(of[drawn])) >= min(least, len(np.unique(of))) for of, least in kept):
+                break
         return Points(self.log_n[drawn], self.log_d[drawn], self.log_l[drawn])
 
 
@@ -37,25 +49,21 @@ def take_points(params: ArrayLike, tokens: ArrayLike, loss: ArrayLike) -> Points
     """Check runs and take logarithms.
 
     Raises:
-        ValueError: when the three differ in length or are not positive and finite.
+        UserError: a value that is not positive and finite, a diverged run's loss for one.
+        ValueError: when the three differ in length.
     """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        log_n, log_d, log_l = (np.log(np.asarray(values, float)) for values in (params, tokens, loss))
-    if not log_n.shape == log_d.shape == log_l.shape or log_n.ndim != 1:
-        raise ValueError(f"params, tokens and loss differ in length: {log_n.shape}, {log_d.shape}, {log_l.shape}.")
-    if not all(np.isfinite(values).all() for values in (log_n, log_d, log_l)):
-        raise ValueError("params, tokens and loss must be positive and finite.")
-    return Points(log_n, log_d, log_l)
-
-
-def require_enough(points: Points, unknowns: int = 5) -> None:
-    """Refuse (UserError) runs that cannot fix so many unknowns of the law."""
-    runs, sizes, budgets = len(points.log_l), len(np.unique(points.log_n)), len(np.unique(points.log_d))
-    if runs < unknowns or sizes < 2 or budgets < 2:
-        raise UserError(
-            f"{runs} runs of {sizes} sizes and {budgets} budgets cannot fix the "
-            f"law's {unknowns} parameters; give at least {unknowns} runs, of 2 sizes and 2 budgets."
-        )
+    columns = {"params": params, "tokens": tokens, "loss": loss}
+    values = {name: np.asarray(column, float) for name, column in columns.items()}
+    shapes = [column.shape for column in values.values()]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 1:
+        raise ValueError(f"params, tokens and loss differ in length: {', '.join(map(str, shapes))}.")
+    for name, column in values.items():
+        for run in np.flatnonzero(~(np.isfinite(column) & (column > 0)))[:1]:
+            raise UserError(
+                f"{name} of run {run} is {column[run]:g}, and a law is fitted to values that are positive and finite; "
+                "leave out runs that diverged, and run them anew."
+            )
+    return Points(*(np.log(column) for column in values.values()))
 
 
 def residuals(point: Vector, points: Points) -> tuple[Vector, Vector]:
@@ -131,7 +139,9 @@ def resampled_minima(
     Groups of equally many runs draw alike, in one call or in several of the same seed: listed in the same order, runs
     that share their data stay together, and what the data did to both cancels in a difference.
     """
-    scaling = _curvature_scaling(minimum, groups, slots, delta)
+    if count < _LEAST_RESAMPLES:
+        raise UserError(f"bootstrap={count}: the ends of a 95 % interval need at least {_LEAST_RESAMPLES} resamples.")
+    scaling = curvature_scaling(minimum, groups, slots, delta)
     generators = [np.random.default_rng([seed, len(points.log_l)]) for points in groups]
     minima = np.empty((count, len(minimum)))
     for row in minima:
@@ -140,7 +150,7 @@ def resampled_minima(
     return minima
 
 
-def _curvature_scaling(point: Vector, groups: list[Points], slots: NDArray[np.intp], delta: float) -> Vector:
+def curvature_scaling(point: Vector, groups: list[Points], slots: NDArray[np.intp], delta: float) -> Vector:
     """Coordinates in which the objective is round near ``point``.
 
     The law's parameters trade against each other (alpha with A), a long valley that L-BFGS takes a hundred steps to

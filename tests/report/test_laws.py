@@ -40,4 +40,4 @@ def test_runs_that_follow_a_law_give_it_back_and_runs_that_follow_none_are_refus
     found = (mha.E, mha.A, mha.B, mha.alpha, mha.beta)
     assert found == pytest.approx((1.7, 40, 60, 0.3, 0.32), rel=1e-3)
     assert isinstance(laws["dma"], str)
-    assert "do not fix the exponents" in laws["dma"]
+    assert "A at its bound, 0: these runs do not show where size matters" in laws["dma"]

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from dma_lab.messages import UserError
 from dma_lab.scaling.fit import ParametricFit, fit_parametric
 
 LAW = ParametricFit(E=1.7, A=400.0, B=2000.0, alpha=0.34, beta=0.37, objective=0.0)
@@ -40,14 +39,16 @@ def test_the_published_fit_of_the_chinchilla_points_is_reproduced():
     )
     kept = np.argsort(loss)[:-5]
     fit = fit_parametric(params[kept], (flops / 6 / params)[kept], loss[kept])
-    # Besiroglu et al. 2024, table 1, to the digits they give.
+    # What the notebook of Besiroglu et al. prints for this objective (github.com/epoch-research/analyzing-chinchilla,
+    # data_analysis.ipynb of 14 May 2024, "Replicate exactly"). Table 1 of their paper (v2) is the minimum of another
+    # one, a density of Huber's shape with a scale of its own: A 482.01, B 2085.43, alpha 0.3478, beta 0.3658.
     assert len(kept) == 240
-    assert fit.E == pytest.approx(1.8172, abs=5e-4)
-    assert fit.alpha == pytest.approx(0.3473, abs=5e-4)
-    assert fit.beta == pytest.approx(0.3672, abs=5e-4)
-    assert fit.A == pytest.approx(478, rel=0.01)
-    assert fit.B == pytest.approx(2143, rel=0.01)
-    assert fit.objective == pytest.approx(0.0010183, abs=1e-6)
+    assert fit.E == pytest.approx(1.8172355, abs=5e-5)
+    assert fit.alpha == pytest.approx(0.3473127, abs=5e-5)
+    assert fit.beta == pytest.approx(0.3671826, abs=5e-5)
+    assert fit.A == pytest.approx(477.8417, rel=1e-3)
+    assert fit.B == pytest.approx(2143.8638, rel=1e-3)
+    assert fit.objective == pytest.approx(0.0010182740, abs=1e-9)
 
 
 @pytest.mark.parametrize("flops", [1e19, 1e24])
@@ -72,16 +73,6 @@ def test_known_parameters_are_recovered_from_exact_points_and_one_outlier():
     assert fit.predict(1e9, 1e10) == pytest.approx(LAW.predict(1e9, 1e10), rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("params", "tokens"), [([1e6] * 6, [1e8, 2e8, 3e8, 4e8, 5e8, 6e8]), ([1e6, 2e6, 3e6, 4e6], [1e8, 2e8, 3e8, 4e8])]
-)
-def test_too_few_runs_are_refused_with_the_numbers(params, tokens):
-    with pytest.raises(UserError, match=f"{len(params)} runs of {len(set(params))} sizes"):
-        fit_parametric(params, tokens, [3.0] * len(params))
-
-
 def test_arrays_that_do_not_match_are_refused():
     with pytest.raises(ValueError, match="differ in length"):
         fit_parametric([1e6, 2e6], [1e8], [3.0, 2.9])
-    with pytest.raises(ValueError, match="positive"):
-        fit_parametric([1e6, -2e6], [1e8, 1e8], [3.0, 2.9])

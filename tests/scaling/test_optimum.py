@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from dma_lab.scaling.cost import Cost
-from dma_lab.scaling.fit import ONE_LAW, ParametricFit, natural, with_intervals
+from dma_lab.scaling.fit import ParametricFit, natural, with_intervals
 from dma_lab.scaling.interval import percentile_interval
-from dma_lab.scaling.objective import descend, resampled_minima, take_points
+from dma_lab.scaling.objective import ONE_LAW, descend, resampled_minima, take_points
 from dma_lab.scaling.optimum import compute_multiplier, compute_optimal
 
 LAW = ParametricFit(E=1.7, A=400.0, B=2000.0, alpha=0.34, beta=0.37, objective=0.0)
