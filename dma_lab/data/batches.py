@@ -83,10 +83,24 @@ def documents_in(data: TokenData, *, seed: int, first: int, count: int, context:
     return sorted(found)
 
 
+def scored_targets(data: TokenData, max_tokens: int | None = None) -> int:
+    """How many targets of the validation stream are scored: at most ``max_tokens``, all of them by default.
+
+    They end where a document does, its end scored, unless that would leave out more than a tenth of what is allowed.
+    """
+    whole = len(data.validation_tokens) - 1
+    if max_tokens is None or max_tokens >= whole:
+        return whole
+    # A document's end is the separator that opens the next one: target s - 1 for one that starts at s.
+    starts = data.validation_document_starts
+    last_end = int(starts[np.searchsorted(starts, max_tokens, side="right") - 1])
+    return last_end if last_end >= 0.9 * max_tokens else max_tokens
+
+
 def validation_batches(
     data: TokenData, *, context: int, sequences: int, max_tokens: int | None = None
 ) -> Iterator[dict[str, Tensor]]:
-    """The first ``max_tokens`` targets of the validation stream (all by default) in order, each exactly once.
+    """The first targets of the validation stream, ``scored_targets`` many, in order, each exactly once.
 
     Yields:
         ``tokens``, ``targets`` int64 and ``document_ids`` int32 (≤ sequences, context) as in training;
@@ -96,7 +110,7 @@ def validation_batches(
         targets are -100, of 0 bytes, in the last document.
     """
     stream = data.validation_tokens
-    scored = len(stream) - 1 if max_tokens is None else min(len(stream) - 1, max_tokens)
+    scored = scored_targets(data, max_tokens)
     for first in range(0, scored, sequences * context):
         last = min(first + sequences * context, scored)
         rows = -(-(last - first) // context)

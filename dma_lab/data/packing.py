@@ -137,12 +137,11 @@ class Packer:
         return float(-(shares * np.log(shares)).sum())
 
     def _batches(self, documents: Iterable[tuple[Document, bool]]) -> Iterator[_Batch]:
-        normalizer = self._tokenizer.normalizer
         batch = _Batch()
         for document, validates in documents:
             opens = True
             for piece in pieces(document.chunks, PIECE_CHARACTERS):
-                batch.texts.append(piece if normalizer is None else normalizer.normalize_str(piece))
+                batch.texts.append(piece)
                 batch.opens.append(opens)
                 batch.validates.append(validates)
                 batch.characters += len(piece)

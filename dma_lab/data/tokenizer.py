@@ -1,7 +1,8 @@
 """Byte-level tokenizers: trained here, from a file, from GPT-2's pair, or from the hub; and what their tokens weigh.
 
 Byte-level means that every token stands for a fixed string of bytes, so that decoding gives the text back exactly and
-bits per byte can be counted. Tokenizers of other kinds are refused.
+bits per byte can be counted. Tokenizers of other kinds are refused; one that first changes the text (to NFC, to lower
+case) is used without that step.
 """
 
 import json
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from dma_lab.data.digests import text_digest
 from dma_lab.data.finding import user_path
 from dma_lab.data.hub import hub_tokenizer_file
-from dma_lab.messages import UserError
+from dma_lab.messages import UserError, announce_once
 
 SEPARATOR = "<|endoftext|>"
 TRAINING_BYTES = 32 << 20
@@ -133,12 +134,18 @@ def _prepared(tokenizer: Tokenizer, name: str) -> Tokenizer:
     tokenizer.encode_special_tokens = True  # text that spells <|endoftext|> is text, no separator
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    probe = _PROBE if tokenizer.normalizer is None else tokenizer.normalizer.normalize_str(_PROBE)
-    encoded = tokenizer.encode(probe, add_special_tokens=False).ids
+    if tokenizer.normalizer is not None:
+        kind = type(tokenizer.normalizer).__name__
+        announce_once(
+            f"data.tokenizer={name} would change text before it cuts it ({kind}); this is left out, so that its tokens "
+            "stand for the text's own bytes and bits per byte are those of the text."
+        )
+        tokenizer.normalizer = None
+    encoded = tokenizer.encode(_PROBE, add_special_tokens=False).ids
     foreign = set("".join(set(tokenizer.get_vocab(with_added_tokens=False)) - {SEPARATOR})) - set(_BYTE_ALPHABET)
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     foreign -= set("".join(added))
-    if foreign or tokenizer.decode(encoded, skip_special_tokens=False) != probe:
+    if foreign or tokenizer.decode(encoded, skip_special_tokens=False) != _PROBE:
         raise UserError(
             f"data.tokenizer={name} is not a byte-level tokenizer: decoding does not give the text back byte by byte, "
             "so bits per byte would be wrong. Take a byte-level BPE (GPT-2, SmolLM, Llama 3) or data.tokenizer=bpe."

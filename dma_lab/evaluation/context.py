@@ -94,6 +94,7 @@ def score_sliding(
     target_bytes, documents = data.token_bytes[stream[1 : targets + 1]], len(starts)
     return ValidationScore(
         document_nats=np.bincount(document, nats, documents).astype(np.float64),
+        document_end_nats=np.bincount(document, nats * (target_bytes == 0), documents).astype(np.float64),
         document_tokens=np.bincount(document, minlength=documents),
         document_bytes=np.bincount(document, target_bytes, documents).astype(np.int64),
         position_nats=np.bincount(seen, nats, context).astype(np.float64),

@@ -101,5 +101,6 @@ def score_recall(model: nn.Module, batches: Iterable[dict[str, Tensor]], *, devi
             document_bytes=np.zeros(len(pairs_e), dtype=np.int64),
             position_nats=nats_en.sum(0),
             position_tokens=asked_en.sum(0),
+            document_end_nats=np.zeros(len(pairs_e)),
         ),
     )

@@ -19,7 +19,11 @@ _LARGEST_LOG = math.log(sys.float_info.max)
 
 @dataclass(frozen=True)
 class ValidationScore:
-    """Sums over the scored tokens. The separator that ends a document is scored too, and stands for no bytes."""
+    """Sums over the scored tokens. The separator that ends a document is scored too, and stands for no bytes.
+
+    Bits per byte are given with and without its nats: with, they are the code length of documents that say where they
+    end; without, that of the text alone. The shorter the documents, the further the two are apart.
+    """
 
     document_nats: NDArray[np.float64]
     """(documents,)"""
@@ -28,6 +32,8 @@ class ValidationScore:
     position_nats: NDArray[np.float64]
     """(context,): by the target's position in its window; of ``score_sliding``, by the tokens it is predicted from."""
     position_tokens: NDArray[np.int64]
+    document_end_nats: NDArray[np.float64]
+    """(documents,): the part of ``document_nats`` that is the separator's at the document's end."""
 
     @property
     def loss(self) -> float:
@@ -41,15 +47,26 @@ class ValidationScore:
 
     @property
     def bits_per_byte(self) -> float:
-        """Does not depend on the tokenizer."""
+        """Of the text and of where its documents end. Does not depend on the tokenizer."""
         return float(self.document_nats.sum() / math.log(2) / self.document_bytes.sum())
 
+    @property
+    def text_bits_per_byte(self) -> float:
+        """Of the text alone, without the separators' nats. Does not depend on the tokenizer."""
+        nats = self.document_nats.sum() - self.document_end_nats.sum()
+        return float(nats / math.log(2) / self.document_bytes.sum())
+
     def metrics(self) -> dict[str, float]:
-        """The three figures by the names under which a run reports them."""
-        return {"val_loss": self.loss, "val_perplexity": self.perplexity, "val_bits_per_byte": self.bits_per_byte}
+        """The figures by the names under which a run reports them."""
+        return {
+            "val_loss": self.loss,
+            "val_perplexity": self.perplexity,
+            "val_bits_per_byte": self.bits_per_byte,
+            "val_text_bits_per_byte": self.text_bits_per_byte,
+        }
 
     def save(self, path: Path) -> None:
-        """Write the five arrays to ``path`` (.npz)."""
+        """Write the arrays to ``path`` (.npz)."""
         np.savez(path, **vars(self))
 
 
@@ -63,7 +80,7 @@ def score_validation(
     device: torch.device,
 ) -> ValidationScore:
     """Score every target of ``batches`` (``dma_lab.data.batches.validation_batches``); targets of -100 are skipped."""
-    document_nats = torch.zeros(n_documents, dtype=torch.float64, device=device)
+    document_nats, document_end_nats = torch.zeros(2, n_documents, dtype=torch.float64, device=device)
     document_tokens, document_bytes = torch.zeros(2, n_documents, dtype=torch.int64, device=device)
     by_position: Tensor | None = None
     was_training = model.training
@@ -76,14 +93,17 @@ def score_validation(
         scored = (targets != -100).flatten()
         documents = batch["target_documents"].flatten()[scored]
         document_nats.index_add_(0, documents, nats[scored])
+        target_bytes = batch["target_bytes"].flatten()[scored].long()
+        document_end_nats.index_add_(0, documents, nats[scored] * (target_bytes == 0))  # only separators have none
         document_tokens.index_add_(0, documents, torch.ones_like(documents))
-        document_bytes.index_add_(0, documents, batch["target_bytes"].flatten()[scored].long())
+        document_bytes.index_add_(0, documents, target_bytes)
         sums = torch.stack((nats, scored.double())).view(2, *targets.shape).sum(1)
         by_position = sums if by_position is None else by_position + sums
     model.train(was_training)
     assert by_position is not None, "no validation batch"
     return ValidationScore(
         document_nats=document_nats.cpu().numpy(),
+        document_end_nats=document_end_nats.cpu().numpy(),
         document_tokens=document_tokens.cpu().numpy(),
         document_bytes=document_bytes.cpu().numpy(),
         position_nats=by_position[0].cpu().numpy(),

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from dma_lab.data.batches import scored_targets
 from dma_lab.data.readers import FORMATS, format_of, read_documents
 from dma_lab.evaluation.checkpoint import TrainedRun, open_run
 from dma_lab.evaluation.context import loss_by_tokens_seen, score_sliding
@@ -100,7 +101,7 @@ def _context(run: TrainedRun, settings: ContextSettings, machine: Machine, recor
     data = run.data
     lengths = settings.lengths or [max(2, run.context * share // 4) for share in (1, 2, 4, 8, 16)]
     wanted = settings.tokens or run.config["trainer"]["validation_tokens"]
-    tokens = min(wanted, len(data.validation_tokens) - 1)
+    tokens = scored_targets(data, wanted)
     mask = run.config["data"]["mask_documents"] if settings.mask_documents is None else settings.mask_documents
     cells: list[dict[str, Any]] = [
         {
@@ -137,7 +138,7 @@ def _context(run: TrainedRun, settings: ContextSettings, machine: Machine, recor
             )
             sums = f"context-{record.name(cell)}.npz"
             score.save(record.beside(sums))
-            figures = {"loss": score.loss, "perplexity": score.perplexity, "bits_per_byte": score.bits_per_byte}
+            figures = {name.removeprefix("val_"): value for name, value in score.metrics().items()}
             record.add(cell, {**figures, "by_tokens_seen": loss_by_tokens_seen(score), "sums": sums})
     show(
         f"{run.path.name}: {tokens:,} validation tokens, trained on contexts of {run.context}",

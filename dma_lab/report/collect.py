@@ -19,7 +19,7 @@ IDENTITY = ("study", "model", "attention", "match", "data_fingerprint", "precisi
 COSTS = ("seed", "context", "params_total", "params_non_embedding", "tokens", "steps", "flops", "flops_executed")
 OUTCOME = ("val_loss", "val_perplexity", "tokens_per_second", "peak_memory_bytes")
 """Of finished runs alone."""
-BY_TASK = ("val_bits_per_byte", "val_accuracy")
+BY_TASK = ("val_bits_per_byte", "val_text_bits_per_byte", "val_accuracy")
 """Of finished runs of text, and of recall."""
 _SCORES = {"document_nats", "document_tokens", "position_nats", "position_tokens"}
 

@@ -18,6 +18,12 @@ Difference = PairedDifference | str
 """Of a run to MHA, or why there is none (empty for MHA itself)."""
 _DIFFERENCE = ("difference", "difference_low", "difference_high", "no_difference_because")
 
+_BY_TASK_HEADINGS = {
+    "val_bits_per_byte": "bits/byte",
+    "val_text_bits_per_byte": "bits/byte of text",
+    "val_accuracy": "accuracy",
+}
+
 
 def pair_runs(runs: Sequence[Run]) -> list[tuple[Run, Difference]]:
     """Every finished run of a cohort with its paired difference to MHA."""
@@ -66,7 +72,8 @@ def comparison(compared: Sequence[tuple[Run, Difference]]) -> Table:
     return Table(
         "Loss in nats a token, and its difference to that of the MHA run with the same rung, budget, seed, data and "
         "settings, on the same documents, with its 95 % paired bootstrap interval; a star marks intervals that leave "
-        "out 0. A dash: no such run, so no difference. Parameters are non-embedding. FLOP are of the whole training, "
+        "out 0. A dash: no such run, so no difference. Bits a byte count what says where documents end; those of the text "
+        "do not. Parameters are non-embedding. FLOP are of the whole training, "
         "executed (what the backend computes) and dense-equivalent (as if every query saw all keys before it).",
         (
             "attention",
@@ -76,7 +83,7 @@ def comparison(compared: Sequence[tuple[Run, Difference]]) -> Table:
             "loss",
             "loss − MHA [95 %]",
             "perplexity",
-            *({"val_bits_per_byte": "bits/byte", "val_accuracy": "accuracy"}[name] for name in by_task),
+            *(_BY_TASK_HEADINGS[name] for name in by_task),
             "parameters",
             "FLOP exec.",
             "FLOP dense",

@@ -20,7 +20,8 @@ def print_summary(summary: dict[str, Any]) -> None:
         score += [(f"  at {pairs} pairs", f"{share:.4f}") for pairs, share in summary["val_accuracy_by_pairs"].items()]
         score += [(f"  at a gap of {gap}", f"{share:.4f}") for gap, share in summary["val_accuracy_by_gap"].items()]
     else:
-        score = [("bits per byte", f"{summary['val_bits_per_byte']:.4f}")]
+        with_ends, text = summary["val_bits_per_byte"], summary["val_text_bits_per_byte"]
+        score = [("bits per byte", f"{with_ends:.4f} with the documents' ends, {text:.4f} of the text alone")]
     for name, value in (
         ("validation loss", f"{summary['val_loss']:.4f} nats a token"),
         ("unigram entropy", f"{summary['unigram_entropy']:.4f} nats a token (what knowing frequencies alone gives)"),

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from dma_lab.data.batches import batch_at, refuse_repeat, sequences_in, validation_batches
+from dma_lab.data.batches import batch_at, refuse_repeat, scored_targets, sequences_in, validation_batches
 from dma_lab.messages import UserError
 
 CONTEXT = 16
@@ -68,6 +68,8 @@ def test_validation_scores_each_target_once_with_its_document_and_bytes(data, ma
     stream = data.validation_tokens.tolist()
     starts = data.validation_document_starts.tolist()
     limit = len(stream) - 1 if max_tokens is None else max_tokens
+    ends = [start for start in starts if 0.9 * limit <= start <= limit]
+    limit = ends[-1] if ends and max_tokens is not None else limit
     targets, documents, sizes = [], [], []
     for batch in validation_batches(data, context=CONTEXT, sequences=3, max_tokens=max_tokens):
         scored = batch["targets"] != -100
@@ -86,6 +88,23 @@ def test_validation_bytes_of_a_document_are_its_texts(data, decode_stream):
     for batch in validation_batches(data, context=CONTEXT, sequences=2):
         np.add.at(totals, batch["target_documents"].numpy().ravel(), batch["target_bytes"].numpy().ravel())
     assert totals.tolist() == [len(text.encode()) for text in decode_stream(data, "validation")]
+
+
+def test_what_is_scored_ends_where_a_document_does_and_holds_its_texts_bytes(data, decode_stream):
+    starts, texts = data.validation_document_starts.tolist(), decode_stream(data, "validation")
+    for max_tokens in range(1, len(data.validation_tokens) + 50, 7):
+        scored = scored_targets(data, max_tokens)
+        assert scored <= max_tokens
+        batches = list(validation_batches(data, context=CONTEXT, sequences=2, max_tokens=max_tokens))
+        held = int(sum(batch["target_bytes"].sum() for batch in batches))
+        if max_tokens >= len(data.validation_tokens) - 1:
+            assert held == sum(len(text.encode()) for text in texts)
+        elif any(0.9 * max_tokens <= start <= max_tokens for start in starts[1:]):
+            assert data.validation_tokens[scored] == data.separator_id
+            whole = sum(start <= scored for start in starts[1:])
+            assert held == sum(len(text.encode()) for text in texts[:whole])
+        else:
+            assert scored == max_tokens
 
 
 def test_a_budget_beyond_the_corpus_names_the_epochs(data):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import regex
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from dma_lab.data.build import prepare_data
 from dma_lab.data.digests import share_below, text_digest
@@ -137,6 +137,36 @@ def test_tokenizers_that_would_not_give_the_text_back_are_refused(tmp_path, pair
     for name in ("words.json", "prefixed.json"):
         with pytest.raises(UserError, match=re.escape(f"{name} is not a byte-level tokenizer")):
             load_tokenizer(str(tmp_path / name))
+
+
+_CHANGES = {
+    "NFC": normalizers.NFC(),
+    "NFKC": normalizers.NFKC(),
+    "Lowercase": normalizers.Lowercase(),
+    "Strip": normalizers.Strip(),
+    "StripAccents": normalizers.StripAccents(),
+    "Prepend": normalizers.Prepend("x"),
+    "Sequence": normalizers.Sequence([normalizers.NFD(), normalizers.Replace(" ", "__")]),
+}
+
+
+@pytest.mark.parametrize("kind", _CHANGES)
+def test_the_texts_own_bytes_are_counted_whatever_a_tokenizer_would_make_of_it(
+    pair, kind, settings_of, write, tmp_path, decode_stream, capsys
+):
+    texts = [f"  Tie\u0302´ng VIỆT số {n}: một hai, Ữ ỡ ằ…\n\tvà MỘT ﬁ Ⅷ A\u030a " for n in range(60)]
+    tokenizer = load_tokenizer(str(pair))
+    tokenizer.normalizer = _CHANGES[kind]
+    name = tmp_path / f"{kind}.json"
+    tokenizer.save(str(name))
+    data = prepare_data(settings_of(write(tmp_path / "a.jsonl", texts), tokenizer=str(name)), 1)
+    train, validation = decode_stream(data, "train"), decode_stream(data, "validation")
+    assert sorted(train + validation) == sorted(texts), "to the byte, no form of the same letters but the text's own"
+    sizes = {"train": train, "validation": validation}
+    for stream, held in sizes.items():
+        weights = data.token_bytes[getattr(data, f"{stream}_tokens")]
+        assert weights.sum() == data.meta[stream]["text_bytes"] == sum(len(text.encode()) for text in held)
+    assert f"{kind}.json would change text before it cuts it ({kind}); this is left out" in capsys.readouterr().err
 
 
 def test_a_tokenizer_that_cannot_be_read_is_named(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dma_lab.data.batches import validation_batches
+from dma_lab.data.batches import scored_targets, validation_batches
 from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.evaluation.context import loss_by_tokens_seen, score_sliding, sliding_windows
 from dma_lab.evaluation.perplexity import score_validation
@@ -65,10 +65,12 @@ def test_without_overlap_it_is_the_validation_of_training(trained_run):
     trained = score_validation(
         run.model(), batches, n_documents=documents, mask_documents=True, device=torch.device("cpu")
     )
-    options = {"targets": 1024, "mask_documents": True, "batch_tokens": 256}
+    options = {"targets": scored_targets(run.data, 1024), "mask_documents": True, "batch_tokens": 256}
     ours = score_sliding(run.model(), run.data, context=64, stride=64, **options)
     np.testing.assert_allclose(ours.document_nats, trained.document_nats, rtol=1e-6)
     np.testing.assert_array_equal(ours.document_bytes, trained.document_bytes)
+    assert ours.text_bits_per_byte == pytest.approx(trained.text_bits_per_byte, rel=1e-6)
+    assert 0 < trained.text_bits_per_byte < trained.bits_per_byte
 
 
 def test_asking_for_more_targets_than_there_are_scores_all(trained_run):

@@ -66,6 +66,7 @@ def write_run(
         "val_loss": loss,
         "val_perplexity": float(np.exp(loss)),
         "val_bits_per_byte": loss / 2,
+        "val_text_bits_per_byte": loss / 2.1,
         "tokens_per_second": 1234.5,
         "peak_memory_bytes": 2**30,
     } | summary

@@ -81,6 +81,7 @@ def test_the_markdown_and_the_page_say_what_the_csv_says(compared):
         assert shown["loss"] == f"{float(row['val_loss']):.4f}"
         assert shown["perplexity"] == f"{math.exp(float(row['val_loss'])):.2f}"
         assert shown["bits/byte"] == f"{float(row['val_bits_per_byte']):.4f}"
+        assert shown["bits/byte of text"] == f"{float(row['val_text_bits_per_byte']):.4f}"
         assert shown["parameters"] == f"{int(row['params_non_embedding']):,}"
         assert shown["FLOP exec."] == f"{float(row['flops_executed']):.2e}"
         assert shown["FLOP dense"] == f"{float(row['flops']):.2e}"

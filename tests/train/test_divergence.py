@@ -205,7 +205,9 @@ def test_a_finished_run_has_figures_that_are_numbers(read, overrides, monkeypatc
 @pytest.mark.parametrize(("nats", "perplexity"), [(2.0, math.e**2), (709.0, math.exp(709)), (710.0, math.inf)])
 def test_perplexity_beyond_a_double_is_infinite(nats, perplexity):
     one = np.ones(1, dtype=np.int64)
-    assert ValidationScore(np.array([nats]), one, one, np.array([nats]), one).perplexity == pytest.approx(perplexity)
+    assert ValidationScore(np.array([nats]), one, one, np.array([nats]), one, np.zeros(1)).perplexity == pytest.approx(
+        perplexity
+    )
 
 
 def watched(losses, watch=None) -> DivergenceWatch:
