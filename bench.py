@@ -3,20 +3,25 @@ conf/bench_*.yaml holds what each measures, and every setting there is an overri
 """
 
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from benchmarks.decode import bench_decode
 from benchmarks.faults import record_faults
 from benchmarks.gpu_tests import record_gpu_tests
 from benchmarks.kernels import bench_kernels
+from benchmarks.settings import DecodeSettings, FaultsSettings, GpuTestsSettings, KernelsSettings, TrainingSettings
 from benchmarks.training import bench_training
 from dma_lab.door import open_door
+from dma_lab.settings import read_settings
 
-SUITES = {
-    "kernels": bench_kernels,
-    "decode": bench_decode,
-    "training": bench_training,
-    "gpu_tests": record_gpu_tests,
-    "faults": record_faults,
+SUITES: dict[str, tuple[Callable[[Any], Path], type]] = {
+    "kernels": (bench_kernels, KernelsSettings),
+    "decode": (bench_decode, DecodeSettings),
+    "training": (bench_training, TrainingSettings),
+    "gpu_tests": (record_gpu_tests, GpuTestsSettings),
+    "faults": (record_faults, FaultsSettings),
 }
 
 if __name__ == "__main__":
@@ -24,4 +29,5 @@ if __name__ == "__main__":
     if suite not in SUITES:
         print(f"error: {suite} is no benchmark; choose one of: {', '.join(SUITES)}.", file=sys.stderr)
         raise SystemExit(2)
-    open_door(SUITES[suite], f"bench_{suite}")
+    measure, settings = SUITES[suite]
+    open_door(lambda config: measure(read_settings(settings, config)), f"bench_{suite}")

@@ -6,10 +6,13 @@ from omegaconf import DictConfig
 
 from dma_lab.door import open_door
 from dma_lab.exchange import export_run
+from dma_lab.exchange.settings import ExportSettings
+from dma_lab.settings import read_settings
 
 
 def main(config: DictConfig) -> None:
-    print(f"export: {export_run(Path(str(config.checkpoint)), Path(str(config.to)), str(config.format))}")
+    settings = read_settings(ExportSettings, config)
+    print(f"export: {export_run(Path(settings.checkpoint), Path(settings.to), settings.format)}")
 
 
 if __name__ == "__main__":

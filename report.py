@@ -5,11 +5,14 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from dma_lab.door import open_door
+from dma_lab.report.settings import ReportSettings
 from dma_lab.report.write import write_report
+from dma_lab.settings import read_settings
 
 
 def main(config: DictConfig) -> None:
-    print(f"report: {write_report(Path(config.runs), Path(config.output_dir))}")
+    settings = read_settings(ReportSettings, config)
+    print(f"report: {write_report(Path(settings.runs), Path(settings.output_dir))}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """One new token: DMA's bounded cache, whose cost does not know how long the text is, beside attention over it all."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.figure import draw_decode
 from benchmarks.goals import judge_decode, verdict_table
 from benchmarks.record import write_record
+from benchmarks.settings import DecodeSettings
 from benchmarks.timing import milliseconds, progress, require_gpu
 from dma_lab.kernels import admit_key, interval_attention_decode
 from dma_lab.messages import announce_once
@@ -20,16 +21,16 @@ from dma_lab.messages import announce_once
 _DENSE = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
 
 
-def bench_decode(config: DictConfig) -> Path:
-    """Measure every batch and history of ``config``; prints tables, writes a record and a figure."""
+def bench_decode(settings: DecodeSettings) -> Path:
+    """Measure every batch and history of ``settings``; prints tables, writes a record and a figure."""
     require_gpu()
-    points = [(batch, history) for batch in config.batches for history in config.histories]
+    points = [(batch, history) for batch in settings.batches for history in settings.histories]
     measured = []
     with progress() as bar:
         for batch, history in bar.track(points, description="decoding"):
-            measured.append({"batch": batch, "history": history, **_measure(batch, history, config)})
-    record = {"settings": OmegaConf.to_container(config), "units": "milliseconds, medians", "points": measured}
-    path = write_record(config.results_dir, "decode", record)
+            measured.append({"batch": batch, "history": history, **_measure(batch, history, settings)})
+    record = {"settings": dataclasses.asdict(settings), "units": "milliseconds, medians", "points": measured}
+    path = write_record(settings.results_dir, "decode", record)
     table = Table(title="one token, bf16, milliseconds", title_justify="left")
     for column in ("batch", "history", "admit", "attend", "both", "dense", "times faster", "cache, MiB", "dense, MiB"):
         table.add_column(column, justify="right")
@@ -48,8 +49,8 @@ def bench_decode(config: DictConfig) -> Path:
     return path
 
 
-def _measure(B: int, history: int, config: DictConfig) -> dict[str, Any]:
-    H, K, D, S = config.heads, config.kv_heads, config.head_dim, config.window
+def _measure(B: int, history: int, settings: DecodeSettings) -> dict[str, Any]:
+    H, K, D, S = settings.heads, settings.kv_heads, settings.head_dim, settings.window
     torch.manual_seed(0)
 
     def noise(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:

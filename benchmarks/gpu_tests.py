@@ -5,16 +5,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
 
 from benchmarks.outcomes import Outcomes
 from benchmarks.record import write_record
+from benchmarks.settings import GpuTestsSettings
 from dma_lab.messages import UserError
 
 _TESTS = Path(__file__).resolve().parents[1] / "tests" / "gpu"
 
 
-def record_gpu_tests(config: DictConfig) -> Path:
+def record_gpu_tests(settings: GpuTestsSettings) -> Path:
     """Run ``pytest -m gpu``; writes a record of every test.
 
     Raises:
@@ -26,9 +26,9 @@ def record_gpu_tests(config: DictConfig) -> Path:
     if not torch.cuda.is_available():
         raise UserError("PyTorch finds no CUDA device here, which the tests marked gpu need.")
     outcomes, started = Outcomes(), datetime.now(UTC)
-    status = pytest.main(["-m", "gpu", "-n", str(config.workers), str(_TESTS)], plugins=[outcomes])
+    status = pytest.main(["-m", "gpu", "-n", str(settings.workers), str(_TESTS)], plugins=[outcomes])
     counts = Counter(str(test["outcome"]) for test in outcomes.tests.values())
-    path = write_record(config.results_dir, "gpu_tests", {**counts, "tests": outcomes.tests}, started)
+    path = write_record(settings.results_dir, "gpu_tests", {**counts, "tests": outcomes.tests}, started)
     print(f"recorded in {path}")
     if status:
         raise SystemExit(int(status))

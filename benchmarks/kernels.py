@@ -7,12 +7,12 @@ few they are is nothing to dense attention's arithmetic. The floor of a figure i
 other packages follow it.
 """
 
+import dataclasses
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -22,33 +22,34 @@ from benchmarks.goals import judge_kernels, verdict_table
 from benchmarks.kernel_cases import DENSE, KINDS, PARTS, Case, dense_functions, flex_function, live_share
 from benchmarks.packages import packages_beside
 from benchmarks.record import write_record
+from benchmarks.settings import KernelsSettings
 from benchmarks.timing import eager_milliseconds, in_turns, progress, require_gpu
 
 _FLASH_UP_TO = 32_768  # tokens; beyond, seconds would go into the slower of the two
 
 
-def bench_kernels(config: DictConfig) -> Path:
-    """Measure ``config.shapes`` with ``config.kv_heads``, and kinds of scores at one; writes a record and a figure."""
+def bench_kernels(settings: KernelsSettings) -> Path:
+    """Measure all shapes with all numbers of key/value heads, kinds of scores at one; writes a record and a figure."""
     require_gpu()
-    record: dict[str, Any] = {"settings": OmegaConf.to_container(config), "units": "milliseconds, medians of turns"}
+    record: dict[str, Any] = {"settings": dataclasses.asdict(settings), "units": "milliseconds, medians of turns"}
     measured: list[dict[str, Any]] = []
     flex: dict[str, Any] | None = None
     started = datetime.now(UTC)
-    shapes = [tuple(shape) for shape in config.shapes]
-    of_kinds = tuple(config.scores_at)
+    shapes = [tuple(shape) for shape in settings.shapes]
+    of_kinds = tuple(settings.scores_at)
     with progress() as bar:
         for N, window in bar.track(list(dict.fromkeys([*shapes, of_kinds])), description="interval attention"):
-            heads = list(config.kv_heads) if (N, window) in shapes else [config.heads]
+            heads = list(settings.kv_heads) if (N, window) in shapes else [settings.heads]
             cases = [(K, "random") for K in heads]
             if (N, window) == of_kinds:
-                cases = list(dict.fromkeys([*cases, *((config.heads, kind) for kind in KINDS)]))
-            made = {(K, kind): Case(N, window, config.heads, K, config.head_dim, kind) for K, kind in cases}
-            points, forward = _measure(N, window, made, config.flex and (N, window) == of_kinds, bar)
+                cases = list(dict.fromkeys([*cases, *((settings.heads, kind) for kind in KINDS)]))
+            made = {(K, kind): Case(N, window, settings.heads, K, settings.head_dim, kind) for K, kind in cases}
+            points, forward = _measure(N, window, made, settings.flex and (N, window) == of_kinds, bar)
             measured += points
             if forward is not None:
-                flex = {"N": N, "window": window, "K": config.heads, "forward": forward}
+                flex = {"N": N, "window": window, "K": settings.heads, "forward": forward}
             # After every shape, so that what was measured survives a run that is cut off.
-            path = write_record(config.results_dir, "kernels", record | {"points": measured, "flex": flex}, started)
+            path = write_record(settings.results_dir, "kernels", record | {"points": measured, "flex": flex}, started)
     console = Console(width=150)
     console.print(_table(measured))
     if flex is not None:

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from hydra import compose
-from omegaconf import DictConfig, OmegaConf
 from torch._dynamo.utils import counters
 
 from benchmarks.attention_ops import attention_ops
 from benchmarks.record import write_record
+from benchmarks.settings import TrainingSettings
 from benchmarks.training_table import print_training
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.hardware import Hardware, resolve_hardware
@@ -43,17 +43,17 @@ _UNITS = {
 }
 
 
-def bench_training(config: DictConfig) -> Path:
-    """Train each of ``config.backends`` at each of ``config.contexts``; prints a table, writes a record.
+def bench_training(bench: TrainingSettings) -> Path:
+    """Train each of ``bench.backends`` at each of ``bench.contexts``; prints a table, writes a record.
 
     Raises:
         UserError: for settings that no point could be trained with.
         SystemExit: status 1, after all is recorded, when a point failed, its loss did not fall or was not finite.
     """
     points = []
-    for context in config.contexts:
-        for backend in config.backends:
-            settings = _settings(config, backend, context)
+    for context in bench.contexts:
+        for backend in bench.backends:
+            settings = _settings(bench, backend, context)
             hardware = resolve_hardware(settings.trainer)
             points.append((backend, context, settings, plan_run(settings, settings.model.vocab_size, hardware)))
     measured: list[Point] = []
@@ -61,9 +61,9 @@ def bench_training(config: DictConfig) -> Path:
     for backend, context, settings, plan in points:
         print(f"[{len(measured) + 1}/{len(points)}] attention={backend}, {context:,} tokens", file=sys.stderr)
         measured.append({"backend": backend, "context": context, **_measure(settings, plan, hardware)})
-        record = {"settings": OmegaConf.to_container(config), "units": _UNITS, "runs": measured}
-        path = write_record(config.results_dir, "training", record, started)
-    print_training(measured, f"{config.rung}: {config.steps} steps of {config.tokens_per_step:,} tokens")
+        record = {"settings": dataclasses.asdict(bench), "units": _UNITS, "runs": measured}
+        path = write_record(bench.results_dir, "training", record, started)
+    print_training(measured, f"{bench.rung}: {bench.steps} steps of {bench.tokens_per_step:,} tokens")
     print(f"recorded in {path}")
     wrong = [run for run in measured if run["wrong"]]
     for run in wrong:
@@ -73,18 +73,18 @@ def bench_training(config: DictConfig) -> Path:
     return path
 
 
-def _settings(config: DictConfig, backend: str, context: int) -> TrainSettings:
+def _settings(bench: TrainingSettings, backend: str, context: int) -> TrainSettings:
     overrides = [
         f"attention={backend}",
-        f"model={config.rung}",
+        f"model={bench.rung}",
         f"trainer.context={context}",
-        f"trainer.tokens_per_step={config.tokens_per_step}",
-        f"tokens={config.steps * config.tokens_per_step}",
+        f"trainer.tokens_per_step={bench.tokens_per_step}",
+        f"tokens={bench.steps * bench.tokens_per_step}",
         "trainer.log_every=1",
-        f"trainer.validate_every={config.steps}",
-        f"trainer.checkpoint_every={config.steps}",
+        f"trainer.validate_every={bench.steps}",
+        f"trainer.checkpoint_every={bench.steps}",
         "data.allow_repeat=true",
-        *config.overrides,
+        *bench.overrides,
     ]
     return read_settings(compose("train", overrides))
 

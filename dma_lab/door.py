@@ -20,8 +20,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from dma_lab.messages import UserError
+from dma_lab.settings import shown
 from dma_lab.train.runs import RunHeldError
 
+_READABLE = 300  # characters
 _CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
 
 
@@ -47,18 +49,19 @@ def open_door(main: Callable[[DictConfig], Any], config_name: str) -> None:
     trains is left to that: it returns a ``HeldPoint``.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors and exits by itself, with status 1
+    composed = False
 
     @functools.wraps(main)
     def guarded(config: DictConfig) -> Any:
+        nonlocal composed
+        composed = True
         try:
             return main(config)
         except Exception as error:
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 return _outcome_of_point(error)
-            if isinstance(error, UserError):
-                _refuse(str(error), error.exit_status)
-            if isinstance(error, OmegaConfBaseException):
-                _refuse(_one_sentence(error))
+            if (sentence := _mishap(error)) is not None:
+                _refuse(sentence, getattr(error, "exit_status", UserError.exit_status))
             raise
 
     try:
@@ -66,11 +69,12 @@ def open_door(main: Callable[[DictConfig], Any], config_name: str) -> None:
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except (HydraException, OmegaConfBaseException) as error:
-        _refuse(_one_sentence(error))
-    except ValueError:
-        if (sentence := _unnamed_choice()) is None:
+        _refuse(_unnamed_choice() or _one_sentence(error))
+    except Exception as error:
+        # Hydra composes with asserts and look-ups that the command line alone can make fail.
+        if composed:
             raise
-        _refuse(sentence)
+        _refuse(_unnamed_choice() or _one_sentence(error))
 
 
 def _outcome_of_point(error: Exception) -> FailedPoint | HeldPoint:
@@ -79,11 +83,33 @@ def _outcome_of_point(error: Exception) -> FailedPoint | HeldPoint:
     if isinstance(error, RunHeldError):
         print(f"skipped: {point}: {error.path} is being trained by another process", file=sys.stderr, flush=True)
         return HeldPoint(str(error.path))
-    if isinstance(error, UserError):
-        print(f"error: {point}: {error}", file=sys.stderr, flush=True)
-        return FailedPoint(str(error))
+    if (sentence := _mishap(error)) is not None:
+        print(f"error: {point}: {sentence}", file=sys.stderr, flush=True)
+        return FailedPoint(sentence)
     traceback.print_exc()
-    return FailedPoint(" ".join(f"{type(error).__name__}: {error}".split()))
+    return FailedPoint(_one_line(error))
+
+
+def _mishap(error: Exception) -> str | None:
+    """The sentence for what a user can mend; None for a fault of the program's, which shows its traceback."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OmegaConfBaseException):
+        return _one_sentence(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{shown(error.filename)} cannot be read or written ({error.strerror}); give a place that can be."
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    return _cut(f"{type(error).__name__}: {error}")
+
+
+def _cut(text: str) -> str:
+    """``text`` on one line, printable, of a length that can be read."""
+    line = " ".join(text.split())
+    line = line if line.isprintable() else repr(line)
+    return line if len(line) <= _READABLE else f"{line[:_READABLE]}…"
 
 
 def _refuse(sentence: str, exit_status: int = UserError.exit_status) -> NoReturn:
@@ -97,6 +123,8 @@ def _one_sentence(error: Exception) -> str:
     while cause.__cause__ is not None:
         cause = cause.__cause__
     text, reason = str(error), str(cause)
+    if "maximum recursion depth" in reason:
+        return "the command line makes no config (it nests too deep); see conf/ for the settings there are."
     if choice := re.search(r"Could not find '([^']+)/([^'/]*)'", text):
         group, value = choice.groups()
         options = re.findall(r"^\t([\w.-]+)$", text, flags=re.MULTILINE)  # those of installed launchers too
@@ -109,19 +137,25 @@ def _one_sentence(error: Exception) -> str:
         return f"{full_key.group(1) if full_key else key.group(1)} is no setting here; see conf/ for those there are."
     if missing := re.search(r"Missing mandatory value: (\S+)", reason):
         return f"{missing.group(1)} must be given, as {missing.group(1)}=…; see conf/ for what it is."
-    return " ".join(reason.split())
+    if override := re.match(r"(?:Error parsing override '|Lexer\w+: )(.*?)'?(?:\n|$)", text):
+        return f"{shown(override.group(1))} is no override; write setting=value, and quote a value that is not plain."
+    return f"{_cut(reason.partition('See https://')[0]).rstrip('.')}."
 
 
 def _unnamed_choice() -> str | None:
-    """A group of conf/ that the command line gives something other than a name, which Hydra's ValueError leaves out."""
+    """A group of conf/ that the command line gives something other than a name, which Hydra's errors leave out."""
     for argument in sys.argv[1:]:
-        group = argument.lstrip("+").partition("=")[0]
+        group = argument.lstrip("+~").partition("=")[0].partition("@")[0]
         files = _CONFIG_DIR / group
-        if not group or not files.is_dir():
+        if not group.strip("./") or "\0" in group or not files.is_dir():
             continue
-        if not isinstance(OverridesParser.create().parse_override(argument).value(), (str, list)):
+        try:
+            chosen = OverridesParser.create().parse_override(argument).value()
+        except Exception:  # said in Hydra's own words
+            continue
+        if not isinstance(chosen, str) or group.startswith("."):
             options = ", ".join(sorted(path.stem for path in files.glob("*.yaml")))
-            return f"{argument} is not known; choose one of: {options}."
+            return f"{shown(argument)} is not known; choose one of: {options}."
     return None
 
 

@@ -7,6 +7,7 @@ lifetime a key (``dma_lab.kernels.prefix_topk_expiry``), and a decoding cache ne
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 
 from dma_lab.attention.base import AttentionBackend, AttentionFlops, causal_pairs
 from dma_lab.attention.heads import HeadProjections
+from dma_lab.attention.rope import RopeBase
 from dma_lab.kernels import admit_key, interval_attention, interval_attention_decode, prefix_topk_expiry
 from dma_lab.kernels.decode import EMPTY
-from dma_lab.messages import UserError, announce_once
+from dma_lab.messages import announce_once
+from dma_lab.settings import Count, CountOrNone
 
 
 @dataclass
@@ -54,20 +57,14 @@ class DynamicMaskAttention(AttentionBackend, name="dma"):
         n_kv_heads: int,
         head_dim: int,
         max_seq_len: int,
-        window: int | None = None,
-        recent: int = 0,
-        score: str = "exp",
+        window: Count | None = None,
+        recent: CountOrNone = 0,
+        score: Literal["exp", "linear"] = "exp",
         qk_norm: bool = True,
-        rope_base: float = 10_000.0,
+        rope_base: RopeBase = 10_000.0,
     ) -> None:
         shape = {"d_model": d_model, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
         super().__init__(**shape, max_seq_len=max_seq_len)
-        if window is not None and window < 1:
-            raise UserError(f"attention.window={window}: a query must keep at least 1 key.")
-        if recent < 0:
-            raise UserError(f"attention.recent={recent}: it must be 0 or more.")
-        if score not in ("exp", "linear"):
-            raise UserError(f"attention.score={score}: choose exp or linear.")
         self.window = max(1, max_seq_len // 2) if window is None else window
         if self.window >= max_seq_len:
             announce_once(

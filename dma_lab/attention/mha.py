@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dma_lab.attention.base import AttentionBackend, AttentionFlops, causal_pairs
 from dma_lab.attention.heads import HeadProjections, KeyValueCache, sdpa_is_fused
+from dma_lab.attention.rope import RopeBase
 from dma_lab.kernels import document_bounds, flash_attention, flash_attention_suits, interval_attention
 
 
@@ -31,7 +32,7 @@ class MultiHeadAttention(AttentionBackend, name="mha"):
         head_dim: int,
         max_seq_len: int,
         qk_norm: bool = True,
-        rope_base: float = 10_000.0,
+        rope_base: RopeBase = 10_000.0,
     ) -> None:
         shape = {"d_model": d_model, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
         super().__init__(**shape, max_seq_len=max_seq_len)

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from dma_lab.attention.base import AttentionBackend, AttentionFlops, causal_pairs
 from dma_lab.attention.heads import sdpa_is_fused
-from dma_lab.attention.rope import Rotary
+from dma_lab.attention.rope import RopeBase, Rotary
 from dma_lab.kernels import document_bounds, interval_attention
 from dma_lab.messages import UserError
+from dma_lab.settings import Count
 
 
 @dataclass
@@ -57,10 +58,10 @@ class MultiHeadLatentAttention(AttentionBackend, name="mla"):
         n_kv_heads: int,
         head_dim: int,
         max_seq_len: int,
-        kv_rank: int | None = None,
-        q_rank: int | None = None,
-        rope_dim: int | None = None,
-        rope_base: float = 10_000.0,
+        kv_rank: Count | None = None,
+        q_rank: Count | None = None,
+        rope_dim: Count | None = None,
+        rope_base: RopeBase = 10_000.0,
     ) -> None:
         shape = {"d_model": d_model, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
         super().__init__(**shape, max_seq_len=max_seq_len)
@@ -69,8 +70,10 @@ class MultiHeadLatentAttention(AttentionBackend, name="mla"):
         for setting, rank in (("kv_rank", self.kv_rank), ("q_rank", q_rank)):
             if rank is not None and not 1 <= rank <= d_model:
                 raise UserError(f"attention.{setting}={rank}: choose from 1 to d_model={d_model}, which it compresses.")
-        if self.rope_dim < 2 or self.rope_dim % 2:
-            raise UserError(f"attention.rope_dim={self.rope_dim}: RoPE turns pairs; choose an even number from 2 up.")
+        if self.rope_dim % 2 or self.rope_dim > max(2, d_model):
+            raise UserError(
+                f"attention.rope_dim={self.rope_dim}: RoPE turns pairs; choose an even number up to d_model={d_model}."
+            )
         qk_dim = head_dim + self.rope_dim
         self.scale = qk_dim**-0.5
         self.q_down = nn.Identity() if q_rank is None else nn.Linear(d_model, q_rank, bias=False)

@@ -32,9 +32,11 @@ from dma_lab.attention.nsa_blocks import (
     locate_blocks,
     select_blocks,
 )
+from dma_lab.attention.rope import RopeBase
 from dma_lab.attention.swa import sliding_window_attention
 from dma_lab.kernels import document_bounds
 from dma_lab.messages import UserError, announce_once
+from dma_lab.settings import Count
 
 _QUERY_CHUNK = 2048  # queries whose logits exist at a time
 
@@ -102,13 +104,13 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
         n_kv_heads: int,
         head_dim: int,
         max_seq_len: int,
-        window: int | None = None,
-        block: int | None = None,
-        stride: int | None = None,
-        selected_block: int | None = None,
-        selected_blocks: int = 16,
+        window: Count | None = None,
+        block: Count | None = None,
+        stride: Count | None = None,
+        selected_block: Count | None = None,
+        selected_blocks: Count = 16,
         qk_norm: bool = True,
-        rope_base: float = 10_000.0,
+        rope_base: RopeBase = 10_000.0,
     ) -> None:
         shape = {"d_model": d_model, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
         super().__init__(**shape, max_seq_len=max_seq_len)
@@ -129,9 +131,6 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
 
     def _check_sizes(self) -> None:
         block, stride, selected_block = self.block, self.stride, self.selected_block
-        for setting, value in (("window", self.window), ("block", block), ("stride", stride)):
-            if value < 1:
-                raise UserError(f"attention.{setting}={value}: it must be at least 1.")
         if selected_block < block:
             raise UserError(
                 f"attention.selected_block={selected_block} is shorter than attention.block={block}: choose at least "

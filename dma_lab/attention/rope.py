@@ -1,9 +1,15 @@
 """Rotary position embedding (RoFormer, arXiv 2104.09864), in the half-split layout of Llama."""
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from dma_lab.messages import UserError
+
+RopeBase = Annotated[float, Field(ge=1, allow_inf_nan=False)]
+"""Frequencies are its powers: below 1 they would rise, and overflow."""
 
 
 class Rotary(nn.Module):
@@ -16,8 +22,11 @@ class Rotary(nn.Module):
         super().__init__()
         if head_dim % 2:
             raise UserError(f"head_dim={head_dim} is odd, and rotary embedding turns pairs; choose an even one.")
-        if not base > 0:
-            raise UserError(f"attention.rope_base={base}: frequencies are its powers; choose a positive number.")
+        if torch.get_default_device().type == "meta":  # where arithmetic is slow and gives shapes alone
+            tables = torch.empty(2, max_seq_len, head_dim // 2)
+            self.register_buffer("cos_nd", tables[0], persistent=False)
+            self.register_buffer("sin_nd", tables[1], persistent=False)
+            return
         frequency_d = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
         angle_nd = torch.arange(max_seq_len, dtype=torch.float64)[:, None] * frequency_d
         # Tables are made in float64, so that far positions are exact, and never saved: they are arithmetic.

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from dma_lab.attention.base import AttentionBackend, AttentionFlops, causal_pairs
 from dma_lab.attention.heads import HeadProjections, KeyValueCache
+from dma_lab.attention.rope import RopeBase
 from dma_lab.kernels import document_bounds, flash_attention, flash_attention_suits, interval_attention
-from dma_lab.messages import UserError, announce_once
+from dma_lab.messages import announce_once
+from dma_lab.settings import Count
 
 
 def sliding_window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, document_ids: Tensor | None) -> Tensor:
@@ -41,14 +43,12 @@ class SlidingWindowAttention(AttentionBackend, name="swa"):
         n_kv_heads: int,
         head_dim: int,
         max_seq_len: int,
-        window: int | None = None,
+        window: Count | None = None,
         qk_norm: bool = True,
-        rope_base: float = 10_000.0,
+        rope_base: RopeBase = 10_000.0,
     ) -> None:
         shape = {"d_model": d_model, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
         super().__init__(**shape, max_seq_len=max_seq_len)
-        if window is not None and window < 1:
-            raise UserError(f"attention.window={window}: a query must see at least 1 key.")
         self.window = max(1, max_seq_len // 2) if window is None else window
         if self.window >= max_seq_len:
             announce_once(

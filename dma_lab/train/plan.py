@@ -1,6 +1,8 @@
 """What a run will be and cost, worked out before anything is spent."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -22,6 +24,7 @@ from dma_lab.train.optim import schedule_phases
 from dma_lab.train.settings import ScheduleSettings, TrainSettings
 
 _GPU_MICRO_BATCH_TOKENS = 16_384
+_MOST_TOKENS = 1e18
 _LEAST_STEPS = 10
 """That a budget of FLOP comes to: rounded to whole steps it is then met within 5 %."""
 
@@ -67,7 +70,13 @@ def plan_run(settings: TrainSettings, vocab_size: int, hardware: Hardware) -> Ru
     shape = matched_shape(settings, vocab_size, reference)
     model = meta_model(settings, shape)
 
-    steps = max(1, round(_budget_tokens(settings, vocab_size, reference) / trainer.tokens_per_step))
+    budget = _budget_tokens(settings, vocab_size, reference)
+    if budget > _MOST_TOKENS:
+        raise UserError(
+            f"{_budget_named(settings)} comes to {budget:.3g} tokens, more than anyone will train on "
+            f"({_MOST_TOKENS:.0e}); give less."
+        )
+    steps = max(1, round(budget / trainer.tokens_per_step))
     _refuse_long_warmup(settings.schedule, steps)
     sequences_per_step = trainer.tokens_per_step // trainer.context
     accumulate = _micro_batches(settings, sequences_per_step // trainer.devices, hardware)
@@ -97,14 +106,21 @@ def _budget_tokens(settings: TrainSettings, vocab_size: int, reference: int) -> 
     if settings.flops is None:
         return settings.tokens_per_parameter * reference
     context, step = settings.trainer.context, settings.trainer.tokens_per_step
-    tokens = settings.flops / _rung_flops_per_sequence(settings, vocab_size).dense_equivalent * context
+    a_token = _rung_flops_per_sequence(settings, vocab_size).dense_equivalent / context
+    tokens = settings.flops / a_token
     if tokens < _LEAST_STEPS * step:
         raise UserError(
             f"flops={settings.flops:g} pays for {tokens:,.0f} tokens of the MHA rung {settings.model.name}, less than "
             f"{_LEAST_STEPS} steps of {step:,}, whose rounding would miss the budget by more than 5 %; give at least "
-            f"{settings.flops * _LEAST_STEPS * step / tokens:.3g}."
+            f"{_LEAST_STEPS * step * a_token:.3g}."
         )
     return tokens
+
+
+def _budget_named(settings: TrainSettings) -> str:
+    if settings.flops is not None:
+        return f"flops={settings.flops:g}"
+    return f"tokens_per_parameter={settings.tokens_per_parameter:g} for model.name={settings.model.name}"
 
 
 def _rung_flops_per_sequence(settings: TrainSettings, vocab_size: int) -> TrainingFlops:
@@ -131,7 +147,7 @@ def matched_shape(settings: TrainSettings, vocab_size: int, reference: int) -> M
     if settings.match == "params":
         target = reference
         width = match_width(
-            lambda d_ff: count_parameters(meta_model(settings, shape(d_ff))).non_embedding,
+            lambda d_ff: _at_depth(lambda model: count_parameters(model).non_embedding, settings, shape(d_ff)),
             target,
             start=start,
             kind="non-embedding parameters",
@@ -140,12 +156,20 @@ def matched_shape(settings: TrainSettings, vocab_size: int, reference: int) -> M
         context = settings.trainer.context
         target = _rung_flops_per_sequence(settings, vocab_size).executed
         width = match_width(
-            lambda d_ff: training_flops_per_sequence(meta_model(settings, shape(d_ff)), context).executed,
+            lambda d_ff: _at_depth(
+                lambda model: training_flops_per_sequence(model, context).executed, settings, shape(d_ff)
+            ),
             target,
             start=start,
             kind="training FLOPs a sequence",
         )
     return shape(width)
+
+
+def _at_depth(count: Callable[[Transformer], int], settings: TrainSettings, shape: ModelShape) -> int:
+    """``count`` of the model of ``shape``: layers are all alike, so two small models tell it of any number of them."""
+    one, two = (count(meta_model(settings, replace(shape, n_layers=layers))) for layers in (1, 2))
+    return one + (shape.n_layers - 1) * (two - one)
 
 
 def _rung_shape(settings: TrainSettings, vocab_size: int, d_ff: int) -> ModelShape:
@@ -182,5 +206,10 @@ def _micro_batches(settings: TrainSettings, sequences: int, hardware: Hardware) 
         fit = (
             max(1, _GPU_MICRO_BATCH_TOKENS // settings.trainer.context) if hardware.device.type == "cuda" else sequences
         )
-        micro = max(size for size in range(1, sequences + 1) if sequences % size == 0 and size <= max(1, fit))
+        micro = max(size for size in _divisors(sequences) if size <= max(1, fit))
     return sequences // micro
+
+
+def _divisors(number: int) -> list[int]:
+    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+    return [*small, *(number // size for size in small)]

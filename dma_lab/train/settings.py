@@ -1,40 +1,37 @@
 """The typed form of conf/train.yaml: checked once at the door, plain values from there on."""
 
-import json
-import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from omegaconf import DictConfig, OmegaConf
-from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
+from omegaconf import DictConfig
+from pydantic import Discriminator, Field, Tag
 
+import dma_lab.settings
+from dma_lab.attention import check_options
 from dma_lab.data.mqar import RecallSettings
 from dma_lab.data.settings import DataSettings
 from dma_lab.messages import UserError
+from dma_lab.settings import STRICT, Count, CountOrNone, Fraction, Name, Positive, Seed, Text, Tokens, Width, shown
 
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-_UNION_MEMBER = re.compile(r"int|float|str|bool|literal\['auto'\]|list\[.*\]|<.*>")
-
-Count = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
+Layers = Annotated[int, Field(gt=0, le=512)]
+Multiple = Annotated[float, Field(gt=0, le=1e6)]
 
 
 @dataclass(frozen=True)
 class RungSettings:
     """A rung of the ladder: conf/model/."""
 
-    __pydantic_config__ = _STRICT
-    name: str
-    n_layers: Count
-    d_model: Count
-    n_heads: Count
-    n_kv_heads: Count
-    head_dim: Count
-    d_ff: Count
-    vocab_size: Count
+    __pydantic_config__ = STRICT
+    name: Name
+    n_layers: Layers
+    d_model: Width
+    n_heads: Width
+    n_kv_heads: Width
+    head_dim: Width
+    d_ff: Width
+    vocab_size: Width
     tie_embeddings: bool
-    context: Count
+    context: Width
     tokens_per_step: Count
     learning_rate: Positive
 
@@ -43,7 +40,7 @@ class RungSettings:
 class OptimizerSettings:
     """AdamW: conf/optimizer/."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
     name: Literal["adamw"]
     learning_rate: Positive
     weight_decay: Annotated[float, Field(ge=0)]
@@ -56,14 +53,14 @@ class OptimizerSettings:
 class ScheduleSettings:
     """Shape of the learning rate over the run; fractions of its steps, and of the peak: conf/schedule/."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
     name: Literal["wsd", "cosine"]
     warmup_fraction: Fraction
-    warmup_steps: Annotated[int, Field(ge=0)] | None
+    warmup_steps: CountOrNone | None
     """Overrides ``warmup_fraction``: a warm-up that is the same for every budget."""
     decay_fraction: Fraction
     final_fraction: Fraction
-    branches: Annotated[list[Positive], Field(min_length=1)] | None
+    branches: Annotated[list[Multiple], Field(min_length=1, max_length=64)] | None
     """Multiples of the budget at which a run of its own decays (dma_lab/train/branches.py)."""
 
 
@@ -71,29 +68,29 @@ class ScheduleSettings:
 class TrainerSettings:
     """How training is carried out: conf/trainer/."""
 
-    __pydantic_config__ = _STRICT
-    context: Count
+    __pydantic_config__ = STRICT
+    context: Width
     tokens_per_step: Count
     micro_batch_sequences: Count | None
     device: Literal["auto", "cpu", "cuda"]
-    devices: Count
+    devices: Annotated[int, Field(gt=0, le=1024)]
     precision: Literal["auto", "fp32", "bf16"]
     compile: Literal["auto"] | bool
     log_every: Count
     validate_every: Count
     validation_tokens: Count
     checkpoint_every: Count
-    loader_workers: Annotated[int, Field(ge=0)]
+    loader_workers: Annotated[int, Field(ge=0, le=256)]
 
 
 @dataclass(frozen=True)
 class LoggerSettings:
     """Where metrics go beside the run's directory: conf/logger/."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
     name: Literal["local", "wandb"]
-    project: str | None
-    entity: str | None
+    project: Text | None
+    entity: Text | None
 
 
 def _kind_of_data(node: Any) -> str:
@@ -104,17 +101,17 @@ def _kind_of_data(node: Any) -> str:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Everything ``train.py`` and ``plan.py`` take."""
+    """Everything ``train.py`` takes."""
 
-    __pydantic_config__ = _STRICT
-    study: str
-    seed: Annotated[int, Field(ge=0)]
+    __pydantic_config__ = STRICT
+    study: Name
+    seed: Seed
     match: Literal["params", "flops", "none"]
     tokens_per_parameter: Positive
-    tokens: Count | None
+    tokens: Tokens | None
     flops: Positive | None
     """Budget in the dense-equivalent FLOP of the MHA rung, so that all backends of a rung train on the same tokens."""
-    output_dir: str
+    output_dir: Text
     model: RungSettings
     attention: dict[str, Any]
     data: Annotated[
@@ -127,35 +124,37 @@ class TrainSettings:
     logger: LoggerSettings
 
 
+@dataclass(frozen=True)
+class PlanSettings(TrainSettings):
+    """Everything ``plan.py`` takes."""
+
+    flops_per_second: Positive | None
+
+
 def read_settings(config: DictConfig) -> TrainSettings:
     """The settings of a composed config.
 
     Raises:
-        UserError: naming the first setting whose type or value cannot be.
+        UserError: naming the first setting whose type or value cannot be, or that contradicts another.
     """
-    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    try:
-        # As JSON, whose objects strict validation takes for dataclasses while it still takes no "3" for a 3.
-        settings = TypeAdapter(TrainSettings).validate_json(json.dumps(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        # A union's members follow the setting's own path; they say nothing to a user.
-        setting = ".".join(str(part) for part in first["loc"] if not _UNION_MEMBER.fullmatch(str(part)))
-        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            raise UserError(f"{setting} is no setting here; see conf/ for those there are.") from error
-        if first["type"] == "missing":
-            raise UserError(f"{setting} is missing; give it, as in conf/{setting.partition('.')[0]}/.") from error
-        raise UserError(f"{setting}={first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}.") from error
+    settings = dma_lab.settings.read_settings(TrainSettings, config)
+    _check_values(settings)
+    return settings
+
+
+def read_plan_settings(config: DictConfig) -> PlanSettings:
+    """As ``read_settings``, of the config of ``plan.py``."""
+    settings = dma_lab.settings.read_settings(PlanSettings, config)
     _check_values(settings)
     return settings
 
 
 def _check_values(settings: TrainSettings) -> None:
     model, trainer, schedule = settings.model, settings.trainer, settings.schedule
-    if not settings.study or "/" in settings.study:
-        raise UserError(f"study={settings.study} names the run's directory: give a word without a slash.")
-    if "name" not in settings.attention:
-        raise UserError("attention.name is missing: choose a backend, as in attention=dma.")
+    name = settings.attention.get("name")
+    if not isinstance(name, str):
+        raise UserError(f"attention.name={shown(name)} is no name; choose a backend, as in attention=dma.")
+    check_options(name, {option: value for option, value in settings.attention.items() if option != "name"})
     if model.n_heads * model.head_dim != model.d_model:
         raise UserError(
             f"model.n_heads={model.n_heads} of model.head_dim={model.head_dim} make {model.n_heads * model.head_dim} "

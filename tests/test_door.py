@@ -1,0 +1,133 @@
+"""What the doors say before anything is done: one sentence for whatever the command line may hold, status 2."""
+
+import sys
+import time
+from functools import partial
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+import dma_lab.settings
+from benchmarks.settings import TrainingSettings
+from dma_lab.door import open_door
+from dma_lab.evaluation.settings import EvaluateSettings
+from dma_lab.exchange.settings import ExportSettings
+from dma_lab.report.settings import ReportSettings
+from dma_lab.train.settings import read_plan_settings, read_settings
+
+READ = {
+    "train": read_settings,
+    "plan": read_plan_settings,
+    "evaluate": partial(dma_lab.settings.read_settings, EvaluateSettings),
+    "report": partial(dma_lab.settings.read_settings, ReportSettings),
+    "export": partial(dma_lab.settings.read_settings, ExportSettings),
+    "bench_training": partial(dma_lab.settings.read_settings, TrainingSettings),
+}
+NEEDED = {"evaluate": ["suite=needle", "checkpoint=run"], "export": ["checkpoint=run", "to=folder"]}
+
+
+@pytest.fixture
+def refusal(monkeypatch, capsys):
+    """``refusal(door, arguments)``: the sentence with which the door refuses; None if it lets them in."""
+
+    def call(door: str, arguments: list[str], main=None) -> str | None:
+        def read(config: DictConfig) -> None:
+            main() if main else READ[door](config)
+
+        monkeypatch.setattr(sys, "argv", [f"{door}.py", *NEEDED.get(door, []), *arguments])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+        GlobalHydra.instance().clear()
+        started = time.process_time()
+        status = 0
+        try:
+            open_door(read, door)
+        except SystemExit as end:
+            status = end.code
+        assert time.process_time() - started < 10
+        said = capsys.readouterr().err.splitlines()
+        if status == 0:
+            return None
+        assert (status, len(said)) == (2, 1)
+        assert said[0].startswith("error: ")
+        assert said[0].endswith(".")
+        assert len(said[0]) < 500
+        return said[0]
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["model=7b"], "model=7b is not known; choose one of: 1.7b, 10m"),
+        (["model=80"], "model=80 is not known; choose one of: 1.7b, 10m, 14k, 1m, 200m, 30m, 37k, 3m, 440k, 680m, 80m"),
+        (["attention="], "attention= is not known; choose one of: dma, mha"),
+        (["data=the_pile"], "data=the_pile is not known; choose one of: fineweb_edu, local"),
+        (["experiment=chinchila_dma"], "experiment=chinchila_dma is not known; choose one of: chinchilla_dma"),
+        (["sweep=chinchila"], "sweep=chinchila is not known; choose one of: chinchilla, isoflop"),
+        (["hydra/launcher=ray"], "hydra/launcher=ray is not known; choose one of: basic"),
+        (["optimizer.lr=1"], "optimizer.lr is no setting here"),
+        (["trainer.contxt=128"], "trainer.contxt is no setting here (did you mean trainer.context?)"),
+        (["trainer=[1]"], "trainer=[1] is not known; choose one of: default"),
+        (["trainer={a:1}"], "trainer={a:1} is not known"),
+        (["attention=null"], "attention=null is not known; choose one of: dma, mha"),
+        (["model=null"], "model=null is not known; choose one of: "),
+        (["+foo={a:1}"], "foo is no setting here"),
+        (["+foo=" + "{a:" * 200 + "1" + "}" * 200], "nests too deep"),
+        (["seed=" + "[" * 100 + "]" * 100], "seed=[["),
+        (["seed=1" + "0" * 5000], "4300 digits"),
+        (["study=${nope}"], "study cannot be worked out: Interpolation key 'nope' not found"),
+        (["study=${study}"], "study cannot be worked out: Recursive"),
+        (["study=???"], "study must be given, as study="),
+        (["~model"], "model.vocab_size"),
+        (["study=\udcff"], r"study=\udcff' is no override"),
+        (["study=a\x00"], r"study=a\x00' is no override"),
+        (["study='a\nb'"], r"study='a\nb': it names the run's directory"),
+        (["model.name='东京'"], "model.name=东京: it names the run's directory"),
+        (["output_dir='a\tb'"], r"output_dir='a\tb': it holds characters that cannot be printed"),
+        (["study"], "study is no override; write setting=value"),
+        (["..=3"], "..=3 is no override"),
+        (["--config-name", "nope"], "nope"),
+        (["attention.name=[1]"], "attention.name=[1]"),
+    ],
+    ids=lambda value: "".join(value)[:40].encode("ascii", "backslashreplace").decode(),
+)
+def test_what_makes_no_config_is_one_sentence(refusal, arguments, said):
+    assert said in refusal("train", arguments)
+
+
+@pytest.mark.parametrize(
+    ("door", "arguments", "said"),
+    [
+        ("plan", ["flops_per_second=inf"], "flops_per_second=inf: input should be a finite number"),
+        ("plan", ["flops_per_second=true"], "flops_per_second=True: input should be a valid number"),
+        ("evaluate", ["checkpoint=[1]"], "checkpoint=[1]: input should be a valid string"),
+        ("evaluate", ["checkpoint=null"], "checkpoint=None: input should be a valid string"),
+        ("evaluate", ["suite=[1]"], "suite=[1] is not known; choose one of: context, generate"),
+        ("evaluate", ["suite.rope_base=inf"], "suite.rope_base=inf: input should be a finite number"),
+        ("evaluate", ["suite.lengths=[0]"], "suite.lengths.0=0: input should be greater than 0"),
+        ("evaluate", ["+suite.widow=3"], "suite.widow is no setting here; see conf/"),
+        ("report", ["runs=null"], "runs=None: input should be a valid string"),
+        ("report", ["runs=3"], "runs=3: input should be a valid string"),
+        ("report", ["output_dir=[1]"], "output_dir=[1]: input should be a valid string"),
+        ("report", ["output_dir="], "output_dir=: string should have at least 1 character"),
+        ("export", ["to={a:1}"], "to={'a': 1}: input should be a valid string"),
+        ("export", ["format=onnx"], "format=onnx: input should be 'auto', 'stock' or 'custom'"),
+        ("bench_training", ["contexts=128"], "contexts=128: input should be a valid array"),
+        ("bench_training", ["contexts=[null]"], "contexts.0=None: input should be a valid integer"),
+        ("bench_training", ["steps=many"], "steps=many: input should be a valid integer"),
+        ("bench_training", ["results_dir=null"], "results_dir=None: input should be a valid string"),
+    ],
+    ids=lambda value: "".join(value),
+)
+def test_every_door_names_the_setting_that_cannot_be(refusal, door, arguments, said):
+    assert said in refusal(door, arguments)
+
+
+@pytest.mark.parametrize("door", READ)
+def test_every_door_reads_its_own_config_and_says_what_cannot_be_written(refusal, tmp_path, door):
+    assert refusal(door, []) is None
+    (tmp_path / "file").write_text("")
+    said = refusal(door, [], main=lambda: (tmp_path / "file" / "below").mkdir())
+    assert f"{tmp_path}/file/below cannot be read or written (Not a directory)" in said
