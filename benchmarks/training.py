@@ -20,10 +20,10 @@ import torch
 from hydra import compose
 from torch._dynamo.utils import counters
 
-from benchmarks.attention_ops import attention_ops
 from benchmarks.record import write_record
 from benchmarks.settings import TrainingSettings
 from benchmarks.training_table import print_training
+from dma_lab.attention.operators import attention_ops
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.hardware import Hardware, resolve_hardware
 from dma_lab.train.plan import RunPlan, build_model, plan_run

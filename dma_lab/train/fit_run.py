@@ -14,15 +14,18 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from dma_lab.attention.operators import attention_kernels
 from dma_lab.data.module import DrawSequences, TokenDataModule
+from dma_lab.messages import announce_once
 from dma_lab.train.callbacks import RunRecorder
 from dma_lab.train.divergence import DivergedError, Verdict, judge_score
-from dma_lab.train.hardware import Hardware, resolve_hardware
+from dma_lab.train.hardware import Hardware, earlier_machines, machine_facts, resolve_hardware
 from dma_lab.train.memory import forget_peak, peak_bytes
 from dma_lab.train.module import LanguageModel
 from dma_lab.train.optim import build_adamw, learning_rate_multiplier
 from dma_lab.train.plan import RunPlan, build_model, plan_run
 from dma_lab.train.plan_table import short_plan
+from dma_lab.train.rung import rung_name
 from dma_lab.train.runs import RunDirectory, git_commit, identity
 from dma_lab.train.settings import TrainSettings
 from dma_lab.train.task import Score, Task, prepare_task
@@ -68,6 +71,11 @@ def fit_run(
             torch.distributed.barrier()  # the others find the checkpoint that the writer began from
         run.write_config(dataclasses.asdict(settings))
         summary = _known_before(run, settings, plan, task, hardware)
+        if run.writer and summary["earlier_machines"]:
+            announce_once(
+                f"earlier steps of {run.path} were taken on {'; '.join(summary['earlier_machines'])}: machines round "
+                "differently, so the report will compare this run with no other."
+            )
         run.write_summary(summary | {"status": "running"})
         try:
             outcome, stop_signal = _train(settings, plan, task, draw, run, hardware, keep_step)
@@ -237,6 +245,13 @@ def _train(
     score = recorder.score or validate()
     if verdict := judge_score(trainer.global_step, score.metrics()):
         return outcome | score.metrics() | _what_diverged(verdict, task, plan), recorder.stop_signal
+    outcome["kernels"] = attention_kernels(
+        module.model.to(trainer.strategy.root_device).blocks[0].attention,
+        plan.shape.max_seq_len,
+        device=trainer.strategy.root_device,
+        packed=settings.data.mask_documents,
+        bf16=hardware.precision == "bf16",
+    )
     if run.writer:
         score.save(run.validation)
     return outcome | score.metrics() | {"status": "finished"}, recorder.stop_signal
@@ -251,10 +266,12 @@ def _what_diverged(verdict: Verdict, task: Task, plan: RunPlan) -> dict[str, Any
 def _known_before(
     run: RunDirectory, settings: TrainSettings, plan: RunPlan, task: Task, hardware: Hardware
 ) -> dict[str, Any]:
+    machine = machine_facts(hardware, settings.trainer.devices)
     return {
         "run": str(run.path),
         "study": settings.study,
         "model": settings.model.name,
+        "rung": rung_name(vars(settings.model)),
         "attention": settings.attention["name"],
         "match": settings.match,
         "seed": settings.seed,
@@ -269,9 +286,8 @@ def _known_before(
         "flops_executed": plan.flops.executed,
         **task.facts,
         "data_fingerprint": task.fingerprint,
-        "hardware": f"{settings.trainer.devices} x {hardware.name}",
-        "precision": hardware.precision,
-        "torch": torch.__version__,
+        **machine,
+        "earlier_machines": earlier_machines(run.taken_over(), machine),
         "git_commit": git_commit(),
     }
 

@@ -1,12 +1,18 @@
 """The device a run gets, and the precision it computes in there."""
 
 import platform
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from dma_lab.messages import UserError
 from dma_lab.train.settings import TrainerSettings
+
+MACHINE = ("hardware", "cpu_capability", "precision", "compiled", "torch")
+"""What summary.json says of the machine. It decides how sums are rounded, which a short training carries to a tenth of
+a nat: runs are compared where all of it is equal."""
 
 
 @dataclass(frozen=True)
@@ -41,3 +47,29 @@ def resolve_hardware(trainer: TrainerSettings) -> Hardware:
         precision=("bf16" if has_bf16 else "fp32") if trainer.precision == "auto" else trainer.precision,
         compile=on_gpu if trainer.compile == "auto" else trainer.compile,
     )
+
+
+def machine_facts(hardware: Hardware, devices: int) -> dict[str, Any]:
+    """``MACHINE``, here and now.
+
+    The CPU's capability (AVX2, AVX512, …) counts on a GPU too: initial weights are drawn on the CPU.
+    """
+    return {
+        "hardware": f"{devices} x {hardware.name}",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "precision": hardware.precision,
+        "compiled": hardware.compile,
+        "torch": torch.__version__,
+    }
+
+
+def earlier_machines(summaries: Iterable[Mapping[str, Any]], now: Mapping[str, Any]) -> list[str]:
+    """Machines other than that of ``now``, in words, on which the runs of ``summaries`` took steps."""
+    seen = [name for summary in summaries for name in (*summary.get("earlier_machines", ()), _in_words(summary))]
+    return sorted(set(seen) - {_in_words(now)})
+
+
+def _in_words(facts: Mapping[str, Any]) -> str:
+    hardware, capability, precision, compiled, version = (facts.get(name, "unknown") for name in MACHINE)
+    how = f"{precision}, compiled" if compiled is True else precision
+    return f"{hardware}, {capability}, {how}, PyTorch {version}"

@@ -140,6 +140,14 @@ class RunDirectory:
         path = self.path / "branched_from.json"
         return json.loads(path.read_text())["step"] if path.exists() and self.checkpoint.exists() else 0
 
+    def taken_over(self) -> list[dict[str, Any]]:
+        """Summaries of the runs that took the steps behind the checkpoint: this one, and the one it branched from."""
+        if not self.checkpoint.exists():
+            return []
+        branched = self.path / "branched_from.json"
+        other = RunDirectory(self.path.parent / json.loads(branched.read_text())["run"]) if branched.exists() else None
+        return [summary for run in (other, self) if run is not None and (summary := run.summary()) is not None]
+
     def rewind(self, step: int) -> None:
         """Drop the lines written after ``step``, and a last line that was cut off while being written."""
         for file in (self.metrics, self.speed):

@@ -11,7 +11,7 @@ from rich.table import Table
 def print_summary(summary: dict[str, Any]) -> None:
     """A finished run's figures as a table on stdout."""
     table = Table(
-        title=f"{summary['attention']} at rung {summary['model']}, seed {summary['seed']}",
+        title=f"{summary['attention']} at rung {summary['rung']}, seed {summary['seed']}",
         show_header=False,
         title_justify="left",
     )

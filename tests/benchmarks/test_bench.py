@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.attention_ops import attention_ops
 from benchmarks.kernel_cases import live_share
 from benchmarks.outcomes import Outcomes
 from benchmarks.packages import differences, lifetimes_mask
 from dma_lab.attention import build_attention
+from dma_lab.attention.operators import attention_ops
 from dma_lab.kernels import prefix_topk_expiry
 
 ROOT = Path(__file__).resolve().parents[2]

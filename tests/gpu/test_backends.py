@@ -5,8 +5,8 @@ import importlib.util
 import pytest
 import torch
 
-from benchmarks.attention_ops import attention_ops
 from dma_lab.attention import build_attention, registered_backends
+from dma_lab.attention.operators import attention_ops
 from dma_lab.kernels import document_bounds, flash_attention, flash_attention_suits, interval_attention
 from dma_lab.messages import print_once
 from dma_lab.model import ModelShape, Transformer
