@@ -1,10 +1,8 @@
-"""Run directories to runs: what can be read of each, what it came to, and which may stand side by side."""
+"""Run directories to runs: what can be read of each, and what it came to."""
 
-import dataclasses
 import fcntl
 import json
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,20 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from dma_lab.messages import UserError
+from dma_lab.report.conditions import TUNED, Conditions, conditions_of, of_the_model, without
+from dma_lab.train.rung import rung_name
 
-IDENTITY = ("study", "model", "attention", "match", "data_fingerprint", "precision", "hardware", "torch", "git_commit")
+BASELINE = "mha"
+IDENTITY = (
+    *("study", "model", "attention", "match", "data_fingerprint"),
+    *("precision", "hardware", "cpu_capability", "torch", "git_commit"),
+)
 COSTS = ("seed", "context", "params_total", "params_non_embedding", "tokens", "steps", "flops", "flops_executed")
 OUTCOME = ("val_loss", "val_perplexity", "tokens_per_second", "peak_memory_bytes")
 """Of finished runs alone."""
 BY_TASK = ("val_bits_per_byte", "val_text_bits_per_byte", "val_accuracy")
 """Of finished runs of text, and of recall."""
+_NEEDED = ("attention", "model.name", "optimizer.learning_rate", "schedule", "trainer.validation_tokens")
 _SCORES = {"document_nats", "document_tokens", "position_nats", "position_tokens"}
 
 
@@ -39,8 +44,14 @@ class Run:
     """validation.npz; None where there is none that can be read."""
     status: str
     """``finished``, or in words what became of it."""
+    conditions: Conditions
+    """All that decides the result but the attention."""
+    rung: str
+    """What the model is called; two models may share it, where ``conditions`` do not."""
     backend: str
     """The attention's name, and the options that tell it from other runs of that name in its cohort."""
+    setting: str = ""
+    """What else tells it from other runs of its rung and budget in its cohort: a learning rate, say."""
 
     @property
     def finished(self) -> bool:
@@ -56,15 +67,30 @@ class Run:
         return self.summary["params_non_embedding"]
 
     @property
-    def point(self) -> tuple[str, int, int]:
-        """What the run shares with the runs of other backends: rung, tokens, seed."""
-        return self.summary["model"], self.summary["tokens"], self.summary["seed"]
+    def point(self) -> frozenset[tuple[str, Any]]:
+        """What the run shares with the runs of other backends that it may be compared with, by value."""
+        return without(self.conditions)
+
+    @property
+    def tuned_point(self) -> frozenset[tuple[str, Any]]:
+        """The same for runs that were searched for the best learning rate."""
+        return without(self.conditions, TUNED)
+
+    @property
+    def model(self) -> frozenset[tuple[str, Any]]:
+        """Its rung, by value."""
+        return of_the_model(self.conditions)
+
+    @property
+    def place(self) -> str:
+        """Says in words at which point it is."""
+        place = f"{self.rung}, {self.summary['tokens']:,} tokens, seed {self.summary['seed']}"
+        return f"{place}, {self.setting}" if self.setting else place
 
     @property
     def label(self) -> str:
         """Says in a line which run it is."""
-        model, tokens, seed = self.point
-        return f"{self.backend}, {model}, {tokens:,} tokens, seed {seed}"
+        return f"{self.backend}, {self.place}"
 
 
 @dataclass(frozen=True)
@@ -87,63 +113,37 @@ def read_runs(root: Path) -> tuple[list[Run], list[Unreadable]]:
     paths = sorted({file.parent for name in ("run.lock", "summary.json") for file in root.rglob(name)})
     if not paths:
         raise UserError(f"runs={root}: it holds no run; `python train.py output_dir={root}` makes one.")
-    read = [_read(path, str(path.relative_to(root))) for path in paths]
+    read = [read_run(path, str(path.relative_to(root))) for path in paths]
     runs = [run for run in read if isinstance(run, Run)]
-    size: dict[str, int] = {}
+    size: dict[frozenset[tuple[str, Any]], int] = {}
     for run in runs:
-        size[run.summary["model"]] = min(run.params, size.get(run.summary["model"], run.params))
-    runs.sort(key=lambda run: (size[run.summary["model"]], *run.point, run.attention != "mha", run.attention, run.name))
+        size[run.model] = min(run.params, size.get(run.model, run.params))
+    runs.sort(key=lambda run: (size[run.model], run.rung, *_order(run)))
     return runs, [problem for problem in read if isinstance(problem, Unreadable)]
 
 
-def cohorts(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Runs that may share a table and a figure: of one study, one data fingerprint, one way of matching, one precision,
-    scored on as many validation tokens. The name says what tells the cohort apart."""
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        summary = run.summary
-        key = (
-            summary["study"],
-            f"data {summary['data_fingerprint'][:8]}",
-            f"matched by {summary['match']}",
-            summary["precision"],
-            f"{run.config.trainer.validation_tokens:,} validation tokens",
-        )
-        groups.setdefault(", ".join(key), []).append(run)
-    return {name: _name_variants(members) for name, members in groups.items()}
+def _order(run: Run) -> tuple[Any, ...]:
+    """Within a rung: by budget and seed, then what else was set, MHA first."""
+    tuned = run.conditions["optimizer.learning_rate"]
+    return run.summary["tokens"], run.summary["seed"], tuned, run.attention != BASELINE, run.attention, run.name
 
 
-def _name_variants(runs: Sequence[Run]) -> list[Run]:
-    """The runs, their ``backend`` naming the options (and, within a rung, the contexts) that vary for its attention."""
-    options = [_options(run) for run in runs]
-    named = []
-    for run, own in zip(runs, options, strict=True):
-        peers = [o for other, o in zip(runs, options, strict=True) if other.attention == run.attention]
-        varied = [f"{name}={value}" for name, value in own.items() if any(peer.get(name) != value for peer in peers)]
-        contexts = {other.summary["context"] for other in runs if other.summary["model"] == run.summary["model"]}
-        if len(contexts) > 1:
-            varied.append(f"context={run.summary['context']}")
-        named.append(dataclasses.replace(run, backend=" ".join((run.attention, *varied))))
-    return named
-
-
-def _options(run: Run) -> dict[str, Any]:
-    return {str(name): value for name, value in run.config.attention.items() if name != "name"}
-
-
-def _read(path: Path, name: str) -> Run | Unreadable:
+def read_run(path: Path, name: str) -> Run | Unreadable:
+    """The run in the directory ``path``, called ``name``, or why it cannot be read."""
     try:
         summary = json.loads((path / "summary.json").read_text())
         status = summary["status"]
         wrong = [key for key in IDENTITY if not isinstance(summary.get(key), str)]
         numbers = [*COSTS, *(OUTCOME if status == "finished" else ()), *(key for key in BY_TASK if key in summary)]
         wrong += [key for key in numbers if not isinstance(summary.get(key), int | float)]
+        wrong += [key for key in ("compiled", "earlier_machines") if key not in summary]
         if wrong:
             return Unreadable(name, f"summary.json gives no usable {', '.join(wrong)}")
         config = OmegaConf.load(path / "config.yaml")
-        if OmegaConf.select(config, "trainer.validation_tokens") is None or "attention" not in config:
-            return Unreadable(name, "config.yaml lacks trainer.validation_tokens or attention")
-        assert isinstance(config, DictConfig)
+        lacking = [node for node in _NEEDED if OmegaConf.select(config, node) is None]
+        if lacking or not isinstance(config, DictConfig):
+            return Unreadable(name, f"config.yaml lacks {', '.join(lacking)}")
+        conditions, rung = conditions_of(config, summary), rung_name(config.model)
         metrics = _metrics(path / "metrics.jsonl")
     except FileNotFoundError as error:
         return Unreadable(name, f"{Path(error.filename).name} is missing")
@@ -151,15 +151,19 @@ def _read(path: Path, name: str) -> Run | Unreadable:
         return Unreadable(name, " ".join(f"{type(error).__name__}: {error}".split()))
     summary["run"] = str(path)
     scores = _scores(path / "validation.npz")
-    return Run(path, name, summary, config, metrics, scores, _status(path, summary), summary["attention"])
+    status = status_in_words(path, summary)
+    return Run(path, name, summary, config, metrics, scores, status, conditions, rung, summary["attention"])
 
 
-def _status(path: Path, summary: dict[str, Any]) -> str:
+def status_in_words(path: Path, summary: dict[str, Any]) -> str:
+    """``finished``, or what became of the run in ``path`` instead."""
     status = summary["status"]
     if status == "finished":
         return status if math.isfinite(summary["val_loss"]) else f"diverged: val_loss is {summary['val_loss']}"
-    if status in ("failed", "diverged"):
-        return f"{status}: {summary.get('reason', 'no reason given')}"
+    if status == "diverged":
+        return f"diverged at step {summary.get('step', '?')}: {summary.get('reason', 'no reason given')}"
+    if status == "failed":
+        return f"failed: {summary.get('reason', 'no reason given')}"
     if status == "running":
         return "running" if _is_held(path / "run.lock") else "killed before its end; the same command continues it"
     if status == "interrupted":

@@ -1,43 +1,43 @@
-"""One table of finished runs: what each cost, what it came to, and how it differs from MHA on the same documents."""
+"""A run beside MHA: which run it is compared with, and by how much they differ on the same documents."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 from rich.table import Table
 
+from dma_lab.report.cohorts import name_runs
+from dma_lab.report.collect import BASELINE, Run
+from dma_lab.report.conditions import differing
 from dma_lab.scaling.paired import PairedDifference, paired_difference
 
-BASELINE = "mha"
-# Runs that agree in these, and in these parts of their config.yaml, trained and validated on the same tokens in the
-# same order.
-_COMPARABLE = ("study", "model", "seed", "match", "context", "tokens", "data_fingerprint", "precision")
-_COMPARABLE_SETTINGS = (
-    "optimizer",
-    "schedule",
-    "data.mask_documents",
-    "trainer.tokens_per_step",
-    "trainer.validation_tokens",
-)
+Difference = PairedDifference | str
+"""Of a run to MHA, or why there is none (empty for MHA itself)."""
 
 
-def comparison_table(summaries: Sequence[dict[str, Any]]) -> Table:
-    """The table of ``summaries`` (of finished runs), each row's difference taken to the MHA run that it is paired with.
+def comparison_table(runs: Sequence[Run]) -> Table:
+    """The table that a sweep ends with: its finished runs, and each one's difference to the MHA run it is paired with.
 
-    Without such a run (other data, seed, rung or budget) the cell is a dash: unpaired losses are not subtracted.
+    Without such a run the cell is a dash: unpaired losses are not subtracted.
     """
-    table = Table(title="comparison", title_justify="left")
-    for column in ("attention", "rung", "seed", "parameters", "FLOP executed", "FLOP dense-eq.", "loss", "perplexity"):
-        table.add_column(column, justify="left" if column in ("attention", "rung") else "right")
-    recall = any("val_accuracy" in summary for summary in summaries)
-    table.add_column("accuracy" if recall else "bits/byte", justify="right")
-    table.add_column("loss minus MHA's [95 %]", justify="right")
-    for summary in summaries:
+    table = Table(
+        title="comparison",
+        title_justify="left",
+        caption="Intervals are over documents: what other seeds would have given is not in them.",
+        caption_justify="left",
+    )
+    recall = any("val_accuracy" in run.summary for run in runs)
+    runs = name_runs(runs)
+    left = ("attention", "rung", *(["setting"] if any(run.setting for run in runs) else []))
+    costs = ("tokens", "seed", "parameters", "FLOP executed", "FLOP dense-eq.", "loss", "perplexity")
+    for column in (*left, *costs, "accuracy" if recall else "bits/byte", "loss minus MHA's [95 %]", "documents"):
+        table.add_column(column, justify="left" if column in left else "right")
+    for run, difference in pair_runs(runs):
+        summary = run.summary
         table.add_row(
-            summary["attention"],
-            summary["model"],
+            run.backend,
+            run.rung,
+            *([run.setting] if "setting" in left else []),
+            f"{summary['tokens']:,}",
             str(summary["seed"]),
             f"{summary['params_non_embedding']:,}",
             f"{summary['flops_executed']:.3g}",
@@ -45,49 +45,72 @@ def comparison_table(summaries: Sequence[dict[str, Any]]) -> Table:
             f"{summary['val_loss']:.4f}",
             f"{summary['val_perplexity']:.2f}",
             _number(summary.get("val_accuracy" if recall else "val_bits_per_byte")),
-            _difference_cell(summary, summaries),
+            difference_cell(difference),
+            documents_cell(difference),
         )
     return table
 
 
-def baseline_of(summary: dict[str, Any], summaries: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The finished MHA run among ``summaries`` that agrees with a run in all but the attention; None without one."""
-    for other in summaries:
-        if (
-            other["attention"] == BASELINE
-            and all(other[name] == summary[name] for name in _COMPARABLE)
-            and _compared_settings(other) == _compared_settings(summary)
-        ):
-            return other
-    return None
+def pair_runs(runs: Sequence[Run]) -> list[tuple[Run, Difference]]:
+    """Every run of ``runs``, which are finished, with its paired difference to MHA."""
+    return [(run, _pair(run, runs)) for run in runs]
 
 
-def difference_to_baseline(summary: dict[str, Any], summaries: Sequence[dict[str, Any]]) -> PairedDifference | None:
-    """Paired difference of a run to its ``baseline_of``; None without one.
+def baseline_of(run: Run, runs: Sequence[Run]) -> Run | str:
+    """The MHA run among ``runs`` that equals a run in everything but the attention, by value; or why there is none.
 
-    Raises:
-        ValueError: the two scored different tokens.
+    Options that both attentions have (QK-norm, say) are equal too: else the difference could be theirs. Of several such
+    runs the one of the run's own commit.
     """
-    baseline = baseline_of(summary, summaries)
-    if baseline is None:
-        return None
-    ours, theirs = (np.load(Path(run["run"]) / "validation.npz") for run in (summary, baseline))
+    if run.summary["earlier_machines"]:
+        return "several machines took its steps"
+    candidates = [other for other in runs if other.attention == BASELINE]
+    if not candidates:
+        return f"no finished {BASELINE} run stands beside it"
+    commit = run.summary["git_commit"]
+    nearest = min(candidates, key=lambda other: (len(_apart(run, other)), other.summary["git_commit"] != commit))
+    if apart := _apart(run, nearest):
+        return f"no {BASELINE} run equals it in all but the attention: the nearest differs in {', '.join(apart)}"
+    return nearest
+
+
+def _apart(run: Run, baseline: Run) -> list[str]:
+    ours, theirs = run.config.attention, baseline.config.attention
+    options = [f"attention.{name}" for name in ours if name != "name" and name in theirs and ours[name] != theirs[name]]
+    return [*differing(run.conditions, baseline.conditions), *options]
+
+
+def _pair(run: Run, runs: Sequence[Run]) -> Difference:
+    if run.attention == BASELINE:
+        return ""
+    baseline = baseline_of(run, runs)
+    if isinstance(baseline, str):
+        return baseline
+    ours, theirs = run.scores, baseline.scores
+    if ours is None or theirs is None:
+        return "validation.npz of one of the two is missing or unreadable"
     if not np.array_equal(ours["document_tokens"], theirs["document_tokens"]):
-        raise ValueError("it and the MHA run scored different tokens")
-    return paired_difference(ours["document_nats"], theirs["document_nats"], ours["document_tokens"])
+        return "it and the MHA run scored different tokens"
+    try:
+        return paired_difference(ours["document_nats"], theirs["document_nats"], ours["document_tokens"])
+    except ValueError as error:  # a validation.npz whose arrays do not fit each other
+        return str(error)
 
 
-def _compared_settings(summary: dict[str, Any]) -> list[Any]:
-    config = OmegaConf.load(Path(summary["run"]) / "config.yaml")
-    return [OmegaConf.select(config, name) for name in _COMPARABLE_SETTINGS]
+def difference_cell(difference: Difference) -> str:
+    """The difference and its interval over documents; a dash where there is none, nothing for MHA."""
+    if isinstance(difference, str):
+        return "-" if difference else ""
+    if difference.interval is None:
+        return f"{difference.difference:+.4f}"
+    low, high = difference.interval
+    return f"{difference.difference:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def documents_cell(difference: Difference) -> str:
+    """Documents scored, and how many equally long ones they are worth."""
+    return "" if isinstance(difference, str) else f"{difference.documents:,} ({difference.effective_documents:,.1f})"
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
-
-
-def _difference_cell(summary: dict[str, Any], summaries: Sequence[dict[str, Any]]) -> str:
-    if summary["attention"] == BASELINE:
-        return ""
-    paired = difference_to_baseline(summary, summaries)
-    return "-" if paired is None else f"{paired.difference:+.4f} [{paired.low:+.4f}, {paired.high:+.4f}]"

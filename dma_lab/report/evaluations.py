@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from dma_lab.report.collect import Run
+from dma_lab.report.conditions import SHAPED, without
 from dma_lab.report.document import Block, Figure, Heatmap, Notice, Section, Series, Table
 from dma_lab.report.figures import at_one_point, point_text
-from dma_lab.report.laws import best_runs
 
 _NEEDED = {
     "needle": ({"kind", "values", "length", "depth"}, {"exact", "gain"}),
@@ -34,7 +34,7 @@ def evaluations(finished: Sequence[Run]) -> Section | None:
     """The section of a cohort's finished runs; None when none of them was evaluated."""
     blocks: list[Block] = []
     cells: dict[str, list[_Cell]] = {suite: [] for suite in _NEEDED}
-    for run in best_runs(finished):
+    for run in finished:
         for suite in _NEEDED:
             try:
                 cells[suite] += _read(run, suite)
@@ -141,9 +141,10 @@ def _contexts(number: int, settings: dict[str, Any], cells: Sequence[_Cell]) -> 
 def _benchmarks(cells: Sequence[_Cell]) -> Table:
     """Task by backend, at every point that was evaluated."""
     backends = list(dict.fromkeys(cell.run.backend for cell in cells))
-    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    settings = any(cell.run.setting for cell in cells)
+    rows: dict[tuple[tuple[str, ...], Any], dict[str, str]] = {}
     for cell in sorted(cells, key=lambda cell: cell.settings["task"]):
-        model, tokens, seed = cell.run.point
+        run = cell.run
         for label, value in cell.scores.items():
             if label in ("questions", "by_question", "chance") or label.endswith("_error"):
                 continue
@@ -151,15 +152,20 @@ def _benchmarks(cells: Sequence[_Cell]) -> Table:
             chance = cell.scores.get("chance") if label.startswith("acc") else None
             task = f"{cell.settings['task']}{_varied(cell, cells)}"
             questions = f"{cell.scores['questions']:,}"
-            key = (task, label, model, f"{tokens:,}", f"{seed}", questions, "" if chance is None else f"{chance:.3f}")
+            place = (run.rung, *([run.setting] if settings else []), f"{run.summary['tokens']:,}", run.summary["seed"])
+            shown = (task, label, *map(str, place), questions, "" if chance is None else f"{chance:.3f}")
             score = f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
-            rows.setdefault(key, {})[cell.run.backend] = score
+            # Two models may share a rung's name.
+            rows.setdefault((shown, without(run.conditions, SHAPED)), {})[run.backend] = score
     return Table(
         "Benchmarks by lm-eval's names of tasks and scores. ±: standard error over questions; chance: what guessing "
         "scores. An empty cell was not evaluated.",
-        ("task", "score", "rung", "tokens", "seed", "questions", "chance", *backends),
-        [(*key, *(scores.get(backend, "") for backend in backends)) for key, scores in rows.items()],
-        frozenset(("task", "score", "rung")),
+        (
+            *("task", "score", "rung", *(["setting"] if settings else [])),
+            *("tokens", "seed", "questions", "chance", *backends),
+        ),
+        [(*shown, *(scores.get(backend, "") for backend in backends)) for (shown, _), scores in rows.items()],
+        frozenset(("task", "score", "rung", "setting")),
     )
 
 

@@ -1,7 +1,7 @@
 """The report's figures, as data: what is drawn, not how."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,8 +27,10 @@ def loss_against_compute(runs: Sequence[Run], laws: Laws, which: Literal["flops_
         own = [run for run in runs if run.backend == backend]
         law = laws.get(backend)
         if isinstance(law, ParametricFit):
-            for params in sorted({run.params for run in own}):
-                series += _law_at(law, [run for run in own if run.params == params], which)
+            # A size may be two shapes, whose tokens cost differently.
+            for size in sorted({(run.params, _flops_per_token(run, which)) for run in own}):
+                alike = [run for run in own if (run.params, _flops_per_token(run, which)) == size]
+                series += _law_at(law, alike, which)
         x, y = [run.summary[which] for run in own], [run.summary["val_loss"] for run in own]
         series.append(Series(backend, "points", x, y, hover=[run.label for run in own]))
     name = "executed" if which == "flops_executed" else "dense-equivalent"
@@ -45,17 +47,19 @@ def loss_against_compute(runs: Sequence[Run], laws: Laws, which: Literal["flops_
     )
 
 
+def _flops_per_token(run: Run, which: str) -> float:
+    return run.summary[which] / run.summary["tokens"]
+
+
 def _law_at(law: ParametricFit, runs: Sequence[Run], which: str) -> list[Series]:
     summaries = [run.summary for run in runs]
     tokens = np.array([summary["tokens"] for summary in summaries], float)
     if len(set(tokens)) < 2:
         return []
     backend, params = runs[0].backend, runs[0].params
-    # For one size of model compute is proportional to tokens.
-    flops_per_token = np.mean([summary[which] / summary["tokens"] for summary in summaries])
     over = np.geomspace(tokens.min(), tokens.max(), 12)
     low, high = band(law, params, over)
-    x = list(over * flops_per_token)
+    x = list(over * _flops_per_token(runs[0], which))
     return [
         Series(backend, "band", x, list(low), list(high)),
         Series(backend, "line", x, list(law.predict(params, over))),
@@ -209,16 +213,25 @@ def recall(runs: Sequence[Run]) -> Figure | None:
 
 
 def at_one_point(runs: Sequence[Run]) -> list[Run]:
-    """A run of every backend at the rung, budget and seed that most backends share; of such the one of most compute."""
-    backends = {run.point: {other.backend for other in runs if other.point == run.point} for run in runs}
-    chosen = max(runs, key=lambda run: (len(backends[run.point]), run.summary["flops"])).point
-    # A backend may be there twice, with another learning rate, say.
-    return list({run.backend: run for run in reversed(runs) if run.point == chosen}.values())[::-1]
+    """A run of every backend at the point that most backends share, all but the attention being equal; of several such
+    points that of most compute, and then of least loss.
+    """
+    by_point: dict[Any, dict[str, Run]] = {}
+    for run in runs:
+        by_point.setdefault(run.point, {}).setdefault(run.backend, run)
+    fullest = max(
+        by_point.values(),
+        key=lambda shown: (
+            len(shown),
+            max(run.summary["flops"] for run in shown.values()),
+            -min(run.summary["val_loss"] for run in shown.values()),
+        ),
+    )
+    return list(fullest.values())
 
 
 def point_text(run: Run) -> str:
-    model, tokens, seed = run.point
-    return f"Rung {model}, {tokens:,} tokens, seed {seed}"
+    return f"Rung {run.place}"
 
 
 def lifetime_histograms(slug: str, run: Run, lifetimes: Lifetimes) -> Heatmap:

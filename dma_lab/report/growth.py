@@ -7,6 +7,7 @@ import numpy as np
 
 from dma_lab.messages import UserError
 from dma_lab.report.collect import Run
+from dma_lab.report.conditions import TUNED, without
 from dma_lab.report.document import Block, Notice, Table
 from dma_lab.report.laws import BOOTSTRAP, Laws
 from dma_lab.scaling.cost import Cost
@@ -86,8 +87,10 @@ def growth(runs: Sequence[Run], laws: Laws) -> list[Block]:
 def curves_of(runs: Sequence[Run]) -> list[Curve]:
     """Of one backend's runs: every size's and seed's losses at the ends of its budgets, where it has two or more."""
     curves = []
-    for model, seed in dict.fromkeys((run.summary["model"], run.summary["seed"]) for run in runs):
-        own = [run for run in runs if (run.summary["model"], run.summary["seed"]) == (model, seed)]
+    trained_alike: dict[Any, list[Run]] = {}
+    for run in runs:
+        trained_alike.setdefault(without(run.conditions, TUNED | {"tokens"}), []).append(run)
+    for own in trained_alike.values():
         own.sort(key=lambda run: run.summary["flops"])
         flops = np.array(column(own, "flops"), float)
         if len(own) >= 2 and (np.diff(flops) > 0).all():

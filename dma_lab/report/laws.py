@@ -1,6 +1,7 @@
 """A scaling law for every backend that has the runs for one, and curves to draw of it."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +17,10 @@ Laws = dict[str, ParametricFit | str]
 
 
 def best_runs(runs: Iterable[Run]) -> list[Run]:
-    """Of runs of one backend at one point (a sweep of learning rates, say) the one of least loss: laws are of those."""
-    best: dict[tuple[str, tuple[str, int, int]], Run] = {}
+    """Of runs of one backend that differ in their learning rate alone the one of least loss: laws are of those."""
+    best: dict[tuple[str, Any], Run] = {}
     for run in runs:
-        key = run.backend, run.point
+        key = run.backend, run.tuned_point
         if key not in best or run.summary["val_loss"] < best[key].summary["val_loss"]:
             best[key] = run
     return list(best.values())

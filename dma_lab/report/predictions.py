@@ -3,8 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from dma_lab.messages import UserError
-from dma_lab.report.collect import Run
-from dma_lab.report.comparison import BASELINE
+from dma_lab.report.collect import BASELINE, Run
 from dma_lab.report.document import Block, Notice, Table
 from dma_lab.report.growth import AHEAD, column, cost_of, growth, optima
 from dma_lab.report.laws import BOOTSTRAP, Laws, vagueness
@@ -59,7 +58,7 @@ def _to_match(runs: Sequence[Run], progress: Callable[[str], None]) -> list[Bloc
 
 
 def _multipliers(backend: str, baseline: Sequence[Run], own: Sequence[Run]) -> tuple[str, ...]:
-    theirs, ours = ({run.point: run for run in side} for side in (baseline, own))
+    theirs, ours = ({run.tuned_point: run for run in side} for side in (baseline, own))
     shared = [point for point in theirs if point in ours]
     pair = {BASELINE: [theirs[point] for point in shared], backend: [ours[point] for point in shared]}
     params, tokens, loss = ({name: column(side, key) for name, side in pair.items()} for key in _POINT)

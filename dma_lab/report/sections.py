@@ -7,14 +7,16 @@ from collections.abc import Callable, Sequence
 from dma_lab.evaluation.lifetimes import KINDS, Lifetimes
 from dma_lab.messages import UserError
 from dma_lab.report import figures, tables
-from dma_lab.report.collect import Run, Unreadable, cohorts
-from dma_lab.report.comparison import BASELINE
+from dma_lab.report.cohorts import cohorts
+from dma_lab.report.collect import BASELINE, Run, Unreadable
+from dma_lab.report.comparison import Difference, pair_runs
 from dma_lab.report.document import Block, Document, Figure, Heatmap, Notice, Section, Table
 from dma_lab.report.evaluations import evaluations
 from dma_lab.report.laws import best_runs, fit_laws
 from dma_lab.report.lifetimes import run_lifetimes
 from dma_lab.report.predictions import predictions
 from dma_lab.scaling.fit import ParametricFit
+from dma_lab.train.hardware import MACHINE
 
 _SHOWN_LIFETIMES = 3
 _TERMS = (
@@ -28,13 +30,13 @@ _TERMS = (
 
 def build_document(
     runs: Sequence[Run], problems: Sequence[Unreadable], progress: Callable[[str], None]
-) -> tuple[Document, list[tuple[Run, tables.Difference]]]:
+) -> tuple[Document, list[tuple[Run, Difference]]]:
     """The whole report; with it the finished runs and their paired differences, cohort by cohort.
 
     ``progress`` is told what comes next.
     """
     groups = cohorts(runs)
-    compared: list[tuple[Run, tables.Difference]] = []
+    compared: list[tuple[Run, Difference]] = []
     sections = [_overview(runs, problems, groups)]
     for number, (name, members) in enumerate(groups.items(), 1):
         own, pairs = _cohort(name, members, progress)
@@ -51,12 +53,12 @@ def build_document(
 
 def _cohort(
     name: str, members: Sequence[Run], progress: Callable[[str], None]
-) -> tuple[list[Section], list[tuple[Run, tables.Difference]]]:
+) -> tuple[list[Section], list[tuple[Run, Difference]]]:
     finished = [run for run in members if run.finished]
     training = Section("Training", [figures.training_curves(members)])
     if not finished:
         return [Section("Comparison", [f"Runs of {name}.", Notice("No run of this group is finished.")]), training], []
-    compared = tables.pair_runs(finished)
+    compared = pair_runs(finished)
     sections = [_comparison(name, compared), _scaling(finished, progress), training]
     if recall := figures.recall(finished):
         sections.append(Section("Recall", [recall]))
@@ -82,6 +84,16 @@ def _overview(runs: Sequence[Run], problems: Sequence[Unreadable], groups: dict[
         blocks.append(
             Notice(f"The finished runs come from {len(commits)} commits. A difference may be the code's.", listed)
         )
+    machines = Counter(_machine(run) for run in runs if run.finished)
+    if len(machines) > 1:
+        listed = [f"{name} ({_runs(count)})" for name, count in machines.items()]
+        blocks.append(
+            Notice(
+                f"The finished runs come from {len(machines)} kinds of machine, which round differently: runs of two "
+                "are never paired. Laws are fitted to runs of all of them.",
+                listed,
+            )
+        )
     if any(name.endswith("-dirty") or name == "unknown" for name in commits):
         blocks.append(Notice("Some runs come from code that no commit holds (changed files): no one can repeat them."))
     unfinished = [run for run in runs if not run.finished]
@@ -100,7 +112,13 @@ def _runs(count: int) -> str:
     return "1 run" if count == 1 else f"{count} runs"
 
 
-def _comparison(name: str, compared: Sequence[tuple[Run, tables.Difference]]) -> Section:
+def _machine(run: Run) -> str:
+    facts = [f"{run.summary[name]}" for name in MACHINE if name != "compiled"]
+    earlier = run.summary["earlier_machines"]
+    return ", ".join((*facts, *(["compiled"] if run.summary["compiled"] else []), *(f"before: {e}" for e in earlier)))
+
+
+def _comparison(name: str, compared: Sequence[tuple[Run, Difference]]) -> Section:
     blocks: list[Block] = [f"Runs of {name}."]
     attentions = {run.attention for run, _ in compared}
     refused = Counter(difference for _, difference in compared if isinstance(difference, str) and difference)
@@ -123,8 +141,8 @@ def _scaling(finished: Sequence[Run], progress: Callable[[str], None]) -> Sectio
     if len(best) < len(finished):
         blocks.append(
             Notice(
-                f"{len(finished) - len(best)} finished runs share backend, rung, budget and seed with another (of "
-                "another learning rate, say): of those the one of least loss stands for the point in this section."
+                f"{len(finished) - len(best)} finished runs differ from another in their learning rate or warm-up "
+                "alone: of those the one of least loss stands for the point in this section."
             )
         )
     contexts = {run.summary["context"] for run in best}
@@ -169,6 +187,7 @@ def _lifetimes(finished: Sequence[Run], progress: Callable[[str], None]) -> Sect
 
 def _kinds(measured: Sequence[tuple[Run, Lifetimes]]) -> Table:
     rows = []
+    settings = any(run.setting for run, _ in measured)
     for run, lifetimes in measured:
         counts = Counter(kind for layer in lifetimes.kinds() for kind in layer)
         heads = counts.total()
@@ -177,14 +196,17 @@ def _kinds(measured: Sequence[tuple[Run, Lifetimes]]) -> Table:
         cells += [
             f"{share:.0%}" if counts["undecided"] < heads else "-" for share in (survive, lifetimes.surviving_by_chance)
         ]
-        model, tokens, seed = run.point
-        rows.append((run.backend, model, f"{tokens:,}", f"{seed}", f"{lifetimes.window}", f"{heads}", *cells))
+        place = [run.rung, *([run.setting] if settings else []), f"{run.summary['tokens']:,}", f"{run.summary['seed']}"]
+        rows.append((run.backend, *place, f"{lifetimes.window}", f"{heads}", *cells))
     return Table(
         "Share of a run's key/value heads, over all layers. Undecided: no key of the batch can be observed. Survive: "
         "share of all observed keys; by chance: what it would be were scores in random order.",
-        ("attention", "rung", "tokens", "seed", "W", "heads", *KINDS, "undecided", "survive", "by chance"),
+        (
+            *("attention", "rung", *(["setting"] if settings else []), "tokens", "seed", "W", "heads"),
+            *(*KINDS, "undecided", "survive", "by chance"),
+        ),
         rows,
-        frozenset(("attention", "rung")),
+        frozenset(("attention", "rung", "setting")),
     )
 
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from dma_lab.door import FailedPoint, HeldPoint
+from dma_lab.report.collect import Run, Unreadable, read_run, status_in_words
 from dma_lab.report.comparison import comparison_table
 from dma_lab.report.sweep_points import Point, SweepPoints
 
@@ -51,7 +52,7 @@ class SweepReport(Callback):
         elif isinstance(result, HeldPoint):
             point = Point(overrides, held=result.run)
         else:
-            point = Point(overrides, summaries=result or [])  # plan.py returns none
+            point = _ended(overrides, result or [])  # plan.py returns none
         self.points.write(config.hydra.job.num, point)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -65,10 +66,13 @@ class SweepReport(Callback):
         points = [_finished_meanwhile(point) for point in self.points.read()]
         self.points.remove()
         self.points = None
-        if summaries := [summary for point in points for summary in point.summaries]:
-            # Ten columns: in a file or a pipe they are not folded to the 80 characters that rich assumes there.
+        read = [read_run(Path(summary["run"]), summary["run"]) for point in points for summary in point.summaries]
+        if runs := [run for run in read if isinstance(run, Run)]:
+            # Many columns: in a file or a pipe they are not folded to the 80 characters that rich assumes there.
             console = Console()
-            Console(width=None if console.is_terminal else 160).print(comparison_table(summaries))
+            Console(width=None if console.is_terminal else 240).print(comparison_table(runs))
+        for problem in (run for run in read if isinstance(run, Unreadable)):
+            print(f"not in the table: {problem.name}: {problem.reason}", file=sys.stderr)
         for point in points:
             if point.held is not None:
                 print(f"left to another process: {point.overrides}: {point.held}", file=sys.stderr)
@@ -88,4 +92,14 @@ def _finished_meanwhile(point: Point) -> Point:
     if point.held is None or not (file := Path(point.held) / "summary.json").exists():
         return point
     summary = json.loads(file.read_text())
-    return Point(point.overrides, summaries=[summary]) if summary["status"] == "finished" else point
+    return _ended(point.overrides, [summary]) if summary["status"] in ("finished", "diverged") else point
+
+
+def _ended(overrides: str, summaries: list[dict[str, Any]]) -> Point:
+    """A point whose runs came to ``summaries``: one that diverged is a failure."""
+    ends = [(summary, status_in_words(Path(summary["run"]), summary)) for summary in summaries]
+    return Point(
+        overrides,
+        summaries=[summary for summary, end in ends if end == "finished"],
+        failure="; ".join(end for _, end in ends if end != "finished") or None,
+    )

@@ -8,15 +8,17 @@ import numpy as np
 from scipy.stats import ttest_1samp
 
 from dma_lab.report.collect import BY_TASK, COSTS, IDENTITY, OUTCOME, Run, Unreadable
-from dma_lab.report.comparison import BASELINE, baseline_of, difference_to_baseline
+from dma_lab.report.comparison import Difference, difference_cell, documents_cell
+from dma_lab.report.conditions import SHAPED, without
 from dma_lab.report.document import Table
 from dma_lab.report.laws import Laws
 from dma_lab.scaling.fit import ParametricFit
-from dma_lab.scaling.paired import PairedDifference
+from dma_lab.scaling.paired import LEAST_DOCUMENTS, PairedDifference
 
-Difference = PairedDifference | str
-"""Of a run to MHA, or why there is none (empty for MHA itself)."""
-_DIFFERENCE = ("difference", "difference_low", "difference_high", "no_difference_because")
+_DIFFERENCE = (
+    *("difference", "difference_low", "difference_high", "documents", "effective_documents"),
+    "no_difference_because",
+)
 
 _BY_TASK_HEADINGS = {
     "val_bits_per_byte": "bits/byte",
@@ -25,40 +27,23 @@ _BY_TASK_HEADINGS = {
 }
 
 
-def pair_runs(runs: Sequence[Run]) -> list[tuple[Run, Difference]]:
-    """Every finished run of a cohort with its paired difference to MHA."""
-    unscored = {run.summary["run"] for run in runs if run.scores is None}
-    return [(run, _pair(run, [other.summary for other in runs], unscored)) for run in runs]
-
-
-def _pair(run: Run, summaries: Sequence[dict], unscored: set[str]) -> Difference:
-    if run.attention == BASELINE:
-        return ""
-    baseline = baseline_of(run.summary, summaries)
-    if baseline is None:
-        return f"no {BASELINE} run of the same rung, budget, seed, data and settings"
-    if unscored & {run.summary["run"], baseline["run"]}:
-        return "validation.npz of one of the two is missing or unreadable"
-    try:
-        return difference_to_baseline(run.summary, summaries) or ""
-    except ValueError as error:
-        return str(error)
-
-
 def comparison(compared: Sequence[tuple[Run, Difference]]) -> Table:
     """Backend by rung, budget and seed: cost, loss, difference to MHA, speed and memory."""
     by_task = [name for name in BY_TASK if any(name in run.summary for run, _ in compared)]
+    settings = any(run.setting for run, _ in compared)
     rows = []
     for run, difference in compared:
         summary = run.summary
         rows.append(
             (
                 run.backend,
-                summary["model"],
+                run.rung,
+                *([run.setting] if settings else []),
                 f"{summary['tokens']:,}",
                 f"{summary['seed']}",
                 f"{summary['val_loss']:.4f}",
-                _difference(difference),
+                difference_cell(difference),
+                documents_cell(difference),
                 f"{summary['val_perplexity']:.2f}",
                 *(f"{summary[name]:.4f}" if name in summary else "" for name in by_task),
                 f"{run.params:,}",
@@ -70,18 +55,23 @@ def comparison(compared: Sequence[tuple[Run, Difference]]) -> Table:
         )
     points = [run.point for run, _ in compared]
     return Table(
-        "Loss in nats a token, and its difference to that of the MHA run with the same rung, budget, seed, data and "
-        "settings, on the same documents, with its 95 % paired bootstrap interval; a star marks intervals that leave "
-        "out 0. A dash: no such run, so no difference. Bits a byte count what says where documents end; those of the text "
-        "do not. Parameters are non-embedding. FLOP are of the whole training, "
-        "executed (what the backend computes) and dense-equivalent (as if every query saw all keys before it).",
+        "Loss in nats a token, and its difference to that of the MHA run that equals it in everything but the "
+        "attention (model, budget, seed, data, settings and machine, by value), on the same documents. In brackets a "
+        "95 % bootstrap interval over documents: of these two trainings, on other text of the kind. What another seed "
+        "would have given is not in it, and may be several times as much, so it makes no difference significant. "
+        "Documents: scored, and in brackets how many of equal length they are worth, (Σw)² / Σw² over their tokens w; "
+        f"of fewer than {LEAST_DOCUMENTS} such there is no interval. A dash: no such MHA run, so no difference. "
+        "Bits a byte count what says where documents end; those of the text do not. Parameters are non-embedding. FLOP are of the whole training, executed (what the backend computes) and "
+        "dense-equivalent (as if every query saw all keys before it).",
         (
             "attention",
             "rung",
+            *(["setting"] if settings else []),
             "tokens",
             "seed",
             "loss",
             "loss − MHA [95 %]",
+            "documents",
             "perplexity",
             *(_BY_TASK_HEADINGS[name] for name in by_task),
             "parameters",
@@ -91,40 +81,48 @@ def comparison(compared: Sequence[tuple[Run, Difference]]) -> Table:
             "MiB",
         ),
         rows,
-        frozenset(("attention", "rung")),
+        frozenset(("attention", "rung", "setting")),
         frozenset(row for row, point in enumerate(points) if row and point != points[row - 1]),
     )
 
 
-def _difference(difference: Difference) -> str:
-    if isinstance(difference, str):
-        return "-" if difference else ""
-    star = " *" if difference.is_clear else ""
-    return f"{difference.difference:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]{star}"
-
-
 def over_seeds(compared: Sequence[tuple[Run, Difference]]) -> Table | None:
-    """Differences to MHA over the seeds of a backend, rung and budget; None where none was run with two."""
-    found: dict[tuple[str, str, int], list[float]] = {}
+    """Differences to MHA over the seeds of runs that are alike in all else; None where none was run with two."""
+    alike: dict[tuple[str, frozenset], list[tuple[Run, float]]] = {}
     for run, difference in compared:
         if isinstance(difference, PairedDifference):
-            key = run.backend, run.summary["model"], run.summary["tokens"]
-            found.setdefault(key, []).append(difference.difference)
+            key = run.backend, without(run.conditions, frozenset({"seed"}))
+            alike.setdefault(key, []).append((run, difference.difference))
+    settings = any(run.setting for run, _ in compared)
     rows = []
-    for (backend, model, tokens), values in found.items():
-        if len(values) < 2:
+    for (backend, _), members in alike.items():
+        by_seed: dict[int, list[float]] = {}
+        for run, value in members:
+            by_seed.setdefault(run.summary["seed"], []).append(value)
+        if len(by_seed) < 2:
             continue
+        values = [float(np.mean(repeated)) for repeated in by_seed.values()]
         spread = float(np.std(values, ddof=1))
         p = f"{ttest_1samp(values, 0).pvalue:.2g}" if spread > 0 else "-"
-        rows.append((backend, model, f"{tokens:,}", f"{len(values)}", f"{np.mean(values):+.4f}", f"{spread:.4f}", p))
+        run = members[0][0]
+        rows.append(
+            (
+                *(backend, run.rung, *([run.setting] if settings else []), f"{run.summary['tokens']:,}"),
+                *(f"{len(values)}", f"{np.mean(values):+.4f}", f"{spread:.4f}", p),
+            )
+        )
     if not rows:
         return None
     return Table(
-        "Loss minus that of MHA with the same seed, over the seeds: mean, standard deviation and the two-sided p-value "
-        "of Student's t-test that the mean is 0. With two or three seeds only a large difference can be told from 0.",
-        ("attention", "rung", "tokens", "seeds", "mean loss − MHA", "std.", "p"),
+        "Loss minus that of MHA with the same seed, over the seeds of runs that are alike in all else: mean, standard "
+        "deviation and the two-sided p-value of Student's t-test that the mean is 0. With two or three seeds only a "
+        "large difference can be told from 0.",
+        (
+            *("attention", "rung", *(["setting"] if settings else []), "tokens", "seeds"),
+            *("mean loss − MHA", "std.", "p"),
+        ),
         rows,
-        frozenset(("attention", "rung")),
+        frozenset(("attention", "rung", "setting")),
     )
 
 
@@ -153,12 +151,14 @@ def identities(runs: Sequence[Run]) -> Table:
             short_commit(run.summary["git_commit"]),
             run.summary["data_fingerprint"][:8],
             run.summary["hardware"],
-            run.summary["precision"],
+            run.summary["cpu_capability"],
+            run.summary["precision"] + (", compiled" if run.summary["compiled"] else ""),
             run.summary["torch"],
+            run.summary.get("kernels", ""),
         )
         for run in runs
     ]
-    columns = ("run", "status", "commit", "data", "hardware", "precision", "PyTorch")
+    columns = ("run", "status", "commit", "data", "hardware", "CPU", "precision", "PyTorch", "attention ran")
     return Table("Every run directory that could be read.", columns, rows, frozenset(columns))
 
 
@@ -172,28 +172,31 @@ def unreadable(problems: Sequence[Unreadable]) -> Table:
 
 
 def missing_points(runs: Sequence[Run]) -> list[str]:
-    """Points (rung, tokens, seed) at which some backend of the cohort has a run and another has no finished one."""
-    finished = {(run.backend, run.point) for run in runs if run.finished}
-    state = {(run.backend, run.point): run.status for run in runs if not run.finished}
+    """Points at which some backend of the cohort has a run and another has no finished one."""
+    # Without what makes a variant of a backend: no variant has the other's context.
+    point_of = {run.path: without(run.conditions, SHAPED) for run in runs}
+    finished = {(run.backend, point_of[run.path]) for run in runs if run.finished}
+    state = {(run.backend, point_of[run.path]): run.status for run in runs if not run.finished}
+    places = {point_of[run.path]: run.place for run in runs}
     lines = []
-    for point in dict.fromkeys(run.point for run in runs):
+    for point, place in places.items():
         for backend in dict.fromkeys(run.backend for run in runs):
             if (backend, point) not in finished:
-                rung, tokens, seed = point
-                why = state.get((backend, point), "not run")
-                lines.append(f"{backend} at rung {rung}, {tokens:,} tokens, seed {seed}: {why}")
+                lines.append(f"{backend} at rung {place}: {state.get((backend, point), 'not run')}")
     return lines
 
 
 def write_points(path: Path, compared: Sequence[tuple[Run, Difference]]) -> None:
     """One line a finished run, numbers unrounded."""
-    columns = ("run", "backend", *IDENTITY, *COSTS, *OUTCOME, *BY_TASK, *_DIFFERENCE)
+    columns = ("run", "backend", "rung", "setting", *IDENTITY, "compiled", "kernels", *COSTS, *OUTCOME, *BY_TASK)
     with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns, extrasaction="ignore")
+        writer = csv.DictWriter(stream, (*columns, *_DIFFERENCE), extrasaction="ignore")
         writer.writeheader()
         for run, difference in compared:
             if isinstance(difference, str):
-                further = dict(zip(_DIFFERENCE, ("", "", "", difference), strict=True))
+                cells: tuple = ("", "", "", "", "", difference)
             else:
-                further = dict(zip(_DIFFERENCE, (*vars(difference).values(), ""), strict=True))
-            writer.writerow(run.summary | further | {"run": run.name, "backend": run.backend})
+                own = difference
+                cells = (own.difference, *(own.interval or ("", "")), own.documents, own.effective_documents, "")
+            names = {"run": run.name, "backend": run.backend, "rung": run.rung, "setting": run.setting}
+            writer.writerow(run.summary | dict(zip(_DIFFERENCE, cells, strict=True)) | names)

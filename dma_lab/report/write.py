@@ -5,7 +5,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dma_lab.report.collect import cohorts, read_runs
+from dma_lab.report.cohorts import cohorts
+from dma_lab.report.collect import read_runs
 from dma_lab.report.draw import draw
 from dma_lab.report.markdown import figures_linked, write_markdown
 from dma_lab.report.page import write_page

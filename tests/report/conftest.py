@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
+CONF = Path(__file__).resolve().parents[2] / "conf"
 RUNGS = {"nano": 150_000, "1m": 1_100_000, "3m": 3_200_000}
 OFFSETS = {"mha": 0.0, "swa": 0.03, "mla": 0.01, "nsa": -0.01, "dma": -0.02}
 DOCUMENTS, CONTEXT = 40, 64
@@ -30,7 +31,7 @@ def write_run(
     settings: dict[str, Any] | None = None,
     **summary: Any,
 ) -> Path:
-    """One run directory; ``settings`` go into nodes of config.yaml, further keywords into summary.json."""
+    """One run directory; ``settings`` go into config.yaml, further keywords into summary.json."""
     settings = settings or {}
     params = summary.get("params_non_embedding", RUNGS.get(model, 0))
     loss = law(attention, params, tokens)
@@ -59,6 +60,10 @@ def write_run(
         "flops_executed": flops if attention == "mha" else int(0.9 * flops),
         "data_fingerprint": "a" * 32,
         "hardware": "1 x CPU",
+        "cpu_capability": "AVX2",
+        "compiled": False,
+        "earlier_machines": [],
+        "kernels": "plain PyTorch",
         "precision": "fp32",
         "torch": "2.13.0",
         "git_commit": "c" * 40,
@@ -70,16 +75,40 @@ def write_run(
         "tokens_per_second": 1234.5,
         "peak_memory_bytes": 2**30,
     } | summary
+    rung = CONF / "model" / f"{model}.yaml"
     config = {
-        "model": {"name": model, "rope_base": 10_000.0},
-        "attention": {"name": attention, "qk_norm": True},
-        "data": {"source": "local", "mask_documents": True},
-        "optimizer": {"name": "adamw", "learning_rate": 0.01},
-        "schedule": {"name": "wsd", "decay_fraction": 0.2},
-        "trainer": {"context": CONTEXT, "tokens_per_step": 640, "validation_tokens": 4096},
+        "study": values["study"],
+        "seed": seed,
+        "match": values["match"],
+        "tokens_per_parameter": 20.0,
+        "tokens": None,
+        "flops": None,
+        "output_dir": str(root),
+        "model": yaml.safe_load(rung.read_text()) if rung.exists() else {"name": model, "d_model": params},
+        "attention": yaml.safe_load((CONF / "attention" / f"{attention}.yaml").read_text()),
+        "data": {"name": "local", "source": "local", "path": str(root), "cache_dir": "cache", "mask_documents": True},
+        "optimizer": {"name": "adamw", "learning_rate": 0.01, "weight_decay": 0.1, "betas": [0.9, 0.95]},
+        "schedule": {
+            "name": "wsd",
+            "warmup_fraction": 0.05,
+            "warmup_steps": None,
+            "decay_fraction": 0.2,
+            "final_fraction": 0.0,
+            "branches": None,
+        },
+        "trainer": {
+            "context": values["context"],
+            "tokens_per_step": 640,
+            "validation_tokens": 4096,
+            "device": "auto",
+            "devices": 1,
+            "log_every": 10,
+            "loader_workers": 0,
+        },
+        "logger": {"name": "local"},
     }
     for node, changed in settings.items():
-        config[node] |= changed
+        config[node] = config[node] | changed if isinstance(changed, dict) else changed
     name = f"study-{model}-{attention}-s{seed}-{tokens}"
     path = root / name
     number = 0
@@ -88,7 +117,7 @@ def write_run(
         path = root / f"{name}-{number}"
     path.mkdir(parents=True)
     (path / "summary.json").write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
-    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     lines = [{"step": step, "tokens": step * tokens // 4, "loss": loss + 1 / step} for step in (1, 2, 3, 4)]
     lines[-1]["val_loss"] = loss
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

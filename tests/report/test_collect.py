@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dma_lab.messages import UserError
-from dma_lab.report.collect import Run, Unreadable, cohorts, read_runs
+from dma_lab.report.cohorts import cohorts
+from dma_lab.report.collect import Run, Unreadable, read_runs
 
 
 def read_one(path) -> Run | Unreadable:
@@ -25,8 +26,10 @@ def read_one(path) -> Run | Unreadable:
         {"match": "flops"},
         {"precision": "bf16"},
         {"settings": {"trainer": {"validation_tokens": 8192}}},
+        {"settings": {"optimizer": {"weight_decay": 0.2}}},
+        {"settings": {"a_setting_of_tomorrow": 3}},
     ],
-    ids=lambda differing: next(iter(differing)),
+    ids=str,
 )
 def test_runs_that_differ_in_more_than_the_attention_are_never_in_one_cohort(add_run, tmp_path, differing):
     add_run("mha")
@@ -58,7 +61,7 @@ def test_runs_are_ordered_by_size_budget_seed_and_mha_first(add_run, tmp_path):
             for tokens in (2_000_000, 500_000):
                 add_run(attention, model, tokens, seed=1)
     runs, _ = read_runs(tmp_path / "runs")
-    assert [(*run.point[:2], run.attention) for run in runs] == [
+    assert [(run.rung, run.summary["tokens"], run.attention) for run in runs] == [
         (model, tokens, attention)
         for model in ("nano", "3m")
         for tokens in (500_000, 2_000_000)
@@ -98,7 +101,7 @@ def binary_summary(path):
     [
         (cut_summary, "JSONDecodeError"),
         (remove_config, "config.yaml is missing"),
-        (empty_config, "config.yaml lacks trainer.validation_tokens or attention"),
+        (empty_config, "config.yaml lacks attention, model.name, optimizer.learning_rate, schedule, trainer.valid"),
         (spoil_metrics, "line 2 of metrics.jsonl is damaged"),
         (remove_summary, "summary.json is missing"),
         (binary_summary, "Error"),
@@ -118,6 +121,7 @@ def test_a_damaged_directory_is_named_with_its_damage(add_run, damage, said):
     [
         ({"val_loss": None}, "val_loss"),
         ({"git_commit": 3}, "git_commit"),
+        ({"cpu_capability": None, "earlier_machines": None}, "cpu_capability, earlier_machines"),
         ({"flops": "many"}, "flops"),
         ({"val_bits_per_byte": "?"}, "val_bits_per_byte"),
     ],
@@ -151,6 +155,10 @@ def test_scores_of_another_kind_are_no_scores(add_run):
 @pytest.mark.parametrize(
     ("summary", "status"),
     [
+        (
+            {"status": "diverged", "step": 7, "reason": "the loss is nan", "val_loss": None},
+            "diverged at step 7: the loss is nan",
+        ),
         (
             {"status": "failed", "reason": "RuntimeError: no memory", "val_loss": None},
             "failed: RuntimeError: no memory",

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from dma_lab.evaluation.record import EvaluationRecord
-from dma_lab.report.collect import cohorts, read_runs
+from dma_lab.report.cohorts import cohorts
+from dma_lab.report.collect import read_runs
 from dma_lab.report.document import Figure, Notice, Section, Table
 from dma_lab.report.evaluations import evaluations
 from dma_lab.report.palette import MISSING

@@ -133,7 +133,7 @@ def test_of_a_learning_rate_sweep_the_best_run_stands_for_its_point(add_run, rep
         path = add_run("mha", settings={"optimizer": {"learning_rate": rate}}, val_loss=4 + abs(rate - 0.02))
         losses.append(json.loads((path / "summary.json").read_text())["val_loss"])
     text = report()
-    assert "2 finished runs share backend, rung, budget and seed with another" in text
+    assert "2 finished runs differ from another in their learning rate or warm-up alone" in text
     figures = drawn()
     (trace,) = figures["loss-executed"]["data"]
     assert trace["y"] == [min(losses)]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dma_lab.report import predictions as module
-from dma_lab.report.collect import cohorts, read_runs
+from dma_lab.report.cohorts import cohorts
+from dma_lab.report.collect import read_runs
 from dma_lab.report.document import Notice, Table
 from dma_lab.report.figures import envelope
 from dma_lab.report.growth import parabolas_of

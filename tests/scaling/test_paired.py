@@ -29,22 +29,22 @@ def test_the_interval_is_that_of_scipys_bootstrap():
         rng=np.random.default_rng(1),
     ).confidence_interval
     assert found.difference == pytest.approx((ours - theirs).sum() / tokens.sum())
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=4e-4)
+    assert found.interval == pytest.approx((expected.low, expected.high), abs=4e-4)
 
 
 def test_intervals_cover_the_truth_at_their_rate():
     covered = 0
     for seed in range(300):
         found = paired_difference(*documents(60, seed=seed, shift=0.01), bootstrap=400)
-        covered += found.low <= 0.01 <= found.high
+        low, high = found.interval
+        covered += low <= 0.01 <= high
     assert 0.90 <= covered / 300 <= 0.98
 
 
 def test_pairing_sees_what_two_naked_means_cannot():
     ours, theirs, tokens = documents(200, seed=3, shift=0.01)
     found = paired_difference(ours, theirs, tokens)
-    assert found.is_clear
-    assert found.low > 0
+    assert found.interval[0] > 0
     assert np.std(ours / tokens) / np.sqrt(200) > 0.03, "either mean is uncertain by more than the difference"
 
 
@@ -52,6 +52,19 @@ def test_documents_without_tokens_do_not_enter():
     ours, theirs, tokens = documents(30, seed=4, shift=0.0)
     padded = [np.append(values, 0.0) for values in (ours, theirs, tokens)]
     assert paired_difference(*padded) == paired_difference(ours, theirs, tokens)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "effective"),
+    [([500], 1.0), ([100] * 19, 19.0), ([100] * 20, 20.0), ([1000, *[10] * 99], 1990**2 / (1000**2 + 99 * 10**2))],
+    ids=["one", "19", "20", "one that outweighs 99"],
+)
+def test_few_effective_documents_give_a_difference_and_no_interval(tokens, effective):
+    losses = np.linspace(-0.2, 0.1, len(tokens)) * tokens
+    found = paired_difference(losses, np.zeros(len(tokens)), tokens)
+    assert found.difference == pytest.approx(losses.sum() / sum(tokens))
+    assert (found.documents, found.effective_documents) == (len(tokens), pytest.approx(effective))
+    assert (found.interval is None) == (effective < 20)
 
 
 def test_what_was_not_scored_together_is_refused():

@@ -84,9 +84,14 @@ def test_a_sweep_ends_with_one_table_and_names_what_failed(door, overrides, tmp_
     for summary in summaries:
         assert f"{summary['params_non_embedding']:,}" in table
     dma, mha = sorted(summaries, key=lambda summary: summary["attention"])
-    difference, low, high = (float(number) for number in re.search(r"(\S+) \[(\S+), (\S+)\]", table).groups())
-    assert difference == pytest.approx(dma["val_loss"] - mha["val_loss"], abs=1e-4)  # four decimals are printed
-    assert low <= difference <= high
+    # Four decimals are printed; these few documents bear no interval.
+    (line,) = [line for line in table.splitlines() if f"{dma['params_non_embedding']:,}" in line]
+    difference, documents, effective = re.search(r"([+-]\d\.\d{4}) +│ +(\d+) \(([\d.]+)\)", line).groups()
+    assert float(difference) == pytest.approx(dma["val_loss"] - mha["val_loss"], abs=1e-4)
+    with np.load(Path(dma["run"]) / "validation.npz") as scores:
+        tokens = scores["document_tokens"]
+    assert int(documents) == (tokens > 0).sum()
+    assert float(effective) == pytest.approx(tokens.sum() ** 2 / (tokens**2).sum(), abs=0.06)
 
 
 def test_a_killed_sweep_started_again_ends_where_an_uninterrupted_one_ends(door, overrides, tmp_path):

@@ -1,0 +1,77 @@
+"""Which runs may stand in one table, and what each is called there."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from dma_lab.report.collect import BASELINE, Run
+from dma_lab.report.conditions import SHAPED, Conditions, differing, shared_by_a_study
+
+
+def cohorts(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Runs that may share a table, a figure and a law: all alike but in attention, rung, budget, seed, learning rate,
+    batch, context and machine. The name says what tells the cohort apart.
+    """
+    groups: dict[frozenset[tuple[str, Any]], list[Run]] = {}
+    for run in runs:
+        groups.setdefault(shared_by_a_study(run.conditions), []).append(run)
+    said = {"study", "data_fingerprint", "match", "precision", "trainer.validation_tokens"}
+    further = _varied([dict(group) for group in groups], said)
+    return {_cohort_name(members[0], further): name_runs(members) for members in groups.values()}
+
+
+def _cohort_name(run: Run, further: Sequence[str]) -> str:
+    summary = run.summary
+    return ", ".join(
+        (
+            summary["study"],
+            f"data {summary['data_fingerprint'][:8]}",
+            f"matched by {summary['match']}",
+            summary["precision"],
+            f"{run.config.trainer.validation_tokens:,} validation tokens",
+            *_spelled(run.conditions, further),
+        )
+    )
+
+
+def name_runs(runs: Sequence[Run]) -> list[Run]:
+    """The runs, each with its names. ``backend`` gives the options that vary for its attention or that MHA has
+    otherwise, and the context and batch that vary within a rung; ``setting`` whatever else varies at a rung and budget,
+    the seed apart.
+    """
+    options: dict[str, list[dict[str, Any]]] = {}
+    rungs: dict[Any, list[Conditions]] = {}
+    budgets: dict[Any, list[Conditions]] = {}
+    for run in runs:
+        options.setdefault(run.attention, []).append(_options(run))
+        rungs.setdefault(run.model, []).append(run.conditions)
+        budgets.setdefault((run.model, run.summary["tokens"]), []).append(run.conditions)
+    shaped = {rung: [name for name in _varied(found) if name in SHAPED] for rung, found in rungs.items()}
+    elsewhere = {"tokens", "seed", *SHAPED}  # which have columns of their own, or are part of the backend
+    further = {budget: _varied(found, elsewhere) for budget, found in budgets.items()}
+    named = []
+    for run in runs:
+        peers, theirs = options[run.attention], options.get(BASELINE, [])
+        varied = {
+            name: value
+            for name, value in _options(run).items()
+            if any(o.get(name) != value for o in peers) or any(o.get(name, value) != value for o in theirs)
+        }
+        backend = [run.attention, *_spelled(varied, varied), *_spelled(run.conditions, shaped[run.model])]
+        setting = _spelled(run.conditions, further[run.model, run.summary["tokens"]])
+        named.append(dataclasses.replace(run, backend=" ".join(backend), setting=", ".join(setting)))
+    return named
+
+
+def _varied(conditions: Sequence[Conditions], but: Iterable[str] = ()) -> list[str]:
+    """Names of the conditions in which any two differ, sorted."""
+    names = {name for other in conditions[1:] for name in differing(conditions[0], other)}
+    return sorted(names.difference(but))
+
+
+def _spelled(values: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    return [f"{name.rpartition('.')[2]}={values.get(name)}" for name in names]
+
+
+def _options(run: Run) -> dict[str, Any]:
+    return {str(name): value for name, value in run.config.attention.items() if name != "name"}
