@@ -60,9 +60,10 @@ def comparison(compared: Sequence[tuple[Run, Difference]]) -> Table:
         "95 % bootstrap interval over documents: of these two trainings, on other text of the kind. What another seed "
         "would have given is not in it, and may be several times as much, so it makes no difference significant. "
         "Documents: scored, and in brackets how many of equal length they are worth, (Σw)² / Σw² over their tokens w; "
-        f"of fewer than {LEAST_DOCUMENTS} such there is no interval. A dash: no such MHA run, so no difference. "
-        "Bits a byte count what says where documents end; those of the text do not. Parameters are non-embedding. FLOP are of the whole training, executed (what the backend computes) and "
-        "dense-equivalent (as if every query saw all keys before it).",
+        f"of fewer than {LEAST_DOCUMENTS} such there is no interval. A dash: no such MHA run, so no difference. Bits a "
+        "byte count what says where documents end; those of the text do not. Parameters are non-embedding. FLOP are of "
+        "the whole training, executed (what the backend computes) and dense-equivalent (as if every query saw all keys "
+        "before it).",
         (
             "attention",
             "rung",
