@@ -4,6 +4,9 @@ A key's score comes from its value alone: ``dt = W_Δ v`` (v flattened over the 
 ``score = exp(A · softplus(dt))`` (section 3.1, equations 3 to 5). Scores of kept keys are added to their logits, which
 is how A and W_Δ learn: the choice itself has no gradient. Because scores do not depend on the query, the mask is one
 lifetime a key (``dma_lab.kernels.prefix_topk_expiry``), and a decoding cache never needs a key that has left.
+
+``exp`` is taken of ``MAX_EXPONENT`` at most, which the paper leaves out. Keys beyond it are equals, of which the more
+recent one wins, and their scores have no gradient.
 """
 
 from dataclasses import dataclass
@@ -20,6 +23,10 @@ from dma_lab.kernels import admit_key, interval_attention, interval_attention_de
 from dma_lab.kernels.decode import EMPTY
 from dma_lab.messages import announce_once
 from dma_lab.settings import Count, CountOrNone
+
+MAX_EXPONENT = 40.0
+"""exp overflows float32 at 88.7, and the square of a score, which is in the gradient's norm, at half of that. At
+exp(40) = 2.4e17 a logit of any query has long been rounded away beside the score (float32 holds 7 digits)."""
 
 
 @dataclass
@@ -78,11 +85,11 @@ class DynamicMaskAttention(AttentionBackend, name="dma"):
         self.o_proj = nn.Linear(n_heads * head_dim, d_model, bias=False)
 
     def scores(self, v_bknd: Tensor) -> Tensor:
-        """Score of every key, float32 or better (B, K, N), from the values (B, K, N, D)."""
+        """Score of every key, float32 or better (B, K, N), from the values (B, K, N, D): finite where they are."""
         dt_bnk = self.dt_proj(v_bknd.transpose(1, 2).flatten(2))
         dt_bnk = dt_bnk.to(torch.promote_types(dt_bnk.dtype, torch.float32))
         growth_bnk = self.A.to(dt_bnk.dtype) * F.softplus(dt_bnk)
-        return (growth_bnk.exp() if self.score == "exp" else growth_bnk).transpose(1, 2)
+        return (growth_bnk.clamp(max=MAX_EXPONENT).exp() if self.score == "exp" else growth_bnk).transpose(1, 2)
 
     def forward(self, x: Tensor, document_ids: Tensor | None = None) -> Tensor:
         self.check_input(x, document_ids)

@@ -60,11 +60,12 @@ def admit_key(
     score = score.to(score_cache.dtype)
     best_bks = arrived_cache >= 0
     # The lowest of the best, the oldest among equals, makes way for a key that scores no less.
-    lowest_bk1 = score_cache.masked_fill(~best_bks, torch.inf).amin(-1, keepdim=True)
-    oldest_bks = torch.where(best_bks & (score_cache == lowest_bk1), arrived_cache, position)
+    worth_bks, worth_bk1 = _comparable(score_cache), _comparable(score)[..., None]
+    lowest_bk1 = worth_bks.masked_fill(~best_bks, torch.inf).amin(-1, keepdim=True)
+    oldest_bks = torch.where(best_bks & (worth_bks == lowest_bk1), arrived_cache, position)
     loser_bk1 = oldest_bks.argmin(-1, keepdim=True)
     full_bk1 = best_bks.sum(-1, keepdim=True) >= window
-    enters_bk1 = ~full_bk1 | (score[..., None] >= lowest_bk1)
+    enters_bk1 = ~full_bk1 | (worth_bk1 >= lowest_bk1)
     slot_s = torch.arange(S, device=k.device)
     loses_bks = (slot_s == loser_bk1) & full_bk1 & enters_bk1
     arrived_bks = torch.where(loses_bks, -2 - arrived_cache, arrived_cache)
@@ -77,6 +78,11 @@ def admit_key(
     score_cache.copy_(torch.where(here_bks, score[..., None], score_cache))
     k_cache.copy_(torch.where(here_bks[..., None], k[:, :, None], k_cache))
     v_cache.copy_(torch.where(here_bks[..., None], v[:, :, None], v_cache))
+
+
+def _comparable(score: Tensor) -> Tensor:
+    """Numbers in the order of ``prefix_topk_expiry``: NaN, here infinite, is above all others."""
+    return score.nan_to_num(nan=torch.inf, posinf=torch.finfo(score.dtype).max, neginf=-torch.inf)
 
 
 def interval_attention_decode(

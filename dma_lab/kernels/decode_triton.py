@@ -42,6 +42,7 @@ def admit_key_triton(
             v,
             score,
             torch.iinfo(torch.int32).max,
+            torch.finfo(torch.float32).max,
             position,
             window,
             recent,
@@ -122,6 +123,7 @@ def _admit_kernel(
     v_ptr,
     score_ptr,
     NEVER,
+    LARGEST,
     position,
     window,
     recent,
@@ -139,12 +141,15 @@ def _admit_kernel(
     held_score = tl.load(score_cache_ptr + row * S + slot, mask=inside, other=0.0)
     score = tl.load(score_ptr + row).to(tl.float32)
 
+    # Comparable: NaN is above all others, as infinity, which is then the largest number.
+    held_worth = tl.where(held_score == held_score, tl.minimum(held_score, LARGEST), float("inf"))
+    worth = tl.where(score == score, tl.minimum(score, LARGEST), float("inf"))
     best = arrived >= 0
-    lowest = tl.min(tl.where(best, held_score, float("inf")), 0)
-    oldest = tl.min(tl.where(best & (held_score == lowest), arrived, NEVER), 0)
+    lowest = tl.min(tl.where(best, held_worth, float("inf")), 0)
+    oldest = tl.min(tl.where(best & (held_worth == lowest), arrived, NEVER), 0)
     # Where the window is not full nothing has to make way, as if the new key were better than all.
     full = tl.sum(best.to(tl.int32), 0) >= window
-    enters = tl.where(full, score, float("inf")) >= lowest
+    enters = tl.where(full, worth, float("inf")) >= lowest
     leaver = tl.where(enters, tl.where(full, oldest, NEVER), NEVER)
     arrived = tl.where(arrived == leaver, -2 - arrived, arrived)
     arrived = tl.where((arrived <= -2) & (-2 - arrived <= position - recent), -1, arrived)

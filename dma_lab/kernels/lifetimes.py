@@ -16,7 +16,8 @@ def prefix_topk_expiry(
 ) -> Tensor:
     """Expiry of every key when each query keeps the ``window`` best-scored keys that it can see.
 
-    Among equal scores the more recent key wins, so constant scores give a sliding window. Exact and causal: the answer
+    Among equal scores the more recent key wins, so constant scores give a sliding window; NaN is above every number,
+    so that it is kept, and shows. Exact and causal: the answer
     for queries ``<= t`` depends on scores ``<= t`` alone.
 
     Args:

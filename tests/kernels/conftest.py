@@ -15,7 +15,9 @@ def _scores(kind: str, B: int, K: int, N: int) -> Tensor:
     generator = torch.Generator().manual_seed(N + 31 * len(kind))
     noise = torch.randn(B, K, N, generator=generator)
     trend = torch.linspace(-3, 3, N) if N > 1 else torch.zeros(1)
+    position = torch.arange(N)
     return {
+        "not finite": noise.masked_fill(position % 7 == 3, torch.inf).masked_fill(position % 9 == 5, torch.nan),
         "random": noise,
         "tied": noise.round(),
         "constant": torch.ones(B, K, N),
@@ -112,7 +114,7 @@ def _decode_and_compare(scores: Tensor, window: int, recent: int, impl: str) -> 
                 assert held == {j for j in range(t + 1) if expiry[b, head, j] > t}
         # Free slots hold NaN: nothing of them may come through.
         out = interval_attention_decode(q[:, :, t : t + 1], k_cache, v_cache, arrived, bias=score_cache, impl=impl)
-        torch.testing.assert_close(out, expected[:, :, t : t + 1], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(out, expected[:, :, t : t + 1], rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 @pytest.fixture

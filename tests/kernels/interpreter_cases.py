@@ -247,7 +247,7 @@ def test_the_backward_pass_makes_no_zeros_for_what_has_no_gradient():
 
 
 @pytest.mark.parametrize(("window", "recent", "N"), [(9, 0, 24), (1, 2, 8), (300, 3, 6)])
-@pytest.mark.parametrize("kind", ["tied", "rising"])
+@pytest.mark.parametrize("kind", ["tied", "rising", "not finite"])
 def test_decoding_equals_the_whole_sequence(kind, window, recent, N, make_scores, decode_and_compare):
     decode_and_compare(make_scores(kind, 1, 2, N), window, recent, "triton")
 

@@ -11,6 +11,11 @@ def test_token_by_token_equals_the_whole_sequence(window, recent, score_kind, ma
     decode_and_compare(make_scores(score_kind, 2, 2, 40), window, recent, "torch")
 
 
+@pytest.mark.parametrize(("window", "recent"), [(1, 0), (4, 0), (9, 3)])
+def test_scores_that_are_not_finite_keep_their_order(window, recent, make_scores, decode_and_compare):
+    decode_and_compare(make_scores("not finite", 1, 2, 40), window, recent, "torch")
+
+
 def cache(S=5, dtype=torch.float32):
     k, v = torch.zeros(1, 2, S, 8, dtype=dtype), torch.zeros(1, 2, S, 6, dtype=dtype)
     return k, v, torch.zeros(1, 2, S), torch.full((1, 2, S), -1, dtype=torch.int32)

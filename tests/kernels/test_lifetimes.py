@@ -1,5 +1,7 @@
 """Lifetimes against the definition: each query's best-scored visible keys, picked one query at a time."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -20,10 +22,15 @@ def brute_force(scores: Tensor, window: int, recent: int, document_ids: Tensor) 
         for k in range(K):
             for t in range(N):
                 visible = [j for j in range(t + 1) if document_ids[b, j] == document_ids[b, t]]
-                best = sorted(visible, key=lambda j: (scores[b, k, j].item(), j))[-window:]
+                best = sorted(visible, key=lambda j: (*ordered(scores[b, k, j].item()), j))[-window:]
                 live[b, k, t, best] = True
                 live[b, k, t, [j for j in visible if t - j < recent]] = True
     return live
+
+
+def ordered(score: float) -> tuple[bool, float]:
+    """NaN is above every number, and equal to itself."""
+    return (True, 0.0) if math.isnan(score) else (False, score)
 
 
 def make_scores(kind: str, N: int) -> Tensor:
@@ -38,10 +45,11 @@ def make_scores(kind: str, N: int) -> Tensor:
         "drifting": 0.3 * noise + trend,
         "sinks": torch.where(torch.arange(N) < 3, 9.0, noise),
         "signed zeros": torch.where(noise > 0, 0.0, -0.0),
+        "not finite": noise.masked_fill(noise > 1, torch.inf).masked_fill(noise.abs() < 0.3, torch.nan),
     }[kind]
 
 
-KINDS = ["random", "tied", "constant", "rising", "falling", "drifting", "sinks", "signed zeros"]
+KINDS = ["random", "tied", "constant", "rising", "falling", "drifting", "sinks", "signed zeros", "not finite"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,51 @@
+"""DMA's scores where exp would overflow: finite, with finite gradients, and the calm ones as ever."""
+
+import math
+
+import pytest
+import torch
+
+from dma_lab.attention import build_attention
+from dma_lab.attention.dma import DynamicMaskAttention
+from dma_lab.kernels import prefix_topk_expiry
+
+
+def dma(A: float, **options) -> DynamicMaskAttention:
+    torch.manual_seed(0)
+    attention = build_attention(
+        "dma", d_model=16, n_heads=2, n_kv_heads=1, head_dim=8, max_seq_len=32, window=4, **options
+    )
+    with torch.no_grad():
+        attention.A.fill_(A)
+    return attention
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("A", [60.0, 1e4, -1e4])
+def test_scores_beyond_float32_are_capped(A, dtype):
+    attention = dma(A).to(dtype)
+    x = torch.randn(1, 32, 16, dtype=dtype, requires_grad=True)
+    values = attention.heads(x)[2]
+    with torch.no_grad():
+        exponent = A * torch.nn.functional.softplus(attention.dt_proj(values.transpose(1, 2).flatten(2)).double())
+        assert (exponent.max() > 60) == (A > 60)
+        expected = exponent.clamp(max=40).exp().transpose(1, 2)
+    torch.testing.assert_close(attention.scores(values).double(), expected, rtol=1e-3 if A < 100 else 1e-1, atol=0)
+    out = attention(x)
+    assert out.isfinite().all()
+    out.float().square().sum().backward()
+    gradients = torch.cat([parameter.grad.float().flatten() for parameter in attention.parameters()])
+    assert torch.linalg.vector_norm(gradients).isfinite()
+
+
+def test_a_calm_score_is_the_papers_to_the_bit():
+    attention, v = dma(1.5), torch.randn(1, 1, 32, 8)
+    dt = attention.dt_proj(v.transpose(1, 2).flatten(2))
+    assert torch.equal(attention.scores(v), (attention.A * torch.nn.functional.softplus(dt)).exp().transpose(1, 2))
+
+
+def test_among_capped_keys_the_more_recent_ones_are_kept():
+    attention = dma(1e4)
+    scores = attention.scores(attention.heads(torch.randn(1, 32, 16))[2])
+    assert scores.unique().tolist() == pytest.approx([math.exp(40)])
+    assert prefix_topk_expiry(scores, 4).flatten().tolist() == [min(j + 4, 32) for j in range(32)]
