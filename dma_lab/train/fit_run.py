@@ -157,6 +157,10 @@ def _train(
     keep_step: int | None,
 ) -> tuple[dict[str, Any], int | None]:
     """What is known of the run after training, and the signal that asked it to stop."""
+    if hardware.compile:
+        # What a process compiled for its earlier runs would count towards Dynamo's limit of graphs, and one run's
+        # shapes would decide how the next one's are compiled.
+        torch.compiler.reset()
     forget_peak(hardware.device)
     optimizer, trainer_settings = settings.optimizer, settings.trainer
     multiplier = learning_rate_multiplier(settings.schedule, plan.steps)
