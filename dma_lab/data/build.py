@@ -5,10 +5,11 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ FORMAT_VERSION = 2
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """What the system calls a full disk, a full quota and a file too large."""
 
-_ABANDONED_SECONDS = 3600
+_ABANDONED_SECONDS = 3600  # of a build on another machine, which writes all the while
+_HOST = socket.gethostname()
 
 
 def prepare_data(settings: DataSettings, tokens_needed: int) -> TokenData:
@@ -83,14 +85,14 @@ def _prepare(settings: DataSettings, tokens_needed: int, cache_dir: Path) -> Tok
         "max_tokens": limit,
     }
     folder = cache_dir / text_digest(json.dumps(recipe, sort_keys=True).encode())
+    _remove_abandoned(cache_dir)
     if folder.exists():
         try:
             return _opened(folder, recipe)
         except TornCacheError as error:
             _say(f"the token files in {folder} are damaged ({error}); building them again")
     cache_dir.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(folder)
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    partial = folder.with_name(f"{folder.name}.partial-{_HOST}-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
@@ -214,7 +216,7 @@ def _move(partial: Path, folder: Path, recipe: dict[str, Any]) -> None:
             _opened(folder, recipe)
             return  # another process built the same meanwhile
         except TornCacheError:
-            damaged = partial.with_name(f"{partial.name}.damaged")
+            damaged = partial.with_name(f"damaged-{partial.name}")
             folder.rename(damaged)  # not deleted in its place: a run may be reading it
             partial.rename(folder)
             _remove(damaged)
@@ -229,12 +231,17 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove_abandoned(folder: Path) -> None:
-    """Delete what a killed build of ``folder`` left: its process is gone and nothing was written for an hour."""
-    for left in folder.parent.glob(f"{folder.name}.partial-*"):
-        newest = max((file.stat().st_mtime for file in left.iterdir()), default=left.stat().st_mtime)
-        if not Path(f"/proc/{left.name.rpartition('-')[2]}").exists() and time.time() - newest > _ABANDONED_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
+def _remove_abandoned(cache_dir: Path) -> None:
+    """Delete what killed builds left: at once if their process was one of this machine, else when it is old."""
+    for left in cache_dir.glob("*.partial-*"):
+        host, _, process = left.name.rpartition(".partial-")[2].rpartition("-")
+        alive = Path(f"/proc/{process}").exists()
+        with suppress(FileNotFoundError):  # another process removes it too
+            newest = max([left.stat().st_mtime, *(file.stat().st_mtime for file in left.glob("*"))])
+            old = time.time() - newest > _ABANDONED_SECONDS
+            # Without a host's name it may be of any machine, and of this one's living.
+            if not alive if host == _HOST else old and not (alive and not host):
+                _remove(left)
 
 
 def _remove(path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import pickle
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -191,20 +192,41 @@ def test_two_processes_that_build_the_same_both_succeed(settings_of, write, tmp_
     assert prepare_data(settings, 1).fingerprint == results[0]
 
 
-def test_what_a_killed_build_left_is_removed_in_time(settings_of, write, tmp_path, documents):
+def test_what_killed_builds_left_is_removed_and_nothing_of_the_living(settings_of, write, tmp_path, documents):
     settings = settings_of(write(tmp_path / "a.jsonl", documents))
     folder = prepare_data(settings, 1).folder
-    shutil.rmtree(folder)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    old, young = (folder.with_name(f"{folder.name}.partial-{pid}") for pid in (dead.pid, 2**22 + 1))
-    for left, age in ((old, 7200), (young, 0)):
+    alive, here = os.getpid(), socket.gethostname()
+    owners = {  # who began it, how many seconds ago, and whether it stays
+        f"{here}-{dead.pid}": (0, False),
+        f"{here}-{alive}": (7200, True),
+        f"else-where.org-{alive}": (7200, False),
+        f"else-where.org-{dead.pid}": (0, True),
+        f"{alive}": (7200, True),
+        f"{dead.pid}": (7200, False),
+        f"{dead.pid + 1}": (0, True),
+    }
+    for owner, (age, _) in owners.items():
+        left = tmp_path / "cache" / f"{'ab' * 16}.partial-{owner}"
         left.mkdir()
         (left / "train.tokens").write_bytes(b"half")
-        os.utime(left / "train.tokens", (time.time() - age,) * 2)
-    prepare_data(settings, 1)
-    assert not old.exists()
-    assert young.exists(), "it may be another machine's"
+        for path in (left / "train.tokens", left):
+            os.utime(path, (time.time() - age,) * 2)
+    (tmp_path / "cache" / f"digests.partial-{here}-{dead.pid}").write_bytes(b"{")
+    assert prepare_data(settings, 1).folder == folder, "also where nothing is to be built"
+    left = {path.name.partition(".partial-")[2] for path in (tmp_path / "cache").glob("*.partial-*")}
+    assert left == {owner for owner, (_, stays) in owners.items() if stays}
+
+
+def test_prepared_files_are_for_whom_the_umask_says(settings_of, write, tmp_path, documents):
+    before = os.umask(0o022)
+    try:
+        folder = prepare_data(settings_of(write(tmp_path / "a.jsonl", documents)), 1).folder
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o644}
+    assert folder.stat().st_mode & 0o777 == folder.parent.stat().st_mode & 0o777 == 0o755
 
 
 def test_a_file_that_validates_is_not_trained_on(settings_of, write, tmp_path, documents, capsys, decode_stream):
