@@ -19,7 +19,6 @@ Settings = TypeVar("Settings")
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 LARGEST_COUNT = 2**31 - 1
-_SHOWN = 80
 _OTHERS = ("unexpected_keyword_argument", "extra_forbidden")
 
 
@@ -61,11 +60,11 @@ def read_settings(kind: type[Settings], config: DictConfig) -> Settings:
         raise UserError(_sentence(error.errors()[0], values)) from error
 
 
-def shown(value: object) -> str:
-    """``value`` as a sentence can hold it: short, on one line, printable."""
+def shown(value: object, most: int = 80) -> str:
+    """``value`` as a sentence can hold it: on one line, printable, of at most so many characters."""
     text = str(value)
     text = text if text.isprintable() else repr(text)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _plain(config: DictConfig) -> Any:
@@ -75,10 +74,19 @@ def _plain(config: DictConfig) -> Any:
         key = shown(error.full_key)
         raise UserError(f"{key} must be given, as {key}=…; see conf/ for what it is.") from error
     except OmegaConfBaseException as error:
-        reason = shown(str(error).partition("\n")[0])
-        raise UserError(f"{shown(error.full_key or 'a setting')} cannot be worked out: {reason}.") from error
+        reason = shown(str(error).partition("\n")[0], most=200)
+        key = shown(error.full_key or "a setting")
+        raise UserError(f"{key}={_as_written(config, key)} cannot be worked out: {reason}.") from error
     except RecursionError as error:
         raise UserError("a setting refers to itself or nests too deep; give a plain value.") from error
+
+
+def _as_written(config: DictConfig, key: str) -> str:
+    """The value of ``key`` before interpolations are resolved."""
+    node: Any = OmegaConf.to_container(config, resolve=False)
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return shown(node)
 
 
 def _texts(node: Any, path: tuple[object, ...]) -> Iterator[tuple[str, str]]:
