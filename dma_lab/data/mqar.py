@@ -1,8 +1,8 @@
 """Multi-query associative recall (MQAR; Arora et al. 2023, arXiv 2312.04927, section 4.1), generated on the fly.
 
 An example first binds keys to values, then asks for each key once. This is example 0 of seed 0: 3 keys in 20 tokens of
-a vocabulary of 16, whose keys are 1 to 7 and whose values 8 to 15. A dot is filler (token 0), or a target that no loss
-counts:
+a vocabulary of 16, whose keys are 1 to 7 and whose values 8 to 15. A dot is filler, ``blank`` (token 0) here, or a
+target that no loss counts:
 
     tokens   2 13  4 10  7  9  2  .  .  .  .  .  .  .  4  .  7  .  .  .
     targets  .  .  .  .  .  . 13  .  .  .  .  .  .  . 10  .  9  .  .  .
@@ -10,6 +10,10 @@ counts:
 The tokens behind the bindings are cut into slots of two, and the queries fall into distinct slots: slot s = 1, 2, …
 with a chance in proportion to s^(a - 1), drawn one after the other without replacement. So a key is mostly asked for
 soon, and sometimes very late: the gaps of a power law. Key 4 stands at 2 and its query at 14: its gap is 12 tokens.
+
+All this is as in the authors' ``multiquery_ar`` (HazyResearch/zoology, ``zoology/data/multiquery_ar.py``), and so are
+the settings: ``power`` is their ``power_a``, ``filler`` their ``random_non_queries``, which their generator takes as
+true and the configuration of their figure 2 as false.
 
 Example i is a pure function of (settings, seed, i): it reads its own stretch of a counter-based generator.
 """
@@ -59,9 +63,10 @@ class RecallSettings:
     """Filler 0, keys 1 … vocab_size / 2 - 1, values vocab_size / 2 … vocab_size - 1."""
     power: float = 0.01
     """a of the gaps' power law; 1 makes all slots equally likely."""
-    filler: Literal["blank", "noise", "colliding"] = "blank"
-    """What stands where neither a binding nor a query does: ``blank`` (token 0), ``noise`` (any token but the example's
-    keys) or ``colliding`` (any token at all, so that a key may turn up where it is neither bound nor asked for)."""
+    filler: Literal["random", "blank", "noise"] = "random"
+    """What stands where neither a binding nor a query does: ``random`` (any token at all, so that a key may turn up
+    where it is neither bound nor asked for; zoology's ``random_non_queries=True``), ``blank`` (token 0; theirs when
+    false) or ``noise`` (any token but the example's keys)."""
     validation_pairs: list[int] | None = None
     """Numbers of pairs that are validated, in equal shares; without it those of ``size.pairs``."""
 
@@ -165,7 +170,7 @@ def _with_pairs(settings: RecallSettings, n: int, raw: NDArray[np.uint64]) -> li
     bound = 2 * np.arange(n)
 
     tokens, targets, gaps = (np.full((len(raw), length), blank) for blank in (BLANK, IGNORED_TARGET, 0))
-    if settings.filler == "colliding":
+    if settings.filler == "random":
         tokens = (raw_filler % settings.vocab_size).astype(np.int64)
     elif settings.filler == "noise":
         tokens = _other_than(keys, raw_filler, settings.vocab_size)

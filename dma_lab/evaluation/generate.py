@@ -15,6 +15,9 @@ from torch import Tensor
 from dma_lab.messages import UserError
 from dma_lab.model import Transformer
 
+_STEPS_PER_PASS = {"cuda": 8, "cpu": 256}
+"""A pass over a whole batch of prompts takes about as long as so many steps with the cache."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -112,6 +115,11 @@ def generate(
         if not running:
             break
     return new
+
+
+def cache_pays(model: Transformer, prompt_tokens: int, new_tokens: int) -> bool:
+    """Whether decoding with the cache, a step a token of the prompt, takes less time than a pass a new token."""
+    return _STEPS_PER_PASS[model.embedding.weight.device.type] * new_tokens >= prompt_tokens
 
 
 def choose(logits_bv: Tensor, sampling: Sampling, uniform_b: Tensor) -> Tensor:

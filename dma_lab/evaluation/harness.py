@@ -17,14 +17,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from dma_lab.data.progress import BuildProgress
-from dma_lab.evaluation.generate import Sampling, generate
+from dma_lab.evaluation.generate import Sampling, cache_pays, generate
 from dma_lab.messages import UserError
 from dma_lab.model import Transformer
 
 DEFAULT_NEW_TOKENS = 256
 """Tokens that are generated for a task that does not say how many, as in ``HFLM``."""
-_STEPS_PER_PASS = 8
-"""A pass over a whole prompt takes about as long as so many steps with the cache."""
 
 Request = tuple[Any, list[int], list[int]]
 """What lm-eval calls it (ignored), context and continuation."""
@@ -140,7 +138,7 @@ class HarnessModel(TemplateLM):
                         stop_token=self.separator_id,
                         first=done,
                         stops=lambda new, stops=stops: any(stop in self.tokenizer.decode(new) for stop in stops),  # type: ignore[misc]
-                        use_cache=_STEPS_PER_PASS * new_tokens >= len(prompts[batch[0]]),
+                        use_cache=cache_pays(self.model, len(prompts[batch[0]]), new_tokens),
                     )
                     for index, row in zip(batch, rows, strict=True):
                         texts[index] = postprocess_generated_text(self.tokenizer.decode(row), list(stops), None)

@@ -1,6 +1,7 @@
 """What a model makes of needles: does it answer, and how much more probable do they make their own values?"""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from dma_lab.evaluation.generate import Sampling, generate
+from dma_lab.evaluation import ruler
+from dma_lab.evaluation.generate import Sampling, cache_pays, generate
 from dma_lab.evaluation.needle import Sample
 from dma_lab.model import Transformer
 
@@ -19,48 +21,54 @@ def score_samples(
     tokenizer: Tokenizer,
     *,
     vocab_size: int,
-    new_tokens: int,
+    separator_id: int,
     batch_tokens: int,
     on_samples: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
     """Means over ``samples``, and standard errors of two of them.
 
     Returns:
-        ``exact``: share of samples whose answer greedy decoding gives token for token; ``substring``: share of values
-        that the ``new_tokens`` greedy tokens spell somewhere, whatever the case (RULER's score); ``log_probability``
-        and ``log_probability_without``: nats a token of the values, given the prompt with and without the needles;
-        ``gain``: the first less the second, which is above 0 when the model reads needles at all.
+        Of what is generated, greedily, up to the separator or RULER's 128 tokens: ``exact``, share of samples where it
+        begins with the answer, a colon before it or none; ``substring``, share of values that it has somewhere, RULER's
+        score. ``log_probability`` and ``log_probability_control``: nats a token of the values, after the prompt and
+        after its control, which has other values in their place; ``gain``: the first less the second, 0 of a model
+        that does not read the needles' values.
     """
-    exact, substring, with_needles, without = [], [], [], []
-    rows = max(1, batch_tokens // max(len(sample.prompt) + new_tokens for sample in samples))
+    exact, substring, given, control = [], [], [], []
+    rows = max(1, batch_tokens // max(len(sample.prompt) + ruler.NEW_TOKENS for sample in samples))
     for at in range(0, len(samples), rows):
         batch = samples[at : at + rows]
-        with_needles += value_log_probabilities(model, batch, [sample.prompt for sample in batch])
-        without += value_log_probabilities(model, batch, [sample.without for sample in batch])
-        # Few tokens after many: running them again costs less time than a step for every token of the haystack.
+        given += value_log_probabilities(model, batch, [sample.prompt for sample in batch])
+        control += value_log_probabilities(model, batch, [sample.control for sample in batch])
         generated = generate(
             model,
             [sample.prompt for sample in batch],
-            max_new_tokens=new_tokens,
+            max_new_tokens=ruler.NEW_TOKENS,
             sampling=Sampling(),
             vocab_size=vocab_size,
-            use_cache=False,
+            stop_token=separator_id,
+            use_cache=cache_pays(model, len(batch[0].prompt), ruler.NEW_TOKENS),
         )
         for sample, tokens in zip(batch, generated, strict=True):
-            text = tokenizer.decode(tokens).lower()
-            exact.append(tokens[: len(sample.answer)] == sample.answer)
-            substring.append(fmean(value.lower() in text for value in sample.values))
+            text = tokenizer.decode(tokens)
+            exact.append(begins_with_answer(text, sample.values))
+            substring.append(ruler.string_match(text, sample.values))
         on_samples(min(at + rows, len(samples)))
-    gains = [a - b for a, b in zip(with_needles, without, strict=True)]
+    gains = [a - b for a, b in zip(given, control, strict=True)]
     return {
         "exact": fmean(exact),
         "substring": fmean(substring),
         "substring_error": _standard_error(substring),
-        "log_probability": fmean(with_needles),
-        "log_probability_without": fmean(without),
+        "log_probability": fmean(given),
+        "log_probability_control": fmean(control),
         "gain": fmean(gains),
         "gain_error": _standard_error(gains),
     }
+
+
+def begins_with_answer(text: str, values: Sequence[str]) -> bool:
+    """The values, a comma between two, and no letter or digit that goes on behind the last."""
+    return re.match(rf"\s*:?\s*{re.escape(', '.join(values))}(?![^\W_])", text) is not None
 
 
 @torch.no_grad()

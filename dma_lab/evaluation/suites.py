@@ -8,8 +8,7 @@ from dma_lab.data.readers import FORMATS, format_of, read_documents
 from dma_lab.evaluation.checkpoint import TrainedRun, open_run
 from dma_lab.evaluation.context import loss_by_tokens_seen, score_sliding
 from dma_lab.evaluation.generate import Sampling, generate
-from dma_lab.evaluation.needle import Haystack, NeedleTask
-from dma_lab.evaluation.needle_scores import score_samples
+from dma_lab.evaluation.needle_suite import look_for_needles
 from dma_lab.evaluation.record import EvaluationRecord
 from dma_lab.evaluation.session import Machine, finished, machine_of, open_model, progress_of, show
 from dma_lab.evaluation.settings import (
@@ -39,7 +38,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
             case ContextSettings():
                 _context(run, suite, machine, record)
             case NeedleSettings():
-                _needle(run, suite, machine, record)
+                look_for_needles(run, suite, machine, record)
             case PaperSettings() | LocalSettings():
                 _benchmarks(run, suite, machine, record)
         return record.file
@@ -148,71 +147,6 @@ def _context(run: TrainedRun, settings: ContextSettings, machine: Machine, recor
             for cell, scores in finished(cells, record)
         ],
     )
-
-
-def _needle(run: TrainedRun, settings: NeedleSettings, machine: Machine, record: EvaluationRecord) -> None:
-    data = run.data
-    tokenizer = data.load_tokenizer()
-    lengths = sorted(set(settings.lengths or (run.context, 2 * run.context, 4 * run.context)))
-    if settings.haystack is None:
-        haystack = Haystack.of_validation(data)
-    else:
-        haystack = Haystack.of_file(Path(settings.haystack).expanduser(), tokenizer)
-    options: dict[str, Any] = {"needles": settings.needles, "samples": settings.samples, "seed": settings.seed}
-    tasks = [
-        NeedleTask(kind, values, haystack=haystack, tokenizer=tokenizer, **options)
-        for kind in settings.kinds
-        for values in settings.values
-    ]
-    for task in tasks:
-        task.check_length(lengths[0])
-    same = {**options, "haystack": haystack.digest, "rope_base": settings.rope_base or run.rope_base}
-    cells = {
-        task: [
-            {"kind": task.kind, "values": task.values, "length": length, "depth": depth, **same}
-            for length in lengths
-            for depth in settings.depths
-        ]
-        for task in tasks
-    }
-    pending = [(task, cell) for task in tasks for cell in cells[task] if record.scores(cell) is None]
-    model = open_model(run, lengths[-1], settings.rope_base, machine) if pending else None
-    with progress_of("looking for needles", sum(cell["length"] for _, cell in pending)) as advance:
-        done = 0
-        for task, cell in pending:
-            assert model is not None
-            length: int = cell["length"]
-            scores = score_samples(
-                model,
-                [task.sample(length, cell["depth"], index) for index in range(settings.samples)],
-                tokenizer,
-                vocab_size=data.vocab_size,
-                new_tokens=task.new_tokens,
-                batch_tokens=machine.batch_tokens,
-                on_samples=lambda count, done=done, length=length: advance(  # type: ignore[misc]
-                    done + length * count / settings.samples
-                ),
-            )
-            record.add(cell, scores)
-            done += length
-    for task in tasks:
-        found = finished(cells[task], record)
-        show(
-            f"{run.path.name}: {task.kind}, {task.values}, {settings.samples} samples a cell, trained on contexts of "
-            f"{run.context}",
-            ("length", "depth", "exact", "substring", "log-probability gain"),
-            [(c["length"], c["depth"], s["exact"], s["substring"], s["gain"]) for c, s in found],
-        )
-        _draw_needles(record.beside(f"needle-{task.kind}-{task.values}"), run, found)
-
-
-def _draw_needles(path: Path, run: TrainedRun, found: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
-    try:
-        from dma_lab.evaluation.needle_figure import draw_needles
-    except ModuleNotFoundError:
-        announce_once("no figure without matplotlib: pip install -e '.[report]' and give the same command again.")
-        return
-    draw_needles(path, run.path.name, run.context, found)
 
 
 def _benchmarks(

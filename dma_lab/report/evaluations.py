@@ -114,7 +114,7 @@ def _needles(number: int, settings: dict[str, Any], cells: Sequence[_Cell]) -> l
 
     return [
         heatmap("exact", "Needles answered exactly", "share of samples"),
-        heatmap("gain", "Log-probability that needles add to their values", "nats a token"),
+        heatmap("gain", "Log-probability that needles give their values over others", "nats a token"),
     ]
 
 

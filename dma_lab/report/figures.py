@@ -204,7 +204,8 @@ def recall(runs: Sequence[Run]) -> Figure | None:
     return Figure(
         "recall",
         "Recall by gap",
-        f"{point_text(shown[0])}: share of queries answered right, by the gap to the key's binding in octaves.",
+        f"{point_text(shown[0])}: share of queries answered right, by the gap to the key's binding in octaves. Between "
+        f"bindings and queries stands {shown[0].config.data.filler} filler (data.filler).",
         "gap up to (tokens)",
         "accuracy",
         series,

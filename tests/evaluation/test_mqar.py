@@ -37,7 +37,7 @@ def score_of(model, examples=60, sequences=25, **others):
     return score_recall(model, batches, device=torch.device("cpu")), batches
 
 
-@pytest.mark.parametrize("filler", ["blank", "noise"])
+@pytest.mark.parametrize("filler", ["blank", "noise", "random"])
 def test_a_model_that_looks_keys_up_is_always_right(filler):
     score, _ = score_of(Lookup(), filler=filler)
     assert score.accuracy == 1

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from dma_lab.report.collect import read_runs
 from dma_lab.report.markdown import write_markdown
@@ -139,14 +140,19 @@ def test_of_a_learning_rate_sweep_the_best_run_stands_for_its_point(add_run, rep
     assert trace["y"] == [min(losses)]
 
 
+FILLED = {"data": {"filler": "random"}}
+
+
 def test_recall_runs_show_accuracy_in_place_of_bits_per_byte(add_run, report, drawn):
     gaps = {"3-4": 0.9, "5-8": 0.5}
     for attention in ("mha", "dma"):
         recall = {"val_accuracy": 0.7, "val_accuracy_by_gap": gaps}
-        add_run(attention, val_bits_per_byte=None, val_text_bits_per_byte=None, **recall)
+        run = add_run(attention, val_bits_per_byte=None, val_text_bits_per_byte=None, **recall)
+        OmegaConf.save(OmegaConf.merge(OmegaConf.load(run / "config.yaml"), FILLED), run / "config.yaml")
     text = report()
     assert "| perplexity | accuracy |" in text
     assert "bits/byte" not in text
+    assert "stands random filler (data.filler)" in text
     figures = drawn()
     marks = [trace for trace in figures["recall"]["data"] if trace["mode"] == "markers"]
     assert [(trace["name"], trace["x"], trace["y"]) for trace in marks] == [

@@ -80,7 +80,7 @@ def test_micro_batches_change_the_arithmetics_order_and_nothing_else(read, tmp_p
     [
         (["data.size.pairs=20"], "data.size.pairs=20 needs 80 tokens"),
         (["data.size.pairs=many"], "data.size.pairs=many: input should be a valid integer"),
-        (["data.filler=text"], "data.filler=text: input should be 'blank', 'noise' or 'colliding'"),
+        (["data.filler=text"], "data.filler=text: input should be 'random', 'blank' or 'noise'"),
         (["+data.tokenizer=bpe"], "data.tokenizer is no setting here"),
         (["+data.size.width=3"], "data.size.width is no setting here"),
         (["data.size.length=32"], "data.size.length=32 is not trainer.context=64"),
