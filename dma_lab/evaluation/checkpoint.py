@@ -14,6 +14,7 @@ from torch import Tensor
 from yaml import YAMLError
 
 from dma_lab.attention import attention_options
+from dma_lab.data.finding import user_path
 from dma_lab.data.store import META_FILE, TokenData, TornCacheError, read_meta
 from dma_lab.messages import UserError
 from dma_lab.model import ModelShape, Transformer
@@ -83,7 +84,7 @@ class TrainedRun:
         """
         if "cache_dir" not in self.config["data"]:
             raise UserError(f"{self.path} was trained on data={self.config['data'].get('name')}, which is no text.")
-        cache_dir = Path(self.config["data"]["cache_dir"]).expanduser()
+        cache_dir = user_path(self.config["data"]["cache_dir"], "data.cache_dir")
         wanted = self.summary["data_fingerprint"]
         torn = []
         for meta_file in sorted(cache_dir.glob(f"*/{META_FILE}")):
@@ -148,7 +149,7 @@ def open_run(path: Path) -> TrainedRun:
         UserError: the directory is no run, has no checkpoint yet, or a file of it cannot be read.
     """
     given = path
-    path = path.expanduser()
+    path = user_path(path, "checkpoint")
     if path.suffix == ".ckpt":
         checkpoint, path = path, path.parent.parent
     else:

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,15 @@ def spoil(run: Path, how: str) -> Path:
             config.data.cache_dir = str(run / "cache")
             OmegaConf.save(config, run / "config.yaml")
     return run
+
+
+def test_the_home_of_nobody_is_said(trained_run):
+    run = open_run(trained_run)
+    with pytest.raises(UserError, match="checkpoint=~no-such-user/run names no user's home here"):
+        open_run(Path("~no-such-user/run"))
+    config = run.config | {"data": run.config["data"] | {"cache_dir": "~no-such-user/x"}}
+    with pytest.raises(UserError, match=r"data\.cache_dir=~no-such-user/x names no user's home here"):
+        _ = replace(run, config=config).data
 
 
 @pytest.mark.parametrize(
