@@ -3,7 +3,18 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
+from dma_lab.messages import UserError
+
 Interval = tuple[float, float]
+_LEAST_RESAMPLES = 20
+
+
+def require_resamples(bootstrap: int) -> None:
+    """Refuse (UserError) so few resamples that their extremes lie well within a 95 % interval."""
+    if bootstrap < _LEAST_RESAMPLES:
+        raise UserError(
+            f"bootstrap={bootstrap}: a 95 % interval needs at least {_LEAST_RESAMPLES} resamples; 0 gives none."
+        )
 
 
 def percentile_interval(samples: ArrayLike) -> Interval:

@@ -1,11 +1,12 @@
 """Approach 2 of Hoffmann et al. 2022 (arXiv 2203.15556, section 3.2): isoFLOP parabolas.
 
-Runs of several sizes at one compute: their loss is a parabola in log N, whose minimum is the compute-optimal size. The
-minima of several budgets give N* ∝ C^a and D* ∝ C^b.
+Runs of several sizes at one compute: near its minimum their loss is a parabola in log N, and the minimum the
+compute-optimal size. Far from it the loss is none: what a parabola through all sizes of a wide grid misses is no noise,
+and moves the minimum. The minima of several budgets give N* ∝ C^a and D* ∝ C^b.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +14,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from dma_lab.messages import UserError
 from dma_lab.scaling.cost import Cost
-from dma_lab.scaling.interval import Interval, percentile_interval
+from dma_lab.scaling.interval import Interval, percentile_interval, require_resamples
+from dma_lab.scaling.objective import take_points
 from dma_lab.scaling.power_law import PowerLaw, fit_power_law
 
 Vector = NDArray[np.float64]
 SAME_BUDGET = 0.1
 """Largest relative difference of compute within a budget."""
+NEAR = float(np.log(4))
+"""Sizes within a factor of 4 of the minimum make the parabola."""
+_LEAST_SIZES = 5
+"""Where fewer are so near, the nearest 5, or all of a budget that has no more."""
+_OWN_FREEDOM = 6
+"""Residuals beyond three from which a budget's own tell its noise; with fewer, all such budgets' together."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +43,14 @@ class Parabola:
     """(3,): of x², x and 1, x = log N - centre."""
     centre: float
     log_params: Vector
-    """(runs,)"""
+    """(runs,): of those near the minimum, which the parabola is fitted to."""
     residuals: Vector
-    """(runs,): loss of the runs minus that of the parabola, nats a token."""
+    """(runs,): loss of these runs minus that of the parabola, nats a token."""
+    sizes: Interval
+    """The smallest and the largest of all sizes run."""
     cost: Cost
     params_interval: Interval | None = None
-    """95 %, by the noise of all budgets together (``fit_isoflop``)."""
+    """95 % (``fit_isoflop``); its ends are infinite where the noise does not exclude that there is no minimum."""
 
     def predict(self, params: ArrayLike) -> Vector:
         """Loss of a model of ``params`` parameters trained for this budget."""
@@ -74,18 +84,27 @@ def budgets(flops: ArrayLike) -> list[NDArray[np.intp]]:
 
 
 def fit_parabola(flops: ArrayLike, params: ArrayLike, tokens: ArrayLike, loss: ArrayLike) -> Parabola:
-    """Least squares through the runs of one budget, (runs,) each; loss in nats a token.
+    """Least squares through the runs of one budget that are near its minimum; (runs,) each, loss in nats a token.
 
     The tokens at the minimum are what the budget pays for at the runs' own FLOP a token.
 
     Raises:
-        UserError: fewer than three sizes; a parabola without a minimum, or with one outside the sizes run.
+        UserError: fewer than three sizes; runs of more than one budget; a loss that is none; a parabola without a
+            minimum, or with one outside the sizes run.
     """
-    flops, params, loss = (np.asarray(values, float) for values in (flops, params, loss))
+    flops, params, tokens, loss = (np.asarray(values, float) for values in (flops, params, tokens, loss))
+    take_points(params, tokens, loss)
+    if flops.max() > flops.min() * (1 + SAME_BUDGET):
+        raise UserError(
+            f"runs of {flops.min():.3g} to {flops.max():.3g} FLOP are not of one budget, and a parabola is of one; fit "
+            f"those that agree within {SAME_BUDGET:.0%}, or run them at one compute."
+        )
     sizes, budget = np.unique(params), float(np.exp(np.log(flops).mean()))
     if len(sizes) < 3:
         raise UserError(f"at {budget:.3g} FLOP there are {len(sizes)} sizes; a parabola needs runs of at least 3.")
-    log_n = np.log(params)
+    every = np.log(params)
+    near = _near_minimum(every, loss)
+    log_n, loss = every[near], loss[near]
     centre = float(log_n.mean())
     coefficients = np.polyfit(log_n - centre, loss, 2)
     between = f"{sizes[0]:.3g} to {sizes[-1]:.3g} parameters"
@@ -105,48 +124,93 @@ def fit_parabola(flops: ArrayLike, params: ArrayLike, tokens: ArrayLike, loss: A
     residuals = loss - np.polyval(coefficients, log_n - centre)
     best_tokens = budget / cost.flops_per_token(best)
     return Parabola(
-        budget, float(best), float(best_tokens), float(lowest), coefficients, centre, log_n, residuals, cost
+        budget,
+        float(best),
+        float(best_tokens),
+        float(lowest),
+        coefficients,
+        centre,
+        log_n,
+        residuals,
+        (float(sizes[0]), float(sizes[-1])),
+        cost,
     )
+
+
+def _near_minimum(log_n: Vector, loss: Vector) -> NDArray[np.bool_]:
+    """Which runs are near the minimum: first of the run of least loss, then of the parabola through those near."""
+    sizes, minimum, near = np.unique(log_n), log_n[loss.argmin()], np.zeros(len(loss), bool)
+    for _ in range(10):
+        distances = np.sort(np.abs(sizes - minimum))
+        before, near = near, np.abs(log_n - minimum) <= max(NEAR, distances[:_LEAST_SIZES][-1]) + 1e-9
+        coefficients = np.polyfit(log_n[near] - minimum, loss[near], 2)
+        if (near == before).all() or coefficients[0] <= 0:
+            break
+        minimum = np.clip(minimum - coefficients[1] / (2 * coefficients[0]), sizes[0], sizes[-1])
+    return near
 
 
 def fit_isoflop(parabolas: Sequence[Parabola], *, bootstrap: int = 0, seed: int = 0) -> IsoflopFit:
     """Power laws through the minima.
 
     Intervals are those of a parametric bootstrap: few runs a budget cannot be resampled (three of them fix their
-    parabola whatever they are), so noise of the spread that the residuals of all budgets show is drawn anew. The
-    spread, too, is uncertain by the few residuals it is known from, and drawn with it, as Student's t does. Without a
-    single run beyond three a budget nothing tells the noise, and there are no intervals.
+    parabola whatever they are), so noise of the spread that residuals show is drawn anew: a budget's own where it has
+    enough, those of all that have not, together. The spread, too, is uncertain by the few residuals it is known from,
+    and drawn with it, as Student's t does. Where a resample's parabola has no minimum within the sizes run the power
+    law goes through the other budgets', as it does with runs. Without a single run beyond three a budget nothing tells
+    the noise, and there are no intervals.
 
     Raises:
-        UserError: fewer than two budgets.
+        UserError: fewer than two budgets; fewer than 20 resamples, where they are asked for.
     """
-    if len(parabolas) < 2:
-        raise UserError(f"{len(parabolas)} isoFLOP minima give no power law; it needs those of at least 2 budgets.")
     flops = np.array([parabola.flops for parabola in parabolas])
+    if len(budgets(flops)) < 2:
+        raise UserError(f"{len(parabolas)} isoFLOP minima give no power law; it needs those of at least 2 budgets.")
     params = np.array([parabola.params for parabola in parabolas])
     tokens = np.array([parabola.tokens for parabola in parabolas])
-    freedom = sum(parabola.freedom for parabola in parabolas)
-    if not bootstrap or not freedom:
+    if not bootstrap or not any(parabola.freedom for parabola in parabolas):
         return IsoflopFit(parabolas, fit_power_law(flops, params), fit_power_law(flops, tokens))
+    require_resamples(bootstrap)
     generator = np.random.default_rng(seed)
-    squares = sum(float(parabola.residuals @ parabola.residuals) for parabola in parabolas)
-    spread = np.sqrt(squares / generator.chisquare(freedom, bootstrap))
-    drawn_params = np.stack([_redrawn(parabola, spread, generator) for parabola in parabolas], axis=1)
-    drawn_tokens = np.stack(
-        [
-            parabola.flops / parabola.cost.flops_per_token(drawn)
-            for parabola, drawn in zip(parabolas, drawn_params.T, strict=True)
-        ],
-        axis=1,
-    )
+    spreads = _spreads(parabolas, bootstrap, generator)
+    drawn = [_redrawn(parabola, spread, generator) for parabola, spread in zip(parabolas, spreads, strict=True)]
+    inside = [
+        np.where((sizes >= parabola.sizes[0]) & (sizes <= parabola.sizes[1]), sizes, np.nan)
+        for parabola, sizes in zip(parabolas, drawn, strict=True)
+    ]
+    drawn_tokens = [
+        parabola.flops / parabola.cost.flops_per_token(sizes) for parabola, sizes in zip(parabolas, inside, strict=True)
+    ]
     return IsoflopFit(
         [
-            dataclasses.replace(parabola, params_interval=percentile_interval(drawn))
-            for parabola, drawn in zip(parabolas, drawn_params.T, strict=True)
+            dataclasses.replace(parabola, params_interval=percentile_interval(sizes))
+            for parabola, sizes in zip(parabolas, drawn, strict=True)
         ],
-        fit_power_law(flops, params, ((flops, row) for row in drawn_params)),
-        fit_power_law(flops, tokens, ((flops, row) for row in drawn_tokens)),
+        fit_power_law(flops, params, _known(flops, inside)),
+        fit_power_law(flops, tokens, _known(flops, drawn_tokens)),
     )
+
+
+def _spreads(parabolas: Sequence[Parabola], count: int, generator: np.random.Generator) -> list[Vector]:
+    """Of each budget, its noise's standard deviation as ``count`` draws: sum of squares over chi-square."""
+    few = [parabola for parabola in parabolas if parabola.freedom < _OWN_FREEDOM]
+    if not sum(parabola.freedom for parabola in few):
+        few = list(parabolas)
+    squares = sum(float(parabola.residuals @ parabola.residuals) for parabola in few)
+    together = np.sqrt(squares / generator.chisquare(sum(parabola.freedom for parabola in few), count))
+    return [
+        together
+        if parabola.freedom < _OWN_FREEDOM
+        else np.sqrt(parabola.residuals @ parabola.residuals / generator.chisquare(parabola.freedom, count))
+        for parabola in parabolas
+    ]
+
+
+def _known(flops: Vector, drawn: Sequence[Vector]) -> Iterator[tuple[Vector, Vector]]:
+    """Of every resample, the budgets that have a minimum in it: their FLOP, and what was drawn."""
+    for row in np.stack(drawn, axis=1):
+        known = np.isfinite(row)
+        yield flops[known], row[known]
 
 
 def _redrawn(parabola: Parabola, spread: Vector, generator: np.random.Generator) -> Vector:

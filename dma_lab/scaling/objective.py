@@ -12,9 +12,9 @@ from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
 from dma_lab.messages import UserError
+from dma_lab.scaling.interval import require_resamples
 
 Vector = NDArray[np.float64]
-_LEAST_RESAMPLES = 20
 one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")
 """Decorator of a fit: its matrices have a few hundred entries, over which BLAS's threads spend their time meeting (four
 times the work of one thread on two cores, and more on more)."""
@@ -139,8 +139,7 @@ def resampled_minima(
     Groups of equally many runs draw alike, in one call or in several of the same seed: listed in the same order, runs
     that share their data stay together, and what the data did to both cancels in a difference.
     """
-    if count < _LEAST_RESAMPLES:
-        raise UserError(f"bootstrap={count}: the ends of a 95 % interval need at least {_LEAST_RESAMPLES} resamples.")
+    require_resamples(count)
     scaling = curvature_scaling(minimum, groups, slots, delta)
     generators = [np.random.default_rng([seed, len(points.log_l)]) for points in groups]
     minima = np.empty((count, len(minimum)))

@@ -43,7 +43,7 @@ def fit_power_law(flops: Vector, values: Vector, resampled: Iterable[tuple[Vecto
 
 def _line(flops: Vector, values: Vector) -> tuple[float, float]:
     x, y = np.log(flops), np.log(values)
-    if len(x) < 2 or not np.isfinite(y).all():
+    if len(x) < 2 or np.ptp(x) == 0 or not np.isfinite(y).all():
         return np.nan, np.nan
     centred = x - x.mean()
     exponent = centred @ y / (centred @ centred)

@@ -53,7 +53,7 @@ def test_seven_distinct_points_have_a_law_but_no_intervals_however_often_they_ar
     twice = [np.tile(axis, 2) for axis in (*DIAGONAL, loss)]
     with pytest.raises(UserError, match=r"7 distinct points .* intervals need at least 8"):
         fit_parametric(*twice, bootstrap=40)
-    with pytest.raises(UserError, match=r"bootstrap=5: .* at least 20 resamples"):
+    with pytest.raises(UserError, match=r"bootstrap=5: .*at least 20 resamples"):
         fit_parametric(*GRID, LAW.predict(*GRID) * np.linspace(1, 1.01, 16), bootstrap=5)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dma_lab.messages import UserError
+from dma_lab.scaling.fit import ParametricFit
 from dma_lab.scaling.isoflop import budgets, fit_isoflop, fit_parabola
 
 SIZES = np.array([1e6, 2e6, 4e6, 8e6, 16e6])
@@ -72,6 +73,95 @@ def test_three_runs_a_budget_leave_no_noise_to_give_intervals_of():
     fit = fit_isoflop([fit_parabola(*run_budget(flops, SIZES[1:4])) for flops in BUDGETS[1:3]], bootstrap=50)
     assert fit.params.exponent == pytest.approx(0.48)
     assert fit.params.exponent_interval is fit.parabolas[0].params_interval is None
+
+
+CHINCHILLA = ParametricFit(E=1.8172, A=477.8, B=2143.0, alpha=0.3473, beta=0.3672, objective=0.0)
+SKEWED = ParametricFit(E=1.7, A=60.0, B=8000.0, alpha=0.25, beta=0.45, objective=0.0)
+"""Too large loses far more than too small: a parabola through all sizes has its minimum elsewhere."""
+
+
+def wide_study(law, noise, seed):
+    """Nine budgets, twelve sizes each from an eighth to eight times the best: the shape of published grids."""
+    generator, parabolas = np.random.default_rng(seed), []
+    for flops in np.geomspace(6e18, 3e21, 9):
+        sizes = law.optimal(flops)[0] * np.geomspace(1 / 8, 8, 12)
+        loss = law.predict(sizes, flops / 6 / sizes) + noise * generator.normal(size=12)
+        try:
+            parabolas.append(fit_parabola(np.full(12, flops), sizes, flops / 6 / sizes, loss))
+        except UserError:
+            continue
+    return fit_isoflop(parabolas, bootstrap=200, seed=seed)
+
+
+def rates(law, noise, studies):
+    """How often intervals of N* and of the exponent hold the truth, and how often they are finite."""
+    sizes, exponents = [], []
+    for seed in range(studies):
+        fit = wide_study(law, noise, seed)
+        for parabola in fit.parabolas:
+            low, high = parabola.params_interval
+            sizes.append((low <= law.optimal(parabola.flops)[0] <= high, np.isfinite([low, high]).all()))
+        low, high = fit.params.exponent_interval
+        exponents.append((low <= law.beta / (law.alpha + law.beta) <= high, np.isfinite([low, high]).all()))
+    return np.mean(sizes, axis=0), np.mean(exponents, axis=0)
+
+
+@pytest.mark.parametrize("law", [CHINCHILLA, SKEWED], ids=["chinchilla", "skewed"])
+def test_wide_grids_of_a_law_give_finite_intervals_that_hold_its_optimum(law):
+    (held, finite), (exponents_held, exponents_finite) = rates(law, 0.01, studies=30)
+    # 270 minima: 95 % give or take three standard deviations, and what is left of the parabola's own error.
+    assert held >= 0.88
+    assert finite >= 0.9
+    # Of 30 at 95 % 25 or fewer hold by chance in 1.5 % of cases.
+    assert exponents_held >= 26 / 30
+    assert exponents_finite == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", [0.01, 0.03, 0.05])
+def test_intervals_of_wide_grids_hold_a_laws_optimum_in_90_to_98_of_100_studies(noise):
+    (held, _), (exponents_held, exponents_finite) = rates(CHINCHILLA, noise, studies=300)
+    assert 0.90 <= held <= 0.98
+    assert 0.90 <= exponents_held <= 0.98
+    assert exponents_finite == 1
+
+
+def test_what_lies_far_from_the_minimum_has_no_say_in_it():
+    flops, sizes, tokens, loss = run_budget(5e15, 4e6 * np.geomspace(1 / 64, 64, 13))
+    whole = fit_parabola(flops, sizes, tokens, loss)
+    far = np.abs(np.log(sizes / 4e6)) > np.log(4.01)
+    bent = fit_parabola(flops, sizes, tokens, loss + np.where(far, 0.3 * np.log(sizes / 1e6) ** 2, 0))
+    assert far.sum() == 8
+    assert bent.params == pytest.approx(whole.params) == pytest.approx(4e6)
+    assert bent.residuals == pytest.approx(np.zeros(5), abs=1e-9)
+
+
+def test_the_noise_of_one_budget_is_not_that_of_another_that_can_tell_its_own():
+    generator = np.random.default_rng(0)
+    sizes = lambda flops: best_size(flops) * np.geomspace(1 / 4, 4, 13)  # noqa: E731
+    calm = [fit_parabola(*run_budget(flops, sizes(flops), 0.002, generator)) for flops in BUDGETS[:2]]
+    loud = fit_parabola(*run_budget(BUDGETS[2], sizes(BUDGETS[2]), 0.03, generator))
+    alone, beside = fit_isoflop(calm, bootstrap=400), fit_isoflop([*calm, loud], bootstrap=400)
+    for before, after in zip(alone.parabolas, beside.parabolas, strict=False):
+        widths = [np.diff(np.log(parabola.params_interval))[0] for parabola in (before, after)]
+        assert widths[1] == pytest.approx(widths[0], rel=0.2)
+    assert np.diff(np.log(beside.parabolas[2].params_interval))[0] > 5 * widths[0]
+
+
+@pytest.mark.parametrize(
+    ("flops", "loss", "says"),
+    [
+        ([1e15, 1e15, 1.2e15], [3.1, 3.0, 3.1], r"1e.15 to 1.2e.15 FLOP are not of one budget"),
+        ([1e15, 1e15, 1e15], [3.1, np.nan, 3.1], "loss of run 1 is nan"),
+    ],
+)
+def test_runs_of_two_budgets_and_losses_that_are_none_make_no_parabola(flops, loss, says):
+    sizes = SIZES[:3]
+    with pytest.raises(UserError, match=says):
+        fit_parabola(flops, sizes, 1e15 / 6 / sizes, loss)
+    one = fit_parabola(*run_budget(5e15))
+    with pytest.raises(UserError, match="2 isoFLOP minima give no power law; it needs those of at least 2 budgets"):
+        fit_isoflop([one, one])
 
 
 @pytest.mark.parametrize(("count", "noise"), [(5, 0.005), (4, 0.002)])
