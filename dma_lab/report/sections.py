@@ -142,7 +142,8 @@ def _scaling(finished: Sequence[Run], progress: Callable[[str], None]) -> Sectio
         blocks.append(
             Notice(
                 f"{len(finished) - len(best)} finished runs differ from another in their learning rate or warm-up "
-                "alone: of those the one of least loss stands for the point in this section."
+                "alone: of those the one of least loss stands for the point in this section, which the luck of a run "
+                "lowers, too: the more of them a point has, the more."
             )
         )
     contexts = {run.summary["context"] for run in best}

@@ -112,7 +112,7 @@ def test_fewer_points_than_a_law_has_parameters_give_no_law(add_run, report):
         for seed in (0, 1):
             add_run("mha", tokens=tokens, seed=seed)
     text = report()
-    assert "> - mha: 3 distinct points of size and budget; five parameters need at least 5" in text
+    assert "> - mha: 6 runs of 1 sizes and 3 numbers of tokens, 3 distinct points, cannot fix the law's 5" in text
     assert "E + A/N^α" not in text
 
 

@@ -61,8 +61,8 @@ def test_seven_distinct_points_have_a_law_but_no_intervals_however_often_they_ar
     ("law", "says"),
     [
         ({"E": 0.0, "A": 40.0, "alpha": 0.15}, "E at its bound, 0: .* run larger sizes on more tokens"),
-        ({"A": -40.0}, "A at its bound, 0: .*run sizes further apart"),
-        ({"B": -40.0, "E": 3.0}, "B at its bound, 0: .*run numbers of tokens further apart"),
+        ({"A": -40.0}, "(A at its bound, 0|alpha = -).*run sizes further apart"),
+        ({"B": -40.0, "E": 3.0}, "(B at its bound, 0|beta = -).*run numbers of tokens further apart"),
     ],
     ids=["no floor", "worse with size", "worse with tokens"],
 )
