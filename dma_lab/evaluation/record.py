@@ -1,8 +1,9 @@
 """``evaluation/SUITE.json`` in a run's directory: every finished cell of a suite, kept when the evaluation is killed.
 
 A *cell* is the smallest thing that is computed whole: one context length, one needle at one length and depth. It is
-named by everything that defines its scores, so a second evaluation computes what is missing and nothing twice, and
-another setting or a later checkpoint adds cells beside the old ones.
+named by everything that defines its scores: the weights, the machine that computed with them and its precision, the
+suite's settings. So a second evaluation computes what is missing and nothing twice, and another setting, machine or
+checkpoint adds cells beside the old ones.
 """
 
 import fcntl
@@ -12,6 +13,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dma_lab.evaluation.checkpoint import TrainedRun
 from dma_lab.messages import UserError
 
@@ -19,15 +22,18 @@ from dma_lab.messages import UserError
 class EvaluationRecord:
     """The cells of one suite. Use as a context manager: a suite of a run is evaluated by one process at a time.
 
+    Args:
+        machine: what rounds the scores (``Machine.facts``).
+
     Raises:
         UserError: another process holds it, or the file is damaged.
     """
 
-    def __init__(self, run: TrainedRun, suite: str, precision: str) -> None:
+    def __init__(self, run: TrainedRun, suite: str, machine: dict[str, str]) -> None:
         self.folder = run.path / "evaluation"
         self.file = self.folder / f"{suite}.json"
         self.suite = suite
-        self._same = {"checkpoint": run.checkpoint.name, "step": run.step, "precision": precision}
+        self._same = {"step": run.step, "weights": weights_digest(run), **machine}
         self._cells: list[dict[str, Any]] = []
 
     def __enter__(self) -> "EvaluationRecord":
@@ -70,3 +76,12 @@ class EvaluationRecord:
     def beside(self, name: str) -> Path:
         """A file in the record's folder."""
         return self.folder / name
+
+
+def weights_digest(run: TrainedRun) -> str:
+    """Names the weights: every parameter's name, type, shape and bytes, in hexadecimal."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, weight in sorted(run.weights.items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+        digest.update(weight.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

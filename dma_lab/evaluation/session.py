@@ -1,5 +1,6 @@
 """What all suites share: the machine that the model runs on, the model itself, progress, and tables at the end."""
 
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,13 @@ class Machine:
     precision: str
     """``fp32`` or ``bf16`` (mixed, as in training)."""
     batch_tokens: int
+
+    def facts(self) -> dict[str, str]:
+        """What rounds the scores."""
+        on_gpu = self.device.type == "cuda"
+        cpu = f"CPU ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
+        name = torch.cuda.get_device_name(self.device) if on_gpu else cpu
+        return {"hardware": name, "precision": self.precision, "torch": torch.__version__}
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")

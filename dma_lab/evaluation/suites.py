@@ -31,7 +31,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
     run = open_run(Path(settings.checkpoint))
     machine = machine_of(settings)
     suite = settings.suite
-    with EvaluationRecord(run, suite.name, machine.precision) as record, machine.autocast():
+    with EvaluationRecord(run, suite.name, machine.facts()) as record, machine.autocast():
         match suite:
             case GenerateSettings():
                 _generate(run, suite, machine, record)

@@ -1,24 +1,28 @@
 """What evaluate.py found out about the runs: needles, context lengths and benchmarks, backend beside backend.
 
-Read from ``evaluation/SUITE.json`` in each run's directory. Only scores of a run's last step are shown, and only cells
-of equal settings stand side by side.
+Read from ``evaluation/SUITE.json`` in each run's directory. Only scores of the weights that a run ended with are shown,
+and only cells of equal settings, computed on equal machines, stand side by side.
 """
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
 from typing import Any, NamedTuple
 
+from dma_lab.evaluation.checkpoint import open_run
+from dma_lab.evaluation.record import weights_digest
 from dma_lab.report.collect import Run
 from dma_lab.report.conditions import SHAPED, without
 from dma_lab.report.document import Block, Figure, Heatmap, Notice, Section, Series, Table
 from dma_lab.report.figures import at_one_point, point_text
 
+_IDENTITY = ("step", "weights", "hardware", "precision")
 _NEEDED = {
-    "needle": ({"kind", "values", "length", "depth"}, {"exact", "gain"}),
-    "context": ({"context", "stride", "tokens"}, {"perplexity"}),
-    "local": ({"task"}, {"questions"}),
-    "paper": ({"task"}, {"questions"}),
+    "needle": ({*_IDENTITY, "kind", "values", "length", "depth"}, {"exact", "gain"}),
+    "context": ({*_IDENTITY, "context", "stride", "tokens"}, {"perplexity"}),
+    "local": ({*_IDENTITY, "task"}, {"questions"}),
+    "paper": ({*_IDENTITY, "task"}, {"questions"}),
 }
 """By suite: what a cell and its scores must hold to be shown."""
 
@@ -35,9 +39,10 @@ def evaluations(finished: Sequence[Run]) -> Section | None:
     blocks: list[Block] = []
     cells: dict[str, list[_Cell]] = {suite: [] for suite in _NEEDED}
     for run in finished:
+        last_weights = cache(partial(_last_weights, run))  # a checkpoint may be large: read for the first suite
         for suite in _NEEDED:
             try:
-                cells[suite] += _read(run, suite)
+                cells[suite] += _read(run, suite, last_weights)
             except Exception as error:  # whatever a damaged file raises: the others are shown all the same
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 blocks.append(Notice(f"evaluation/{suite}.json of {run.name} cannot be read: {reason}."))
@@ -50,12 +55,16 @@ def evaluations(finished: Sequence[Run]) -> Section | None:
     return Section("Beyond the loss", blocks) if blocks else None
 
 
-def _read(run: Run, suite: str) -> list[_Cell]:
-    """Cells of the run's last step; none when the suite was not evaluated."""
+def _read(run: Run, suite: str, last_weights: Callable[[], str | None]) -> list[_Cell]:
+    """Cells of the weights that the run ended with; none when the suite was not evaluated.
+
+    Raises:
+        ValueError: the checkpoint is gone and cells of the last step are of several weights.
+    """
     file = run.path / "evaluation" / f"{suite}.json"
     if not file.exists():
         return []
-    cells = []
+    cells, ended_with = [], set()
     for entry in json.loads(file.read_text(encoding="utf-8"))["cells"]:
         # A mean over tasks is named by its members, whose settings are alike.
         settings, scores = {**entry["cell"].get("mean_of", [{}])[0], **entry["cell"]}, entry["scores"]
@@ -66,11 +75,21 @@ def _read(run: Run, suite: str) -> list[_Cell]:
             raise ValueError(f"a cell lacks {', '.join(sorted(lacking))}")
         if settings["step"] != run.summary["steps"]:
             continue
+        if settings["weights"] != (last_weights() or settings["weights"]):
+            continue
+        ended_with.add(settings["weights"])
         if suite == "context" and settings["stride"] == max(1, settings["context"] // 2):
             settings["stride"] = "half the context"  # what lengths of one evaluation have in common
-        unsaid = ("checkpoint", "step", "mean_of")
+        unsaid = ("weights", "step", "mean_of")
         cells.append(_Cell(run, {name: settings[name] for name in settings if name not in unsaid}, scores))
+    if len(ended_with) > 1:
+        raise ValueError("it has scores of several weights, and checkpoints/last.ckpt is not there to tell which")
     return cells
+
+
+def _last_weights(run: Run) -> str | None:
+    """Names the weights in the run's checkpoint; None where that is gone."""
+    return weights_digest(open_run(run.path)) if (run.path / "checkpoints" / "last.ckpt").exists() else None
 
 
 def _groups(cells: Iterable[_Cell], axes: Sequence[str]) -> list[tuple[dict[str, Any], list[_Cell]]]:

@@ -2,21 +2,27 @@
 
 import fcntl
 import json
+import platform
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from dma_lab.evaluation.checkpoint import open_run
+from dma_lab.evaluation.record import EvaluationRecord
 from dma_lab.evaluation.settings import read_settings
 from dma_lab.evaluation.suites import evaluate
 from dma_lab.messages import UserError
-from dma_lab.report.collect import cohorts, read_runs
+from dma_lab.report.cohorts import cohorts
+from dma_lab.report.collect import read_runs
 from dma_lab.report.evaluations import evaluations
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,13 +47,15 @@ NEEDLE = ["suite.lengths=[700,900]", "suite.depths=[0.0,1.0]", "suite.samples=2"
 def test_context_scores_lie_in_the_run_and_agree_with_training(run_suite, run_copy):
     cells = run_suite("context", "suite.lengths=[32,64,160]", "suite.stride=32")
     assert [entry["cell"]["context"] for entry in cells] == [32, 64, 160]
-    assert {(entry["cell"]["tokens"], entry["cell"]["step"]) for entry in cells} == {(2048, 40)}
+    starts = open_run(run_copy).data.validation_document_starts
+    tokens = int(starts[starts <= 2048].max())  # whole documents
+    assert {(entry["cell"]["tokens"], entry["cell"]["step"]) for entry in cells} == {(tokens, 40)}
     summary = json.loads((run_copy / "summary.json").read_text())
     for entry in cells:
         scores = entry["scores"]
         assert scores["loss"] == pytest.approx(summary["val_loss"], abs=0.2), "the same text, other contexts"
         with np.load(run_copy / "evaluation" / scores["sums"]) as sums:
-            assert sums["document_nats"].sum() / 2048 == pytest.approx(scores["loss"])
+            assert sums["document_nats"].sum() / tokens == pytest.approx(scores["loss"])
             assert len(sums["position_nats"]) == entry["cell"]["context"]
     (whole,) = [
         entry
@@ -59,6 +67,26 @@ def test_context_scores_lie_in_the_run_and_agree_with_training(run_suite, run_co
     other_base = run_suite("context", "suite.lengths=[160]", "suite.stride=32", "suite.rope_base=40000")[-1]
     assert other_base["cell"]["rope_base"] == 40_000
     assert other_base["scores"]["loss"] != cells[2]["scores"]["loss"]
+
+
+def test_a_record_says_of_which_weights_and_machine_it_is_and_the_report_shows_no_others(run_suite, run_copy):
+    (kept,) = run_suite("context", "suite.lengths=[64]")
+    run = open_run(run_copy)
+    machine = {name: kept["cell"][name] for name in ("hardware", "precision", "torch")}
+    assert machine["hardware"] == f"CPU ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
+    assert (machine["precision"], machine["torch"], kept["cell"]["step"]) == ("fp32", torch.__version__, run.step)
+    settings = {name: kept["cell"][name] for name in ("context", "stride", "tokens", "mask_documents", "rope_base")}
+    others = {name: weight.clone() for name, weight in run.weights.items()}
+    others["layers.1.attention.A"][0] += 1e-3
+    with EvaluationRecord(replace(run, weights=others), "context", machine) as record:
+        assert record.scores(settings) is None, "the same step, other weights"
+        record.add(settings, kept["scores"] | {"perplexity": 1.0})
+    with EvaluationRecord(run, "context", machine | {"hardware": "NVIDIA H200"}) as record:
+        assert record.scores(settings) is None
+    assert len(run_suite("context", "suite.lengths=[64]")) == 2, "nothing was computed again"
+    (runs,) = cohorts(read_runs(run_copy)[0]).values()
+    (figure,) = evaluations(runs).blocks
+    assert [series.y for series in figure.series if series.kind == "points"] == [[kept["scores"]["perplexity"]]]
 
 
 def test_texts_do_not_depend_on_the_batches_they_are_made_in(run_suite, run_copy):

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from dma_lab.evaluation.record import EvaluationRecord
 from dma_lab.report.cohorts import cohorts
@@ -16,10 +17,15 @@ from dma_lab.report.write import write_report
 TITLE = "Beyond the loss"
 
 
-def record(run: Path, suite: str, *cells: tuple[dict, dict], step: int = 100) -> None:
+MACHINE = {"hardware": "CPU (x86_64, AVX2)", "precision": "fp32", "torch": "2.13.0"}
+
+
+def record(
+    run: Path, suite: str, *cells: tuple[dict, dict], step: int = 100, weight: float = 1.0, **machine: str
+) -> None:
     """Cells as evaluate.py keeps them, by its own code; the runs that ``add_run`` makes have 100 steps."""
-    trained = SimpleNamespace(path=run, checkpoint=Path("last.ckpt"), step=step)
-    with EvaluationRecord(trained, suite, "fp32") as file:
+    trained = SimpleNamespace(path=run, weights={"A": torch.tensor([weight])}, step=step)
+    with EvaluationRecord(trained, suite, MACHINE | machine) as file:
         for cell, scores in cells:
             file.add(cell, scores)
 
@@ -129,6 +135,26 @@ def test_scores_of_an_earlier_checkpoint_are_not_the_runs(add_run, section):
     assert section() is None
     record(run, "local", task("piqa", acc=0.2))
     assert [row["mha"] for row in tables(section())] == ["0.200"]
+
+
+def test_scores_of_several_weights_are_none_of_them_shown_without_the_checkpoint(add_run, section):
+    record(run := add_run("mha"), "local", task("piqa", acc=0.1))
+    record(run, "local", task("piqa", acc=0.2), weight=2.0)
+    (notice,) = section().blocks
+    assert "it has scores of several weights" in notice.text
+
+
+def test_scores_of_another_machine_or_precision_stand_apart(add_run, section):
+    record(run := add_run("mha"), "context", context(64, 10.0))
+    record(run, "context", context(64, 11.0), hardware="NVIDIA H200")
+    record(run, "context", context(64, 12.0), precision="bf16")
+    figures = section().blocks
+    assert [[series.y for series in figure.series if series.kind == "points"] for figure in figures] == [
+        [[10.0]],
+        [[11.0]],
+        [[12.0]],
+    ]
+    assert "hardware NVIDIA H200" in figures[1].caption
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"cells": [{"cell": {"step": 100}, "scores": {}}]}', '{"cells": [1]}'])
