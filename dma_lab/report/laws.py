@@ -19,7 +19,8 @@ Laws = dict[str, ParametricFit | str]
 def best_runs(runs: Iterable[Run]) -> list[Run]:
     """Of runs of one backend that differ in their learning rate alone the one of least loss: laws are of those.
 
-    A minimum over luck as much as over rates: points with more rates look a little better than they are. The page says so.
+    A minimum over luck as much as over rates: points of more rates look a little better than they are, and
+    the page says so.
     """
     best: dict[tuple[str, Any], Run] = {}
     for run in runs:

@@ -27,15 +27,15 @@ class Cost:
         """From each run's parameters, training tokens and training FLOP, (runs,) each; runs of one size are averaged.
 
         Raises:
-            ValueError: when the three differ in length or are not positive.
+            ValueError: when the three differ in length or are not positive and finite.
         """
         params, tokens, flops = (np.asarray(values, float) for values in (params, tokens, flops))
         if not params.shape == tokens.shape == flops.shape or params.ndim != 1 or not len(params):
             raise ValueError(
                 f"params, tokens and flops differ in length: {params.shape}, {tokens.shape}, {flops.shape}."
             )
-        if not all((values > 0).all() for values in (params, tokens, flops)):
-            raise ValueError("params, tokens and flops must be positive.")
+        if not all((np.isfinite(values) & (values > 0)).all() for values in (params, tokens, flops)):
+            raise ValueError("params, tokens and flops must be positive and finite.")
         sizes = np.unique(params)
         logs = np.log(flops / tokens)
         return cls(np.log(sizes), np.array([logs[params == size].mean() for size in sizes]))

@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dma_lab.messages import UserError
+from dma_lab.scaling.interval import require_resamples
+from dma_lab.scaling.objective import take_points
 from dma_lab.scaling.power_law import PowerLaw, fit_power_law
 
 Vector = NDArray[np.float64]
@@ -57,12 +59,15 @@ def fit_envelope(curves: Sequence[Curve], *, bootstrap: int = 0, seed: int = 0) 
     """The envelope of ``curves``, several of one size allowed. Intervals resample the curves.
 
     Raises:
-        UserError: fewer than two handovers, which takes three sizes that are each best at some compute.
+        UserError: fewer than two handovers, which takes three sizes that are each best at some compute; a loss that is
+            not positive and finite; fewer than 20 resamples, where they are asked for.
         ValueError: a curve of fewer than two points, or whose FLOP do not rise.
     """
     for curve in curves:
         if len(curve.flops) < 2 or not (np.diff(curve.flops) > 0).all():
             raise ValueError(f"the curve of {curve.params:.3g} parameters needs 2 or more points of rising FLOP.")
+        # A loss that is none would count as compute that the curve does not reach.
+        take_points(np.full(len(curve.flops), curve.params), curve.tokens, curve.loss)
     if not curves:
         raise UserError("there is no training curve to take an envelope of.")
     log_c = np.log(np.geomspace(min(c.flops[0] for c in curves), max(c.flops[-1] for c in curves), _COMPUTES))
@@ -75,6 +80,8 @@ def fit_envelope(curves: Sequence[Curve], *, bootstrap: int = 0, seed: int = 0) 
             f"the curves of {len(set(params))} sizes hand over {len(flops)} times; power laws need 2 handovers: at "
             "least 3 sizes, each of which is the best at some compute that its neighbours reach, too."
         )
+    if bootstrap:
+        require_resamples(bootstrap)
     generator = np.random.default_rng(seed)
     chosen = [generator.integers(len(curves), size=len(curves)) for _ in range(bootstrap)]
     resampled = [_handovers(log_c, params[rows], losses[rows], log_d[rows]) for rows in chosen]

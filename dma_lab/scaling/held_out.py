@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from dma_lab.scaling.fit import ParametricFit, fit_parametric
 from dma_lab.scaling.frontier import law_loss
 from dma_lab.scaling.interval import Interval, percentile_interval
+from dma_lab.scaling.objective import take_points
 
 Vector = NDArray[np.float64]
 
@@ -56,6 +57,7 @@ def hold_out_largest(
         UserError: the smaller sizes' runs do not suffice for a law.
     """
     params, tokens, loss = (np.asarray(values, float) for values in (params, tokens, loss))
+    take_points(params, tokens, loss)  # of a size that is none, no run would be the largest
     largest = params == params.max()
     small = ~largest
     law = fit_parametric(params[small], tokens[small], loss[small], delta=delta, bootstrap=bootstrap, seed=seed)

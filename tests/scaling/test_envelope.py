@@ -58,6 +58,12 @@ def test_curves_that_are_none_are_refused():
     one = np.ones(1)
     with pytest.raises(ValueError, match="2 or more points of rising FLOP"):
         fit_envelope([curve(1e8), Curve(1e9, one, one, one)])
+    broken = curve(5e8)
+    broken.loss[3] = np.nan
+    with pytest.raises(UserError, match="loss of run 3 is nan"):
+        fit_envelope([curve(1e8), broken, curve(2.5e9)])
+    with pytest.raises(UserError, match="bootstrap=1: a 95 % interval needs at least 20 resamples"):
+        fit_envelope([curve(1e8), curve(5e8), curve(2.5e9)], bootstrap=1)
 
 
 def test_two_seeds_of_a_size_that_change_places_are_no_handover():

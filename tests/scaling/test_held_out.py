@@ -49,3 +49,5 @@ def test_too_few_runs_below_the_largest_rung_are_refused():
     params, tokens, loss = (values[:6] for values in runs())
     with pytest.raises(UserError, match="3 runs of 1 sizes"):
         hold_out_largest(params, tokens, loss)
+    with pytest.raises(UserError, match="params of run 2 is nan"):
+        hold_out_largest([1e6, 2e6, np.nan], [1e8] * 3, [3.0, 2.9, 2.8])
