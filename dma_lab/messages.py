@@ -15,6 +15,12 @@ class UserError(Exception):
     exit_status = 2
 
 
+class MishapError(UserError):
+    """What befell the machine, not a mistake of the user's: a disk that is full, or gone. The same form of message."""
+
+    exit_status = 1
+
+
 @torch.compiler.assume_constant_result
 def announce_once(message: str) -> None:
     """Print ``message`` to stderr the first time it is given in this process, and never again.

@@ -1,7 +1,6 @@
 """A finished or interrupted run, opened for evaluation: its model, and the tokens and tokenizer that it learnt from."""
 
 import json
-import pickle
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +13,14 @@ from torch import Tensor
 from yaml import YAMLError
 
 from dma_lab.attention import attention_options
+from dma_lab.checkpoints import read_checkpoint, recorded
 from dma_lab.data.finding import user_path
 from dma_lab.data.store import META_FILE, TokenData, TornCacheError, read_meta
-from dma_lab.messages import UserError
+from dma_lab.messages import MishapError, UserError
 from dma_lab.model import ModelShape, Transformer
+
+_IN_SUMMARY = ("data_fingerprint", "precision", "steps")
+_MADE_AGAIN = "delete the run's summary.json, and the command that trained it writes both anew from its checkpoint"
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class TrainedRun:
     weights: dict[str, Tensor]
     """By parameter name, on the CPU."""
     identity: dict[str, Any] = field(default_factory=dict)
-    """Settings that it was trained with, as the checkpoint itself has them; earlier ones have none."""
+    """What defines its training, by name in config.yaml or summary.json, as the checkpoint itself has it."""
 
     @property
     def context(self) -> int:
@@ -122,6 +125,21 @@ class TrainedRun:
             max_seq_len=self.context,
         )
 
+    def refuse_another_training(self) -> None:
+        """Raises UserError where the checkpoint says that it was trained with what config.yaml or the summary has not.
+
+        The warm-up's steps are in neither: the config may have a fraction.
+        """
+        for setting, value in self.identity.items():
+            if setting == "warmup_steps":
+                continue
+            found: Any = self.summary if setting in _IN_SUMMARY else self.config
+            for part in setting.split("."):
+                found = found.get(part) if isinstance(found, dict) else None
+            if json.dumps(found, default=str) != json.dumps(value):  # where 2.0 is not 2
+                file = "summary" if setting in _IN_SUMMARY else "config"
+                raise self._foreign(f"it was trained with {setting}={value} and the {file} has {found}")
+
     def _check_weights(self, model: Transformer) -> None:
         ours = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
         theirs = {name: tuple(weight.shape) for name, weight in self.weights.items()}
@@ -130,14 +148,10 @@ class TrainedRun:
                 raise self._foreign(
                     f"its {name} is {theirs.get(name, 'absent')} and the config's {ours.get(name, 'absent')}"
                 )
-        config = OmegaConf.create(self.config)
-        for setting, value in self.identity.items():  # what shapes do not show
-            if (found := OmegaConf.select(config, setting)) != value:
-                raise self._foreign(f"it was trained with {setting}={value} and the config has {found}")
 
     def _foreign(self, why: str) -> UserError:
         return UserError(
-            f"{self.checkpoint} is the checkpoint of another config than {self.path / 'config.yaml'}: {why}. Give the "
+            f"{self.checkpoint} is the checkpoint of another config than {self.path / 'config.yaml'}: {why}; give the "
             "directory that the checkpoint was trained in."
         )
 
@@ -165,35 +179,24 @@ def open_run(path: Path) -> TrainedRun:
         raise UserError(f"checkpoint={given}: the run has no {checkpoint.relative_to(path)}; train it first.")
     config, summary = _read_config(path / "config.yaml"), _read_summary(path / "summary.json")
     try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        step, state = content["global_step"], content["state_dict"]
-        identity = content["callbacks"].get("RunRecorder", {}).get("identity", {})
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        raise UserError(
-            f"{checkpoint} is no checkpoint that can be read safely ({_first_line(error)}); train the run again, "
-            "or give another one."
-        ) from error
-    weights = {name.removeprefix("model."): weight for name, weight in state.items()}
-    return TrainedRun(path, checkpoint, config, summary, step, weights, identity)
+        content = read_checkpoint(checkpoint, mmap=True)
+    except OSError as error:
+        raise MishapError(f"{checkpoint} cannot be read ({error.strerror}): see to that first.") from error
+    weights = {name.removeprefix("model."): weight for name, weight in content["state_dict"].items()}
+    identity = recorded(content)["identity"]
+    run = TrainedRun(path, checkpoint, config, summary, content["global_step"], weights, identity)
+    run.refuse_another_training()
+    return run
 
 
 def _read_config(file: Path) -> dict[str, Any]:
     try:
         config: Any = OmegaConf.to_container(OmegaConf.load(file))
-    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{file} cannot be read ({_first_line(error)}): restore what train.py wrote.") from error
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException, AssertionError) as error:
+        raise UserError(f"{file} cannot be read ({_first_line(error)}): {_MADE_AGAIN}.") from error
     missing = [node for node in ("model", "attention", "data", "trainer") if not _holds(config, node)]
     if missing:
-        raise UserError(f"{file} is no run's config: it lacks {', '.join(missing)}; restore what train.py wrote.")
+        raise UserError(f"{file} is no run's config: it lacks {', '.join(missing)}; {_MADE_AGAIN}.")
     return config
 
 
@@ -204,11 +207,12 @@ def _holds(config: Any, node: str) -> bool:
 def _read_summary(file: Path) -> dict[str, Any]:
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
-        missing = [name for name in ("d_ff", "data_fingerprint") if name not in summary]
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{file} cannot be read ({_first_line(error)}): restore what train.py wrote.") from error
-    if missing:
-        raise UserError(f"{file} is no run's summary: it lacks {', '.join(missing)}; restore what train.py wrote.")
+        kinds = {"d_ff": int, "data_fingerprint": str}
+        wrong = [name for name, kind in kinds.items() if not isinstance(summary.get(name), kind)]
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{file} cannot be read ({_first_line(error)}): {_MADE_AGAIN}.") from error
+    if wrong:
+        raise UserError(f"{file} is no run's summary: it gives no usable {', '.join(wrong)}; {_MADE_AGAIN}.")
     return summary
 
 

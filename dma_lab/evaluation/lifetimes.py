@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dma_lab.attention.dma import DynamicMaskAttention
+from dma_lab.files import whole
 from dma_lab.kernels import document_bounds, prefix_topk_expiry
 from dma_lab.model import Transformer
 
@@ -95,7 +96,8 @@ class Lifetimes:
 
     def save(self, path: Path) -> None:
         """Write to ``path`` (.npz)."""
-        np.savez_compressed(path, **vars(self))
+        with whole(path) as stream:
+            np.savez_compressed(stream, **vars(self))
 
     @classmethod
     def load(cls, path: Path) -> "Lifetimes":

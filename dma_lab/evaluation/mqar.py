@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dma_lab.evaluation.perplexity import ValidationScore
+from dma_lab.files import whole
 
 RECALL_FILE = "recall.npz"
 
@@ -65,7 +66,8 @@ class RecallScore:
     def save(self, path: Path) -> None:
         """Write the losses to ``path`` (.npz, as of text), and ``pairs``, ``correct``, ``total`` beside it."""
         self.nats.save(path)
-        np.savez(path.with_name(RECALL_FILE), pairs=self.pairs, correct=self.correct, total=self.total)
+        with whole(path.with_name(RECALL_FILE)) as stream:
+            np.savez(stream, pairs=self.pairs, correct=self.correct, total=self.total)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dma_lab.files import whole
 from dma_lab.model import Transformer
 
 _LARGEST_LOG = math.log(sys.float_info.max)
@@ -67,7 +68,8 @@ class ValidationScore:
 
     def save(self, path: Path) -> None:
         """Write the arrays to ``path`` (.npz)."""
-        np.savez(path, **vars(self))
+        with whole(path) as stream:
+            np.savez(stream, **vars(self))
 
 
 @torch.no_grad()

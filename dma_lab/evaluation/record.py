@@ -9,13 +9,13 @@ checkpoint adds cells beside the old ones.
 import fcntl
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dma_lab.evaluation.checkpoint import TrainedRun
+from dma_lab.files import write_whole
 from dma_lab.messages import UserError
 
 
@@ -66,12 +66,7 @@ class EvaluationRecord:
     def add(self, cell: dict[str, Any], scores: dict[str, Any]) -> None:
         """Keep a finished cell. The file is replaced whole: no reader and no power cut finds half of it."""
         self._cells.append({"cell": self._same | cell, "scores": scores})
-        partial = self.file.with_suffix(".partial")
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.write(json.dumps({"suite": self.suite, "cells": self._cells}, indent=1) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(self.file)
+        write_whole(self.file, json.dumps({"suite": self.suite, "cells": self._cells}, indent=1) + "\n")
 
     def beside(self, name: str) -> Path:
         """A file in the record's folder."""

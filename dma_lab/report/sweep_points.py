@@ -3,12 +3,13 @@
 import contextlib
 import fcntl
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from dma_lab.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,8 @@ class SweepPoints:
         A launcher's process may outlive its multirun that was killed: where another tidied up after that, nobody reads.
         """
         file = self.folder / f"{number:06}.json"
-        partial = file.with_suffix(f".partial-{os.getpid()}")
         with contextlib.suppress(FileNotFoundError):
-            partial.write_text(json.dumps(asdict(point)))
-            partial.replace(file)
+            write_whole(file, json.dumps(asdict(point)))
 
     def read(self) -> list[Point]:
         """All points that have begun, in their order."""

@@ -1,14 +1,20 @@
 """What happens between two optimizer steps: figures, validation, checkpoints, and stopping when asked to."""
 
-import json
+import dataclasses
+import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import lightning as L
+from lightning.fabric.plugins import CheckpointIO
 
+from dma_lab.checkpoints import read_checkpoint, write_checkpoint
+from dma_lab.train.continuing import IdentityAt, Start
 from dma_lab.train.divergence import Verdict
 from dma_lab.train.module import LanguageModel
 from dma_lab.train.progress import TrainingProgress
@@ -28,7 +34,8 @@ class RunRecorder(L.Callback):
         self,
         run: RunDirectory,
         *,
-        identity: dict[str, Any],
+        identity_at: IdentityAt,
+        so_far: Start,
         validate: Callable[[], Score],
         steps: int,
         tokens_per_step: int,
@@ -39,8 +46,7 @@ class RunRecorder(L.Callback):
         also_log: Callable[[dict[str, float], int], None],
     ) -> None:
         self.run, self.validate, self.also_log = run, validate, also_log
-        self.identity = identity
-        """Settings, by dotted name, that tell this run's checkpoints from others whose weights have the same shapes."""
+        self.identity_at, self.so_far = identity_at, so_far
         self.steps, self.tokens_per_step = steps, tokens_per_step
         self.log_every, self.validate_every, self.checkpoint_every = log_every, validate_every, checkpoint_every
         self.keep_step = keep_step
@@ -52,13 +58,18 @@ class RunRecorder(L.Callback):
         self._handlers: dict[int, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"training_seconds": self.training_seconds, "identity": self.identity}
+        return {
+            "run": self.run.path.name,
+            "identity": self.identity_at(self._step),
+            **dataclasses.asdict(self.so_far),
+            "training_seconds": self.training_seconds,
+            "lines": {name: "".join(lines) for name, lines in self.run.lines.items()},
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.training_seconds = state_dict["training_seconds"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.run.rewind(trainer.global_step)
         self._step = self._logged_step = trainer.global_step
         self._logged_seconds = self.training_seconds
         self._resumed_at = time.perf_counter()
@@ -129,13 +140,30 @@ class RunRecorder(L.Callback):
 
     def _save(self, trainer: L.Trainer, keep: bool) -> None:
         partial = self.run.checkpoint.with_suffix(".partial")
-        trainer.save_checkpoint(partial, weights_only=False)
-        if trainer.is_global_zero:
-            if keep:  # before the run can continue from behind this step
-                self.run.keep(partial)
-            partial.replace(self.run.checkpoint)
+        try:
+            trainer.save_checkpoint(partial)
+            if trainer.is_global_zero:
+                if keep:  # before the run can continue from behind this step
+                    self.run.keep(partial)
+                self.run.advance(partial)
+        except OSError:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)  # room for others, where the disk is full
+            raise
 
 
-def last_line(run: RunDirectory) -> dict[str, Any]:
-    """The last line of the run's metrics."""
-    return json.loads(run.metrics.read_text().splitlines()[-1])
+class CheckpointFiles(CheckpointIO):
+    """Checkpoints as ``dma_lab.checkpoints`` has them: beside where they belong, checked when read."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        write_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        Path(path).unlink()

@@ -6,6 +6,8 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +19,20 @@ from lightning.pytorch.utilities import rank_zero_only
 from dma_lab.attention.operators import attention_kernels
 from dma_lab.data.module import DrawSequences, TokenDataModule
 from dma_lab.messages import announce_once
-from dma_lab.train.callbacks import RunRecorder
+from dma_lab.train.callbacks import CheckpointFiles, RunRecorder
+from dma_lab.train.continuing import IdentityAt, Start, prepare_start
 from dma_lab.train.divergence import DivergedError, Verdict, judge_score
-from dma_lab.train.hardware import Hardware, earlier_machines, machine_facts, resolve_hardware
+from dma_lab.train.hardware import Hardware, machine_facts, machine_in_words, resolve_hardware
+from dma_lab.train.identity import run_name, state_identity
 from dma_lab.train.memory import forget_peak, peak_bytes
 from dma_lab.train.module import LanguageModel
 from dma_lab.train.optim import build_adamw, learning_rate_multiplier
 from dma_lab.train.plan import RunPlan, build_model, plan_run
 from dma_lab.train.plan_table import short_plan
 from dma_lab.train.rung import rung_name
-from dma_lab.train.runs import RunDirectory, git_commit, identity
+from dma_lab.train.runs import RunDirectory, git_commit
 from dma_lab.train.settings import TrainSettings
+from dma_lab.train.summary import unusable
 from dma_lab.train.task import Score, Task, prepare_task
 
 
@@ -59,18 +64,23 @@ def fit_run(
     run = find_run(settings, task, hardware)
     if run.writer:
         print(short_plan(settings, plan), file=sys.stderr)
-    if finished := _ended_before(run, settings):
+    known = _known_before(run, settings, plan, task, hardware)
+    if finished := _ended_before(run, settings, known):
         return finished
     with run.claimed():
         # Again, for whoever held it until now may have finished it.
-        if finished := _ended_before(run, settings):
+        if finished := _ended_before(run, settings, known):
             return finished
-        if not run.checkpoint.exists():
-            run.begin_from(shorter)
+        identity_at = partial(state_identity, settings, plan.steps, task.fingerprint, hardware.precision)
+        start = prepare_start(run, identity_at, shorter)
         if torch.distributed.is_initialized():
-            torch.distributed.barrier()  # the others find the checkpoint that the writer began from
+            torch.distributed.barrier()  # the others find the checkpoint that the writer chose
         run.write_config(dataclasses.asdict(settings))
-        summary = _known_before(run, settings, plan, task, hardware)
+        machine = machine_in_words(known)
+        summary = known | {
+            "steps_shared": start.steps_shared,
+            "earlier_machines": sorted(set(start.machines) - {machine}),
+        }
         if run.writer and summary["earlier_machines"]:
             announce_once(
                 f"earlier steps of {run.path} were taken on {'; '.join(summary['earlier_machines'])}: machines round "
@@ -78,9 +88,11 @@ def fit_run(
             )
         run.write_summary(summary | {"status": "running"})
         try:
-            outcome, stop_signal = _train(settings, plan, task, draw, run, hardware, keep_step)
+            so_far = Start(start.steps_shared, sorted({*start.machines, machine}))
+            outcome, stop_signal = _train(settings, plan, task, draw, run, hardware, keep_step, identity_at, so_far)
         except Exception as error:
-            run.write_summary(summary | {"status": "failed", "reason": f"{type(error).__name__}: {error}"})
+            with suppress(OSError):  # the disk may be what failed
+                run.write_summary(summary | {"status": "failed", "reason": f"{type(error).__name__}: {error}"})
             raise
         summary |= outcome
         run.write_summary(summary)
@@ -94,10 +106,13 @@ def fit_run(
         return summary
 
 
-def _ended_before(run: RunDirectory, settings: TrainSettings) -> dict[str, Any] | None:
+def _ended_before(run: RunDirectory, settings: TrainSettings, known: dict[str, Any]) -> dict[str, Any] | None:
     """The summary of a finished run, None of one that is to be trained; raises DivergedError for one that diverged."""
     summary = run.summary()
     if summary is None or summary["status"] not in ("finished", "diverged"):
+        return None
+    if wrong := unusable(summary, known):
+        run.say(f"{run.path / 'summary.json'} gives no usable {', '.join(wrong)}; it is made again")
         return None
     if summary["status"] == "diverged":
         raise _diverged("diverged before", run, summary, settings)
@@ -121,23 +136,7 @@ def padded_vocabulary(vocab_size: int) -> int:
 
 def find_run(settings: TrainSettings, task: Task, hardware: Hardware) -> RunDirectory:
     """The directory of this run, named so that a reader finds it and hashed over all that defines its result."""
-    trainer = settings.trainer
-    defining = {
-        "model": dataclasses.asdict(settings.model),
-        "attention": settings.attention,
-        "match": settings.match,
-        "budget": [
-            settings.tokens,
-            settings.tokens_per_parameter,
-            *([] if settings.flops is None else [settings.flops]),
-        ],
-        "data": [task.fingerprint, settings.data.mask_documents],
-        "optimizer": dataclasses.asdict(settings.optimizer),
-        "schedule": {key: value for key, value in dataclasses.asdict(settings.schedule).items() if value is not None},
-        "trainer": [trainer.context, trainer.tokens_per_step, trainer.validation_tokens, hardware.precision],
-        "seed": settings.seed,
-    }
-    name = f"{settings.study}-{settings.model.name}-{settings.attention['name']}-s{settings.seed}-{identity(defining)}"
+    name = run_name(settings, task.fingerprint, hardware.precision)
     return RunDirectory(Path(settings.output_dir) / name, writer=getattr(rank_zero_only, "rank", 0) == 0)
 
 
@@ -155,6 +154,8 @@ def _train(
     run: RunDirectory,
     hardware: Hardware,
     keep_step: int | None,
+    identity_at: IdentityAt,
+    so_far: Start,
 ) -> tuple[dict[str, Any], int | None]:
     """What is known of the run after training, and the signal that asked it to stop."""
     if hardware.compile:
@@ -193,7 +194,8 @@ def _train(
     wandb = _wandb_logger(settings, run) if settings.logger.name == "wandb" else None
     recorder = RunRecorder(
         run,
-        identity={f"attention.{name}": value for name, value in settings.attention.items()} | {"seed": settings.seed},
+        identity_at=identity_at,
+        so_far=so_far,
         validate=validate,
         steps=plan.steps,
         tokens_per_step=plan.tokens_per_step,
@@ -210,6 +212,7 @@ def _train(
         max_steps=plan.steps,
         logger=wandb or False,
         callbacks=[recorder],
+        plugins=[CheckpointFiles()],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -223,8 +226,6 @@ def _train(
         num_workers=trainer_settings.loader_workers,
     )
     checkpoint = run.checkpoint if run.checkpoint.exists() else None
-    if checkpoint is None:
-        run.rewind(0)
     try:
         trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as end:
@@ -270,7 +271,6 @@ def _what_diverged(verdict: Verdict, task: Task, plan: RunPlan) -> dict[str, Any
 def _known_before(
     run: RunDirectory, settings: TrainSettings, plan: RunPlan, task: Task, hardware: Hardware
 ) -> dict[str, Any]:
-    machine = machine_facts(hardware, settings.trainer.devices)
     return {
         "run": str(run.path),
         "study": settings.study,
@@ -285,13 +285,11 @@ def _known_before(
         "context": plan.shape.max_seq_len,
         "steps": plan.steps,
         "tokens": plan.tokens,
-        "steps_shared": run.steps_shared(),
         "flops": plan.flops.dense_equivalent,
         "flops_executed": plan.flops.executed,
         **task.facts,
         "data_fingerprint": task.fingerprint,
-        **machine,
-        "earlier_machines": earlier_machines(run.taken_over(), machine),
+        **machine_facts(hardware, settings.trainer.devices),
         "git_commit": git_commit(),
     }
 

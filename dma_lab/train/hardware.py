@@ -1,7 +1,7 @@
 """The device a run gets, and the precision it computes in there."""
 
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,13 +63,8 @@ def machine_facts(hardware: Hardware, devices: int) -> dict[str, Any]:
     }
 
 
-def earlier_machines(summaries: Iterable[Mapping[str, Any]], now: Mapping[str, Any]) -> list[str]:
-    """Machines other than that of ``now``, in words, on which the runs of ``summaries`` took steps."""
-    seen = [name for summary in summaries for name in (*summary.get("earlier_machines", ()), _in_words(summary))]
-    return sorted(set(seen) - {_in_words(now)})
-
-
-def _in_words(facts: Mapping[str, Any]) -> str:
-    hardware, capability, precision, compiled, version = (facts.get(name, "unknown") for name in MACHINE)
-    how = f"{precision}, compiled" if compiled is True else precision
+def machine_in_words(facts: Mapping[str, Any]) -> str:
+    """``machine_facts`` as a reader is told them, and as checkpoints remember who took steps."""
+    hardware, capability, precision, compiled, version = (facts[name] for name in MACHINE)
+    how = f"{precision}, compiled" if compiled else precision
     return f"{hardware}, {capability}, {how}, PyTorch {version}"

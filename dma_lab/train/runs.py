@@ -2,17 +2,20 @@
 
 ``config.yaml`` (resolved), ``metrics.jsonl`` (what training computed, a line a logging step: a continued run repeats it
 to the bit), ``speed.jsonl`` (how fast, which no run repeats), ``validation.npz``, ``summary.json``, ``checkpoints/``
-(``last.ckpt``; of a branch also ``stable.ckpt``, the state in which its decay begins and longer branches go on).
+(``last.ckpt`` and the one before it, ``previous.ckpt``; of a branch also ``stable.ckpt``, the state in which its decay
+begins and longer branches go on).
+
+Checkpoints hold the lines that were written before them, so lines need not be on the disk before a checkpoint is, and
+one that is lost is not lost for good.
 """
 
+import contextlib
 import fcntl
-import hashlib
 import json
 import math
-import os
-import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from dma_lab.data.build import NO_ROOM
-from dma_lab.messages import UserError
+from dma_lab.files import copy_whole, make_directory, remove_partials, sync, write_whole
+from dma_lab.messages import MishapError, UserError
 
 
 class RunHeldError(UserError):
@@ -29,11 +33,6 @@ class RunHeldError(UserError):
     def __init__(self, path: Path) -> None:
         super().__init__(f"{path} is being trained by another process; wait for it or stop it.")
         self.path = path
-
-
-def identity(defining: dict[str, Any]) -> str:
-    """Eight hex digits that change with anything in ``defining`` (JSON-able) and with nothing else."""
-    return hashlib.blake2b(json.dumps(defining, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
 def to_json(values: dict[str, Any], indent: int | None = None) -> str:
@@ -60,10 +59,13 @@ class RunDirectory:
         self.path = path
         self.writer = writer
         self.checkpoint = path / "checkpoints" / "last.ckpt"
+        self.previous = path / "checkpoints" / "previous.ckpt"
         self.stable = path / "checkpoints" / "stable.ckpt"
         self.metrics = path / "metrics.jsonl"
         self.speed = path / "speed.jsonl"
         self.validation = path / "validation.npz"
+        self.lines: dict[str, list[str]] = {self.metrics.name: [], self.speed.name: []}
+        """Of the two files, as they were written."""
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -73,13 +75,14 @@ class RunDirectory:
 
         Raises:
             RunHeldError: another process holds it.
-            UserError: the directory cannot be written, or its disk is full.
+            UserError: the directory cannot be written.
+            MishapError: reading or writing failed within the context.
         """
         if not self.writer:
             yield
             return
         try:
-            self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            make_directory(self.checkpoint.parent)
             lock = (self.path / "run.lock").open("w")
         except OSError as error:
             raise UserError(
@@ -92,19 +95,43 @@ class RunDirectory:
             except BlockingIOError:
                 raise RunHeldError(self.path) from None
             try:
+                for directory in (self.path, self.checkpoint.parent):
+                    remove_partials(directory)
                 yield
             except OSError as error:
-                if error.errno not in NO_ROOM:
+                if error.errno is None:
                     raise
-                raise UserError(
-                    f"No room left for {self.path} ({error.strerror}); what was saved before is whole. Free some space "
-                    "there and give the same command to continue, or set another output_dir."
-                ) from error
+                raise self._mishap(error) from error
+
+    def _mishap(self, error: OSError) -> MishapError:
+        what, advice = "Reading or writing failed", "Mend that"
+        if error.errno in NO_ROOM:
+            what, advice = "No room left", "Free some space there"
+        return MishapError(
+            f"{what} for {error.filename or self.path} ({error.strerror}); what was saved before is whole. {advice} "
+            "and give the same command to continue, or set another output_dir."
+        )
 
     def summary(self) -> dict[str, Any] | None:
-        """What ``write_summary`` last wrote; None before that."""
-        path = self.path / "summary.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        """What ``write_summary`` last wrote; None before that, and where that cannot be read, which is said.
+
+        Raises:
+            MishapError: the system does not let it be read.
+        """
+        file = self.path / "summary.json"
+        try:
+            summary = json.loads(file.read_text(encoding="utf-8"))
+            if isinstance(summary, dict) and isinstance(summary.get("status"), str):
+                return summary
+            reason = "it is no summary"
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValueError as error:
+            reason = str(error)
+        except OSError as error:
+            raise self._mishap(error) from error
+        self.say(f"{file} is damaged ({reason}); it is made again")
+        return None
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         self._write("summary.json", to_json(summary, indent=2) + "\n")
@@ -114,71 +141,53 @@ class RunDirectory:
 
     def keep(self, checkpoint: Path) -> None:
         """Make a copy of ``checkpoint`` the stable one."""
-        partial = self.stable.with_suffix(".partial")
-        shutil.copyfile(checkpoint, partial)
-        partial.replace(self.stable)
+        copy_whole(checkpoint, self.stable)
 
-    def begin_from(self, runs: Sequence[tuple[Path, int]]) -> None:
-        """Take the first steps from the first of ``runs`` that has a stable checkpoint, which is of the step beside it.
-
-        Lines after that step go where training continues. The own checkpoint comes last, and whole: cut before that,
-        the run has not begun.
-        """
-        kept = [(RunDirectory(path), step) for path, step in runs if RunDirectory(path).stable.exists()]
-        if not kept or not self.writer:
-            return
-        other, step = kept[0]
-        for file in (other.metrics, other.speed):
-            self._write(file.name, file.read_text())
-        self._write("branched_from.json", json.dumps({"run": other.path.name, "step": step}) + "\n")
-        partial = self.checkpoint.with_suffix(".partial")
-        shutil.copyfile(other.stable, partial)
-        partial.replace(self.checkpoint)
-
-    def steps_shared(self) -> int:
-        """Steps that another run took for this one; 0 for a run that took all its own."""
-        path = self.path / "branched_from.json"
-        return json.loads(path.read_text())["step"] if path.exists() and self.checkpoint.exists() else 0
-
-    def taken_over(self) -> list[dict[str, Any]]:
-        """Summaries of the runs that took the steps behind the checkpoint: this one, and the one it branched from."""
-        if not self.checkpoint.exists():
-            return []
-        branched = self.path / "branched_from.json"
-        other = RunDirectory(self.path.parent / json.loads(branched.read_text())["run"]) if branched.exists() else None
-        return [summary for run in (other, self) if run is not None and (summary := run.summary()) is not None]
-
-    def rewind(self, step: int) -> None:
-        """Drop the lines written after ``step``, and a last line that was cut off while being written."""
+    def advance(self, checkpoint: Path) -> None:
+        """Make ``checkpoint``, a whole file beside it, the last one, and the last one the previous."""
         for file in (self.metrics, self.speed):
-            if self.writer and file.exists():
-                kept = [line for line in file.read_text().splitlines(keepends=True) if _step_of(line) <= step]
-                self._write(file.name, "".join(kept))
+            if file.exists():
+                sync(file)
+        with contextlib.suppress(FileNotFoundError):
+            self.checkpoint.replace(self.previous)
+        checkpoint.replace(self.checkpoint)
+        sync(self.checkpoint.parent)
+
+    def restore(self, lines: dict[str, str]) -> bool:
+        """Make metrics and speed what they were when their ``lines`` were taken: those that came later are dropped.
+
+        Returns:
+            Whether both began with these lines; those that were lost or changed are there again.
+        """
+        if not self.writer:
+            return True
+        intact = True
+        for file in (self.metrics, self.speed):
+            text = lines.get(file.name, "")
+            self.lines[file.name] = text.splitlines(keepends=True)
+            found = file.read_bytes() if file.exists() else b""
+            intact &= found.startswith(text.encode())
+            if found != text.encode():
+                write_whole(file, text)
+        return intact
 
     def append(self, file: Path, line: dict[str, Any]) -> None:
-        """Add one JSON line to ``metrics`` or ``speed``."""
+        """Add one JSON line to ``metrics`` or ``speed``. It is on the disk for good with the next checkpoint."""
         if not self.writer:
             return
-        with file.open("a") as stream:
-            stream.write(to_json(line) + "\n")
+        text = to_json(line) + "\n"
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write(text)
+        self.lines[file.name].append(text)
+
+    def say(self, message: str) -> None:
+        """Tell the user what befell the run; one process speaks for all that train it."""
+        if self.writer:
+            print(f"dma_lab: {message}.", file=sys.stderr, flush=True)
 
     def _write(self, name: str, text: str) -> None:
-        """Replace a file as a whole, so that no reader and no power cut finds half of it."""
-        if not self.writer:
-            return
-        partial = self.path / f"{name}.partial"
-        with partial.open("w") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(self.path / name)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except json.JSONDecodeError:
-        return float("inf")
+        if self.writer:
+            write_whole(self.path / name, text)
 
 
 def git_commit() -> str:

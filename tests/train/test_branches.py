@@ -11,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from dma_lab.messages import UserError
+from dma_lab.train import fit_run as fit_run_module
 from dma_lab.train.branches import fit_branches, plan_branches
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.hardware import resolve_hardware
@@ -96,7 +97,7 @@ class CutError(Exception):
 @pytest.mark.parametrize("where", ["stable phase", "keeping", "decay", "begun", "between"])
 def test_cut_anywhere_and_continued_is_uncut(read, short, branched, monkeypatch, where):
     settings = read(short("cut", "schedule.branches=[0.5,1,2]"))
-    append, keep, begin_from = RunDirectory.append, RunDirectory.keep, RunDirectory.begin_from
+    append, keep, start = RunDirectory.append, RunDirectory.keep, fit_run_module.prepare_start
 
     def appended(run, file, line):
         if file == run.metrics and line["step"] == {"stable phase": 20, "decay": 28}.get(where):
@@ -108,18 +109,19 @@ def test_cut_anywhere_and_continued_is_uncut(read, short, branched, monkeypatch,
             raise CutError  # the run's own checkpoint must be of an earlier step, or the state is never kept
         keep(run, checkpoint)
 
-    def begun(run, runs):
-        if where == "between" and len(runs) == 2:
+    def begun(run, identity_at, shorter):
+        if where == "between" and len(shorter) == 2:
             raise CutError
-        begin_from(run, runs)
-        if where == "begun" and len(runs) == 2:
-            run.checkpoint.unlink()  # as if cut just before the last file came
+        begun_from = start(run, identity_at, shorter)
+        if where == "begun" and len(shorter) == 2:
+            run.metrics.unlink()  # as if cut just before it came
             raise CutError
+        return begun_from
 
     with monkeypatch.context() as patch:
         patch.setattr(RunDirectory, "append", appended)
         patch.setattr(RunDirectory, "keep", kept)
-        patch.setattr(RunDirectory, "begin_from", begun)
+        patch.setattr(fit_run_module, "prepare_start", begun)
         with pytest.raises(CutError):
             fit_branches(settings)
     gc.collect()  # the error's frames hold the run's lock, which a killed process would have let go

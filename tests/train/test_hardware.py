@@ -11,6 +11,8 @@ import torch
 
 from dma_lab.attention import build_attention
 from dma_lab.attention.operators import attention_kernels
+from dma_lab.checkpoints import read_checkpoint, recorded, write_checkpoint
+from dma_lab.train.continuing import Start, prepare_start
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.rung import rung_name
 from dma_lab.train.runs import RunDirectory
@@ -26,27 +28,24 @@ def test_a_summary_names_machine_kernels_and_model_and_every_machine_that_took_s
     assert first["kernels"] == "aten::_scaled_dot_product_flash_attention_for_cpu"
     assert first["rung"] == "nano n_layers=2 d_model=32 head_dim=16 d_ff=96"
 
-    # The same run, cut after its last step on another machine, and continued here.
-    other = {"status": "interrupted", "cpu_capability": "AVX1", "earlier_machines": ["one before that"]}
-    RunDirectory(Path(first["run"])).write_summary(first | other)
-    second = fit_run(settings)
+    # The same run, its steps taken on another machine, and continued here.
+    run = RunDirectory(Path(first["run"]))
     theirs = f"{first['hardware']}, AVX1, fp32, PyTorch {torch.__version__}"
+    content = read_checkpoint(run.checkpoint)
+    assert recorded(content)["machines"] == [theirs.replace("AVX1", first["cpu_capability"])]
+    recorded(content)["machines"] = [theirs, "one before that"]
+    write_checkpoint(content, run.checkpoint)
+    (run.path / "summary.json").unlink()
+    second = fit_run(settings)
     assert second["earlier_machines"] == [theirs, "one before that"]
     assert f"were taken on {theirs}; one before that" in capfd.readouterr().err
 
     # And what branches from it.
-    branch = RunDirectory(Path(first["run"]).with_name("branch"))
+    run.keep(run.checkpoint)
+    branch = RunDirectory(run.path.with_name("branch"))
     branch.checkpoint.parent.mkdir(parents=True)
-    RunDirectory(Path(first["run"])).keep(Path(first["run"]) / "checkpoints" / "last.ckpt")
-    branch.begin_from([(Path(first["run"]), 20)])
-    assert [summary["earlier_machines"] for summary in branch.taken_over()] == [[theirs, "one before that"]]
-
-
-def test_a_run_that_begins_anew_has_no_earlier_machine(tmp_path):
-    run = RunDirectory(tmp_path / "run")
-    run.path.mkdir()
-    run.write_summary({"status": "failed", "cpu_capability": "AVX1"})
-    assert run.taken_over() == []  # there is no checkpoint
+    start = prepare_start(branch, lambda step: recorded(content)["identity"], [(run.path, 20)])
+    assert start == Start(20, [theirs, "one before that"])
 
 
 @pytest.mark.parametrize(

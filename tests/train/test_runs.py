@@ -14,23 +14,13 @@ import torch
 
 from dma_lab.messages import UserError
 from dma_lab.train.fit_run import fit_run
-from dma_lab.train.runs import RunDirectory, identity
+from dma_lab.train.identity import identity
+from dma_lab.train.runs import RunDirectory
 
 
 def test_identity_depends_on_content_and_not_on_order():
     assert identity({"a": 1, "b": [2, 3]}) == identity({"b": [2, 3], "a": 1})
     assert identity({"a": 1}) != identity({"a": 2})
-
-
-def test_rewind_drops_later_lines_and_a_torn_one(tmp_path):
-    run = RunDirectory(tmp_path)
-    for step in (5, 10, 15):
-        run.append(run.metrics, {"step": step, "loss": 1.0 / step})
-    kept = run.metrics.read_text().splitlines(keepends=True)[:2]
-    with run.metrics.open("a") as stream:
-        stream.write('{"step": 20, "lo')
-    run.rewind(10)
-    assert run.metrics.read_text() == "".join(kept)
 
 
 def test_a_run_is_claimed_by_one_process_and_freed_by_its_death(tmp_path):

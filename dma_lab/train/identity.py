@@ -1,0 +1,73 @@
+"""What defines a run: its directory is named by all of it, its checkpoints carry what defines them."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from dma_lab.train.optim import schedule_phases
+from dma_lab.train.settings import TrainSettings
+
+
+def identity(defining: dict[str, Any]) -> str:
+    """Eight hex digits that change with anything in ``defining`` (JSON-able) and with nothing else."""
+    return hashlib.blake2b(json.dumps(defining, sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
+def run_name(settings: TrainSettings, fingerprint: str, precision: str) -> str:
+    """The name of the run's directory, such that a reader finds it and no other run has it."""
+    trainer = settings.trainer
+    defining = {
+        "model": dataclasses.asdict(settings.model),
+        "attention": settings.attention,
+        "match": settings.match,
+        "budget": [
+            settings.tokens,
+            settings.tokens_per_parameter,
+            *([] if settings.flops is None else [settings.flops]),
+        ],
+        "data": [fingerprint, settings.data.mask_documents],
+        "optimizer": dataclasses.asdict(settings.optimizer),
+        "schedule": {key: value for key, value in dataclasses.asdict(settings.schedule).items() if value is not None},
+        "trainer": [trainer.context, trainer.tokens_per_step, trainer.validation_tokens, precision],
+        "seed": settings.seed,
+    }
+    return f"{settings.study}-{settings.model.name}-{settings.attention['name']}-s{settings.seed}-{identity(defining)}"
+
+
+def state_identity(settings: TrainSettings, steps: int, fingerprint: str, precision: str, step: int) -> dict[str, Any]:
+    """What defines the state after ``step`` of the run's ``steps``, by its name in config.yaml or summary.json.
+
+    As long as the learning rate does not decay that is no budget: runs of several budgets go through the same states
+    (dma_lab/train/branches.py).
+    """
+    warmup, decay = schedule_phases(settings.schedule, steps)
+    trainer = settings.trainer
+    named = {
+        "model": dataclasses.asdict(settings.model),
+        "attention": settings.attention,
+        "optimizer": dataclasses.asdict(settings.optimizer),
+        "data": {"mask_documents": settings.data.mask_documents},
+        "trainer": {
+            "context": trainer.context,
+            "tokens_per_step": trainer.tokens_per_step,
+            "validation_tokens": trainer.validation_tokens,
+        },
+    }
+    state = {f"{group}.{name}": value for group, values in named.items() for name, value in values.items()}
+    state |= {
+        "match": settings.match,
+        "seed": settings.seed,
+        "data_fingerprint": fingerprint,
+        "precision": precision,
+        "warmup_steps": warmup,
+    }
+    if step > steps - decay:
+        schedule = settings.schedule
+        state |= {
+            "steps": steps,
+            "schedule.name": schedule.name,
+            "schedule.decay_fraction": schedule.decay_fraction,
+            "schedule.final_fraction": schedule.final_fraction,
+        }
+    return json.loads(json.dumps(state))  # equal to what a checkpoint gives back
