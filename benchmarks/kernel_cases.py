@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dma_lab.kernels import interval_attention, prefix_topk_expiry
-from dma_lab.kernels.interval_triton import attend_lists, list_block
-from dma_lab.kernels.key_lists import build_key_lists
-from dma_lab.kernels.key_order import backward_key_order
+from dma_lab.kernels.interval.key_lists import build_key_lists
+from dma_lab.kernels.interval.key_order import backward_key_order
+from dma_lab.kernels.interval.operator import attend_lists, list_block
 
 DENSE = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
 PARTS = ("selection", "key_lists", "key_order", "forward", "total")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import forward_and_total, milliseconds
-from dma_lab.kernels import flash_attention, flash_attention_suits, interval_attention
+from dma_lab.kernels import flash_attention, flash_attention_supports, interval_attention
 from dma_lab.messages import announce_once
 
 Attend = Callable[..., Tensor]
@@ -47,7 +47,7 @@ def packages_beside(
 
     if kind == "constant":
         windowed: dict[str, Attend] = {}
-        if flash_attention_suits(q, v):
+        if flash_attention_supports(q, v):
             windowed["flash-attn"] = flash_attention
         if _installed("fla"):
             windowed["fla-core"] = fla_attention

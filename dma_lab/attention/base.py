@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dma_lab.kernels.lifetimes import check_document_ids
+from dma_lab.kernels.selection.lifetimes import check_document_ids
 from dma_lab.messages import UserError
 
 _BACKENDS: dict[str, type["AttentionBackend"]] = {}

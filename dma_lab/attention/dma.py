@@ -20,7 +20,7 @@ from dma_lab.attention.base import AttentionBackend, AttentionFlops, causal_pair
 from dma_lab.attention.heads import HeadProjections
 from dma_lab.attention.rope import RopeBase
 from dma_lab.kernels import admit_key, interval_attention, interval_attention_decode, prefix_topk_expiry
-from dma_lab.kernels.decode import EMPTY
+from dma_lab.kernels.decode.cache import EMPTY
 from dma_lab.messages import announce_once
 from dma_lab.settings import Count, CountOrNone
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dma_lab.attention.base import AttentionBackend, AttentionFlops, causal_pairs
 from dma_lab.attention.heads import HeadProjections, KeyValueCache, sdpa_is_fused
 from dma_lab.attention.rope import RopeBase
-from dma_lab.kernels import document_bounds, flash_attention, flash_attention_suits, interval_attention
+from dma_lab.kernels import document_bounds, flash_attention, flash_attention_supports, interval_attention
 
 
 class MultiHeadAttention(AttentionBackend, name="mha"):
@@ -45,7 +45,7 @@ class MultiHeadAttention(AttentionBackend, name="mha"):
         if document_ids is None and (not x.is_cuda or sdpa_is_fused(q, k, v)):
             grouped = self.n_kv_heads < self.n_heads
             out_bhnd = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-        elif document_ids is not None and flash_attention_suits(q, v):
+        elif document_ids is not None and flash_attention_supports(q, v):
             out_bhnd = flash_attention(q, k, v, document_ids=document_ids)
         else:
             _, end_bn = document_bounds(document_ids, x.shape[0], x.shape[1], x.device)

@@ -22,9 +22,9 @@ class _AttentionOps(TorchDispatchMode):
         if (name.startswith("dma_lab::") or "attention" in name) and name not in self.names:
             self.names.append(name)
         if name == _INTERVAL:
-            from dma_lab.kernels.hopper_ring import hopper_suits  # which wants Triton, as the operator does
+            from dma_lab.kernels.interval.hopper.ring import hopper_supports  # which wants Triton, as the operator does
 
-            self.on_hopper = hopper_suits(*args[:3])
+            self.on_hopper = hopper_supports(*args[:3])
         return func(*args, **(kwargs or {}))
 
 

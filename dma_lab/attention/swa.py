@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from dma_lab.attention.base import AttentionBackend, AttentionFlops, causal_pairs
 from dma_lab.attention.heads import HeadProjections, KeyValueCache
 from dma_lab.attention.rope import RopeBase
-from dma_lab.kernels import document_bounds, flash_attention, flash_attention_suits, interval_attention
+from dma_lab.kernels import document_bounds, flash_attention, flash_attention_supports, interval_attention
 from dma_lab.messages import announce_once
 from dma_lab.settings import Count
 
 
 def sliding_window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, document_ids: Tensor | None) -> Tensor:
     """Attention of q (B, H, N, D) over the last ``window`` keys of its document, own included: k, v (B, K, N, D)."""
-    if flash_attention_suits(q, v):
+    if flash_attention_supports(q, v):
         return flash_attention(q, k, v, window=window, document_ids=document_ids)
     B, K, N, _ = k.shape
     _, end_bn = document_bounds(document_ids, B, N, k.device)

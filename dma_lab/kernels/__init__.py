@@ -4,19 +4,30 @@ A causal mask in which every key is seen by one run of consecutive queries needs
 the queries ``j <= t < expiry_j``. Causal attention, sliding windows, packed documents, sinks and DMA's dynamic mask are
 all of this kind.
 
-Dimension letters: B batch, N sequence, H query heads, K key/value heads, D head dim of q and k, W window.
+Rooms: ``selection/`` (scores to expiries), ``interval/`` (attention over lifetimes: the operator, its key lists, and
+the kernels, under the same names for any GPU in ``triton/`` and for Hopper in ``hopper/``), ``decode/`` (the cache).
+
+Dimension letters, in capitals for sizes and as suffixes of tensors (``q_bhnd``):
+
+- B batch, N sequence, H query heads, K key/value heads, D head dim of q and k, E head dim of v, W window
+- R rows: the key/value heads of all batch entries, B * K
+- in a kernel's tile: a attending rows (queries times the query heads that share the tile), s slots (keys, or places of
+  a list or cache)
+- i blocks of queries, t tiles of a list, c chunks of positions, u buckets of ranks
+
+``j`` is a key's position and ``t`` a query's.
 """
 
-from dma_lab.kernels.decode import admit_key, interval_attention_decode
-from dma_lab.kernels.flash import flash_attention, flash_attention_suits
-from dma_lab.kernels.interval import interval_attention
-from dma_lab.kernels.lifetimes import document_bounds, prefix_topk_expiry
+from dma_lab.kernels.decode.cache import admit_key, interval_attention_decode
+from dma_lab.kernels.flash import flash_attention, flash_attention_supports
+from dma_lab.kernels.interval.attention import interval_attention
+from dma_lab.kernels.selection.lifetimes import document_bounds, prefix_topk_expiry
 
 __all__ = [
     "admit_key",
     "document_bounds",
     "flash_attention",
-    "flash_attention_suits",
+    "flash_attention_supports",
     "interval_attention",
     "interval_attention_decode",
     "prefix_topk_expiry",

@@ -5,10 +5,10 @@ import torch
 from dma_lab.messages import announce_once
 
 
-def choose_triton(impl: str, device: torch.device, misfit: str | None = None) -> bool:
+def choose_triton(impl: str, device: torch.device, unsupported: str | None = None) -> bool:
     """Whether ``impl`` (``auto``, ``triton`` or ``torch``) means the Triton kernels for tensors on ``device``.
 
-    ``misfit`` says why the kernels do not take the inputs. Raises ValueError for an unknown ``impl``, and where
+    ``unsupported`` says why the kernels do not take the inputs. Raises ValueError for an unknown ``impl``, and where
     ``triton`` is asked for and cannot run; announces it once when ``auto`` falls back on CUDA.
     """
     if impl not in ("auto", "triton", "torch"):
@@ -16,13 +16,13 @@ def choose_triton(impl: str, device: torch.device, misfit: str | None = None) ->
     if impl == "torch" or (impl == "auto" and device.type != "cuda"):
         return False
     if impl == "auto":
-        if misfit is not None:
+        if unsupported is not None:
             announce_once(
-                f"the Triton kernels do not take these inputs ({misfit}); plain PyTorch runs instead, slowly."
+                f"the Triton kernels do not take these inputs ({unsupported}); plain PyTorch runs instead, slowly."
             )
-        return misfit is None
-    if misfit is not None:
-        raise ValueError(f"impl='triton': the kernels do not take these inputs ({misfit}); choose 'torch'.")
+        return unsupported is None
+    if unsupported is not None:
+        raise ValueError(f"impl='triton': the kernels do not take these inputs ({unsupported}); choose 'torch'.")
     if device.type != "cuda":
         from triton import knobs
 

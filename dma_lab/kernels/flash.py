@@ -7,13 +7,13 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from dma_lab.kernels.lifetimes import document_bounds
+from dma_lab.kernels.selection.lifetimes import document_bounds
 
 _INSTALLED = importlib.util.find_spec("flash_attn") is not None
 _HEAD_DIMS = (64, 128)  # which every build of the package has
 
 
-def flash_attention_suits(q: Tensor, v: Tensor) -> bool:
+def flash_attention_supports(q: Tensor, v: Tensor) -> bool:
     """Whether flash-attn is installed and takes q (B, H, N, D) and v (B, K, N, D_v)."""
     half = q.dtype in (torch.bfloat16, torch.float16)
     return q.device.type == "cuda" and half and v.shape[-1] == q.shape[-1] in _HEAD_DIMS and _INSTALLED
@@ -25,7 +25,7 @@ def flash_attention(
     """Softmax attention of every query over the keys of its document at or before it, the last ``window`` of them.
 
     Args:
-        q: (B, H, N, D) bfloat16 or float16 on CUDA, as ``flash_attention_suits`` says.
+        q: (B, H, N, D) bfloat16 or float16 on CUDA, as ``flash_attention_supports`` says.
         k, v: (B, K, N, D); K divides H.
         window: keys a query sees, its own included; all by default.
         document_ids: (B, N), non-decreasing.

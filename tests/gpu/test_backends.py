@@ -7,7 +7,7 @@ import torch
 
 from dma_lab.attention import build_attention, registered_backends
 from dma_lab.attention.operators import attention_ops
-from dma_lab.kernels import document_bounds, flash_attention, flash_attention_suits, interval_attention
+from dma_lab.kernels import document_bounds, flash_attention, flash_attention_supports, interval_attention
 from dma_lab.messages import print_once
 from dma_lab.model import ModelShape, Transformer
 
@@ -36,7 +36,7 @@ def test_flash_attn_gives_what_float64_gives(head_dim, window, packed):
         for heads in (H, K, K, H)
     )
     ids = torch.stack((IDS, IDS.flip(0).neg())).cuda() if packed else None
-    assert flash_attention_suits(q, v)
+    assert flash_attention_supports(q, v)
     expiry = document_bounds(ids, B, N, q.device)[1]
     if window:
         expiry = torch.minimum(expiry, torch.arange(N, device="cuda") + window)
@@ -70,7 +70,7 @@ def test_with_flash_attn_a_layer_gives_what_it_gives_without(name, options, head
 
     with_it = [run(ids), run(torch.zeros_like(ids))]
     assert all(ops == ["dma_lab::flash_attention"] for ops, _ in with_it)
-    monkeypatch.setattr(f"dma_lab.attention.{name}.flash_attention_suits", lambda q, v: False)
+    monkeypatch.setattr(f"dma_lab.attention.{name}.flash_attention_supports", lambda q, v: False)
     without = [run(ids), run(None)]  # one document in all is none at all: MHA's way through SDPA
     expected_op = "aten::_scaled_dot_product" if name == "mha" else "dma_lab::interval_attention"
     assert without[0][0][0] == "dma_lab::interval_attention"

@@ -10,10 +10,11 @@ import triton
 import triton.language as tl
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dma_lab.kernels import interval_attention, interval_triton_delta, prefix_topk_expiry
-from dma_lab.kernels.key_lists import CHUNK, KeyLists, build_key_lists
-from dma_lab.kernels.key_order import backward_key_order, bucket_size, group_of_program
-from dma_lab.kernels.ranks_triton import rank_scores
+from dma_lab.kernels import interval_attention, prefix_topk_expiry
+from dma_lab.kernels.interval.key_lists import CHUNK, KeyLists, build_key_lists
+from dma_lab.kernels.interval.key_order import backward_key_order, bucket_size, group_of_program
+from dma_lab.kernels.interval.triton import delta
+from dma_lab.kernels.selection.ranks import rank_scores
 
 pytestmark = pytest.mark.usefixtures("unwritten_memory_is_nan")
 
@@ -149,8 +150,8 @@ def test_rounding_of_the_output_reaches_no_gradient_where_few_keys_live(N, windo
 
 
 def test_few_programs_take_all_short_lists_in_turns(monkeypatch):
-    monkeypatch.setattr(interval_triton_delta, "_PROGRAMS", 2)  # of the one group of heads
-    monkeypatch.setattr(interval_triton_delta, "_LOOK", 2)
+    monkeypatch.setattr(delta, "_PROGRAMS", 2)  # of the one group of heads
+    monkeypatch.setattr(delta, "_LOOK", 2)
     scores = torch.randn(1, 1, 420, generator=torch.Generator().manual_seed(0))
     tensors = input_of(1, 2, 1, 420, 16, 16, scores, torch.float16)
     ids = (torch.arange(420) // 11).clamp(max=20)[None]  # and a last one of 200 tokens
@@ -271,16 +272,16 @@ def test_lists_hold_every_blocks_live_keys_and_what_to_ask_of_them(N, window, re
             asks = [2 if j > t0 else 1 if end < block else 0 for j, end in zip(keys, ends, strict=True)]
             filler = -len(keys) % tile if keys else tile
             of_block = row, t0 // block
-            assert lists.total_rb[of_block] == len(keys)
+            assert lists.blocks.length_ri[of_block] == len(keys)
             filled = slice(0, len(keys) + filler)
-            assert lists.index_rbs[of_block][filled].tolist() == keys + [0] * filler
+            assert lists.blocks.index_ris[of_block][filled].tolist() == keys + [0] * filler
             spans = [max(j - t0, 0) | end << 16 for j, end in zip(keys, ends, strict=True)]
-            assert lists.span_rbs[of_block][filled].tolist() == spans + [0] * filler
+            assert lists.blocks.span_ris[of_block][filled].tolist() == spans + [0] * filler
             expected = torch.tensor([(biases[j] - reference) * log2_e for j in keys])
-            assert torch.allclose(lists.bias_rbs[of_block][: len(keys)], expected, rtol=1e-5, atol=1e-5)
+            assert torch.allclose(lists.blocks.bias_ris[of_block][: len(keys)], expected, rtol=1e-5, atol=1e-5)
             asks += [2] * filler
             tiles = [max(asks[start : start + tile]) for start in range(0, len(asks), tile)]
-            assert lists.mask_rbt[of_block][: len(tiles)].tolist() == tiles
+            assert lists.blocks.mask_rit[of_block][: len(tiles)].tolist() == tiles
 
 
 @pytest.mark.parametrize(("N", "window", "buckets"), [(1, 40, 1), (300, 40, 1), (1300, 900, 3)])
@@ -308,7 +309,7 @@ def test_expiries_past_two_million_are_ordered_in_64_bits():
     by_arrival = torch.cat((ever, never)).to(torch.int32)
     counts = torch.zeros(-(-N // CHUNK), dtype=torch.int32)
     counts[0] = 1000
-    order = backward_key_order(expiry[None, None], KeyLists(by_arrival[None], counts[None], *[None] * 6))[0]
+    order = backward_key_order(expiry[None, None], KeyLists(by_arrival[None], counts[None], None))[0]
     assert expiry[order[:1000]].tolist() == list(range(N - 1, N - 1001, -1))
     assert order[1000:].sort().values.tolist() == never.tolist()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dma_lab.kernels import interval_attention, prefix_topk_expiry
-from dma_lab.kernels.interval_reference import blockwise_interval_attention, dense_interval_attention
+from dma_lab.kernels.interval.reference import blockwise_interval_attention, dense_interval_attention
 
 
 def random_input(N, *, H=4, K=2, D=8, D_v=6, B=2, dtype=torch.float64):

@@ -1,19 +1,23 @@
-"""Interval attention's Triton kernels as PyTorch operators: autograd, and shapes for torch.compile."""
+"""Interval attention's kernels as PyTorch operators: autograd, and shapes for torch.compile."""
 
 import torch
 from torch import Tensor
 
-from dma_lab.kernels import tiling
-from dma_lab.kernels.hopper_ring import hopper_suits
-from dma_lab.kernels.interval_hopper_dkv import hopper_dkv
-from dma_lab.kernels.interval_hopper_dq import hopper_dq
-from dma_lab.kernels.interval_hopper_forward import hopper_forward
-from dma_lab.kernels.interval_triton_delta import delta_of_short_lists
-from dma_lab.kernels.interval_triton_dkv import interval_backward_dkv
-from dma_lab.kernels.interval_triton_dq import interval_backward_dq
-from dma_lab.kernels.interval_triton_forward import interval_forward
-from dma_lab.kernels.key_lists import KeyLists, build_key_lists, empty_key_lists, most_alive
-from dma_lab.kernels.key_order import backward_key_order
+from dma_lab.kernels.interval import tiling
+from dma_lab.kernels.interval.arguments import new_heads
+from dma_lab.kernels.interval.hopper.dkv import hopper_dkv
+from dma_lab.kernels.interval.hopper.dq import hopper_dq
+from dma_lab.kernels.interval.hopper.forward import hopper_forward
+from dma_lab.kernels.interval.hopper.ring import hopper_supports
+from dma_lab.kernels.interval.key_lists import FlatLists, KeyLists, build_key_lists, empty_key_lists, most_alive
+from dma_lab.kernels.interval.key_order import backward_key_order
+from dma_lab.kernels.interval.triton.delta import delta_of_short_lists
+from dma_lab.kernels.interval.triton.dkv import interval_backward_dkv
+from dma_lab.kernels.interval.triton.dq import interval_backward_dq
+from dma_lab.kernels.interval.triton.forward import interval_forward
+
+_Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+"""Output, log2 of each query's softmax sum, and ``KeyLists.flatten`` of the lists, for the backward pass."""
 
 
 def list_block(q: Tensor, k: Tensor) -> int:
@@ -23,7 +27,7 @@ def list_block(q: Tensor, k: Tensor) -> int:
 
 def attend_lists(q: Tensor, k: Tensor, v: Tensor, lists: KeyLists, scale: float) -> tuple[Tensor, Tensor]:
     """Forward pass alone, ``lists`` being for blocks of ``list_block`` queries: output and log2 of softmax sums."""
-    if hopper_suits(q, k, v):
+    if hopper_supports(q, k, v):
         return hopper_forward(q, k, v, lists, scale)
     tile = tiling.forward_tile(max(q.shape[-1], v.shape[-1]), q.dtype)
     return interval_forward(q, k, v, lists, list_block(q, k), scale, tile)
@@ -32,10 +36,9 @@ def attend_lists(q: Tensor, k: Tensor, v: Tensor, lists: KeyLists, scale: float)
 @torch.library.custom_op("dma_lab::interval_attention", mutates_args=())
 def interval_attention_triton(
     q: Tensor, k: Tensor, v: Tensor, expiry: Tensor, bias: Tensor | None, scale: float, max_live: int | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Output, log2 of each query's softmax sum, and the key lists, for the backward pass; arguments as in
-    ``interval_attention``. What the lists lack without a bias is empty, and all of them are without ``max_live``:
-    their size, then, is not known beforehand.
+) -> _Outputs:
+    """Arguments as in ``interval_attention``. Without ``max_live``, when the lists' size is not known beforehand, no
+    list is kept: eight empty tensors stand for them.
     """
     q, k, v = _rows_contiguous(q), _rows_contiguous(k), _rows_contiguous(v)
     with torch.cuda.device_of(q):
@@ -47,10 +50,10 @@ def interval_attention_triton(
 @interval_attention_triton.register_fake
 def _(
     q: Tensor, k: Tensor, v: Tensor, expiry: Tensor, bias: Tensor | None, scale: float, max_live: int | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    B, H, N, _ = q.shape
+) -> _Outputs:
     lists = empty_key_lists(expiry, list_block(q, k), max_live or 1, bias is not None)
-    return _heads_beside(q, v.shape[-1]), q.new_empty(B, H, N, dtype=torch.float32), *_kept(lists, max_live)
+    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    return new_heads(q, q.shape[1], v.shape[-1]), lse, *_kept(lists, max_live)
 
 
 @torch.library.custom_op("dma_lab::interval_attention_backward", mutates_args=())
@@ -75,13 +78,13 @@ def interval_attention_triton_backward(
         if max_live is None:
             key_lists = _build_lists(expiry, block, bias, None)
         else:
-            key_lists = KeyLists(*lists[:6], *(lists[6:] if bias is not None else (None, None)))
+            key_lists = KeyLists.of(lists, has_bias=bias is not None)
         order_rn = backward_key_order(expiry, key_lists)
         if q.dtype == torch.float32:
             delta = torch.empty_like(lse)
         else:
             delta = delta_of_short_lists(d_out, q, k, v, lse, key_lists, block, scale)
-        if hopper_suits(q, k, v, d_out):
+        if hopper_supports(q, k, v, d_out):
             dq = hopper_dq(d_out, q, k, v, out, lse, delta, key_lists, scale)
             return dq, *hopper_dkv(d_out, q, k, v, expiry, bias, lse, delta, order_rn, scale)
         tile = tiling.dq_tile(head_dim, q.dtype)
@@ -106,7 +109,8 @@ def _(
     max_live: int | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     d_bias = expiry.new_empty(expiry.shape, dtype=torch.float32)
-    return _heads_beside(q, q.shape[-1]), _heads_beside(k, k.shape[-1]), _heads_beside(v, v.shape[-1]), d_bias
+    dq, dk, dv = (new_heads(like, like.shape[1], like.shape[-1]) for like in (q, k, v))
+    return dq, dk, dv, d_bias
 
 
 def _save_for_backward(ctx, inputs, output) -> None:
@@ -132,21 +136,13 @@ def _build_lists(expiry: Tensor, block: int, bias: Tensor | None, max_live: int 
     return build_key_lists(expiry, block, most_alive(expiry) if max_live is None else max_live, bias)
 
 
-def _kept(
-    lists: KeyLists, max_live: int | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    nothing = lists.index_rbs.new_empty(0, dtype=torch.float32)
-    arrival, ever, index, span, mask, total, bias, reference = (
-        nothing.clone() if part is None or max_live is None else part for part in lists
-    )
-    return arrival, ever, index, span, mask, total, bias, reference
+def _kept(lists: KeyLists, max_live: int | None) -> FlatLists:
+    if max_live is not None:
+        return lists.flatten()
+    nothing = lists.ever_rc.new_empty(0)
+    a, b, c, d, e, f, g = (nothing.clone() for _ in range(7))  # an operator's outputs may not be one tensor
+    return nothing, a, b, c, d, e, f, g
 
 
 def _rows_contiguous(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
-def _heads_beside(like: Tensor, width: int) -> Tensor:
-    """Empty (B, heads, N, width), laid out with a token's heads together, as projections read and write them."""
-    B, heads, N, _ = like.shape
-    return like.new_empty(B, N, heads, width).transpose(1, 2)

@@ -4,16 +4,34 @@ Given every key's rank, three kernels: count ranks below each chunk boundary by 
 threshold in its bucket; and, chunk by chunk, find the query at which each key that leaves there does. Exact, O(N · C).
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from dma_lab.kernels.ranks_triton import rank_scores
+from dma_lab.kernels.selection.ranks import rank_scores
 
 _RANKS = 128  # that a program looks at together
 _COUNTED = tl.constexpr(1024)  # ranks, where it only counts
 _SHARES = 4  # programs that share a chunk: the first chunks past the window have most keys leaving
+
+
+class _Order(NamedTuple):
+    """Two permutations (R, N): the rank of each position, and the position of each rank."""
+
+    rank: Tensor
+    position: Tensor
+
+
+class _Entries(NamedTuple):
+    """The keys of each chunk that rank above the threshold at its opening, listed from where the chunk begins."""
+
+    arrival: Tensor
+    rank: Tensor
+    length: Tensor
+    """(R, chunks + 1)"""
 
 
 @torch.library.custom_op("dma_lab::expiry_from_scores", mutates_args=())
@@ -34,48 +52,20 @@ def expiry_from_scores(
     def new(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.int32, device=scores_rn.device)
 
-    below_rbc, threshold_rc = new(R, buckets, chunks), new(R, chunks + 1)
-    entry_rn, entry_rank_rn, entries_rc = new(R, N), new(R, N), new(R, chunks + 1)
+    below_ruc, threshold_rc = new(R, buckets, chunks), new(R, chunks + 1)
+    entries = _Entries(new(R, N), new(R, N), new(R, chunks + 1))
     expiry_rn = new(R, N)
     most_chunks, most_buckets = triton.next_power_of_2(chunks), triton.next_power_of_2(buckets)
     with torch.cuda.device_of(scores_rn):
-        rank_rn, position_rn = rank_scores(scores_rn, start_rn)
-        _count_kernel[(buckets, R)](position_rn, below_rbc, N, chunks, chunk, bucket, most_chunks)
+        order = _Order(*rank_scores(scores_rn, start_rn))
+        _count_kernel[(buckets, R)](order.position, below_ruc, N, chunks, chunk, bucket, most_chunks)
         _threshold_kernel[(chunks + 1, R)](
-            rank_rn,
-            position_rn,
-            below_rbc,
-            threshold_rc,
-            entry_rn,
-            entry_rank_rn,
-            entries_rc,
-            N,
-            window,
-            chunks,
-            buckets,
-            CHUNK=chunk,
-            BUCKET=bucket,
-            MAX_BUCKETS=most_buckets,
+            order, below_ruc, threshold_rc, entries, N, window, chunks, buckets, chunk, bucket, most_buckets
         )
         _expiry_kernel[(R, chunks * _SHARES)](
-            rank_rn,
-            position_rn,
-            threshold_rc,
-            entry_rn,
-            entry_rank_rn,
-            entries_rc,
-            end_rn,
-            expiry_rn,
-            N,
-            window,
-            recent,
-            chunks,
-            HAS_ENDS=end_rn is not None,
-            CHUNK=chunk,
-            RANKS=_RANKS,
-            SHARES=_SHARES,
-            num_warps=_RANKS // 32,
-        )
+            order, threshold_rc, entries, end_rn, expiry_rn, N, window, recent, chunks,
+            chunk, _RANKS, _SHARES, num_warps=_RANKS // 32,
+        )  # fmt: skip
     return expiry_rn
 
 
@@ -86,41 +76,23 @@ def _(scores_rn: Tensor, window: int, recent: int, start_rn: Tensor | None, end_
 
 @triton.jit
 def _count_kernel(
-    position_ptr,
-    below_ptr,
-    N,
-    chunks,
-    CHUNK: tl.constexpr,
-    BUCKET: tl.constexpr,
-    MAX_CHUNKS: tl.constexpr,
+    position_ptr, below_ptr, N, chunks, CHUNK: tl.constexpr, BUCKET: tl.constexpr, MAX_CHUNKS: tl.constexpr
 ):
-    """below[b, c]: keys of bucket b that arrive in chunks 0..c."""
-    b, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    rank = b * BUCKET + tl.arange(0, BUCKET)
+    """below[u, c]: keys of bucket u that arrive in chunks 0..c."""
+    u, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    rank = u * BUCKET + tl.arange(0, BUCKET)
     inside = rank < N
     position = tl.load(position_ptr + row * N + rank, mask=inside, other=0)
     count = tl.histogram(position // CHUNK, MAX_CHUNKS, mask=inside)
     c = tl.arange(0, MAX_CHUNKS)
-    tl.store(below_ptr + (row * tl.num_programs(0) + b) * chunks + c, tl.cumsum(count, 0), mask=c < chunks)
+    tl.store(below_ptr + (row * tl.num_programs(0) + u) * chunks + c, tl.cumsum(count, 0), mask=c < chunks)
 
 
 @triton.jit
 def _threshold_kernel(
-    rank_ptr,
-    position_ptr,
-    below_ptr,
-    threshold_ptr,
-    entry_ptr,
-    entry_rank_ptr,
-    entries_ptr,
-    N,
-    window,
-    chunks,
-    buckets,
-    CHUNK: tl.constexpr,
-    BUCKET: tl.constexpr,
-    MAX_BUCKETS: tl.constexpr,
-):
+    order, below_ptr, threshold_ptr, entries, N, window, chunks, buckets,
+    CHUNK: tl.constexpr, BUCKET: tl.constexpr, MAX_BUCKETS: tl.constexpr,
+):  # fmt: skip
     """threshold[c]: the window-th largest rank among the keys before chunk c; 0 while there are fewer.
 
     Lists which keys of the chunk rank above it, and their ranks: no other can make a live key leave.
@@ -129,30 +101,30 @@ def _threshold_kernel(
     boundary = tl.minimum(c * CHUNK, N)
     threshold = 0
     if boundary >= window:
-        b = tl.arange(0, MAX_BUCKETS)
-        count = tl.load(below_ptr + (row * buckets + b) * chunks + c - 1, mask=b < buckets, other=0)
+        u = tl.arange(0, MAX_BUCKETS)
+        count = tl.load(below_ptr + (row * buckets + u) * chunks + c - 1, mask=u < buckets, other=0)
         from_here_up = tl.cumsum(count, 0, reverse=True)
-        # Counts fall with b: the bucket is the last one from which at least `window` keys lie.
+        # Counts fall with u: the bucket is the last one from which at least `window` keys lie.
         bucket = tl.sum((from_here_up >= window).to(tl.int32), 0) - 1
-        above = tl.sum(tl.where(b > bucket, count, 0), 0)
+        above = tl.sum(tl.where(u > bucket, count, 0), 0)
         rank = bucket * BUCKET + tl.arange(0, BUCKET)
-        position = tl.load(position_ptr + row * N + rank, mask=rank < N, other=N)
+        position = tl.load(order.position + row * N + rank, mask=rank < N, other=N)
         from_rank_up = above + tl.cumsum((position < boundary).to(tl.int32), 0, reverse=True)
         threshold = bucket * BUCKET + tl.sum((from_rank_up >= window).to(tl.int32), 0) - 1
     tl.store(threshold_ptr + row * (chunks + 1) + c, threshold)
     arrival = boundary + tl.arange(0, CHUNK)
-    rank = tl.load(rank_ptr + row * N + arrival, mask=arrival < N, other=-1)
+    rank = tl.load(order.rank + row * N + arrival, mask=arrival < N, other=-1)
     enters = (rank > threshold).to(tl.int32)
     place = row * N + boundary + tl.cumsum(enters, 0) - enters
-    tl.store(entry_ptr + place, arrival, mask=enters != 0)
-    tl.store(entry_rank_ptr + place, rank, mask=enters != 0)
-    tl.store(entries_ptr + row * (chunks + 1) + c, tl.sum(enters, 0))
+    tl.store(entries.arrival + place, arrival, mask=enters != 0)
+    tl.store(entries.rank + place, rank, mask=enters != 0)
+    tl.store(entries.length + row * (chunks + 1) + c, tl.sum(enters, 0))
 
 
 @triton.jit
-def _store_expiry(expiry_ptr, end_ptr, offset, position, expiry, recent, N, mask, HAS_ENDS: tl.constexpr):
+def _store_expiry(expiry_ptr, end_ptr, offset, position, expiry, recent, N, mask):
     end = N
-    if HAS_ENDS:
+    if end_ptr is not None:
         end = tl.load(end_ptr + offset + position, mask=mask, other=0)
     expiry = tl.maximum(tl.minimum(expiry, end), position)
     expiry = tl.maximum(expiry, tl.minimum(position + recent, end))
@@ -161,23 +133,9 @@ def _store_expiry(expiry_ptr, end_ptr, offset, position, expiry, recent, N, mask
 
 @triton.jit
 def _expiry_kernel(
-    rank_ptr,
-    position_ptr,
-    threshold_ptr,
-    entry_ptr,
-    entry_rank_ptr,
-    entries_ptr,
-    end_ptr,
-    expiry_ptr,
-    N,
-    window,
-    recent,
-    chunks,
-    HAS_ENDS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    RANKS: tl.constexpr,
-    SHARES: tl.constexpr,
-):
+    order, threshold_ptr, entries, end_ptr, expiry_ptr, N, window, recent, chunks,
+    CHUNK: tl.constexpr, RANKS: tl.constexpr, SHARES: tl.constexpr,
+):  # fmt: skip
     """Expiry of the keys that leave in a chunk, and of the chunk's own that leave at once or never.
 
     The keys that leave in the chunk are those ranked between its two thresholds, if they have arrived. Each leaves at
@@ -194,11 +152,11 @@ def _expiry_kernel(
     if share == 0:
         last = tl.load(threshold_ptr + chunks)
         arrival = t0 + tl.arange(0, CHUNK)
-        rank = tl.load(rank_ptr + offset + arrival, mask=arrival < t1, other=0)
+        rank = tl.load(order.rank + offset + arrival, mask=arrival < t1, other=0)
         never = rank < low
         expiry = tl.where(never, arrival, N)
         stays = (arrival < t1) & (never | (rank >= last))
-        _store_expiry(expiry_ptr, end_ptr, offset, arrival, expiry, recent, N, stays, HAS_ENDS)
+        _store_expiry(expiry_ptr, end_ptr, offset, arrival, expiry, recent, N, stays)
 
     a_share = tl.cdiv(tl.cdiv(high - low, RANKS), SHARES) * RANKS
     share_low = low + share * a_share
@@ -207,19 +165,19 @@ def _expiry_kernel(
     if share_low < share_high:
         for start in range(low, share_low, _COUNTED):
             rank = start + tl.arange(0, _COUNTED)
-            position = tl.load(position_ptr + offset + rank, mask=rank < share_low, other=N)
+            position = tl.load(order.position + offset + rank, mask=rank < share_low, other=N)
             live_below += tl.sum((position < t0).to(tl.int32), 0)
-        entries = tl.load(entries_ptr + row * (chunks + 1) + chunk)
+        listed = tl.load(entries.length + row * (chunks + 1) + chunk)
         for start in range(share_low, share_high, RANKS):
             rank = start + tl.arange(0, RANKS)
-            position = tl.load(position_ptr + offset + rank, mask=rank < share_high, other=N)
+            position = tl.load(order.position + offset + rank, mask=rank < share_high, other=N)
             old = (position < t0).to(tl.int32)
             k = live_below + tl.cumsum(old, 0)  # its own place counts where it was live before the chunk
             better = tl.zeros((RANKS,), tl.int32)
             before = tl.zeros((RANKS,), tl.int32)
-            for entry in tl.range(entries, loop_unroll_factor=8):
-                better += (tl.load(entry_rank_ptr + offset + t0 + entry) > rank).to(tl.int32)
+            for entry in tl.range(listed, loop_unroll_factor=8):
+                better += (tl.load(entries.rank + offset + t0 + entry) > rank).to(tl.int32)
                 before += (better < k).to(tl.int32)
-            leaves = tl.load(entry_ptr + offset + t0 + before, mask=before < entries, other=N)
-            _store_expiry(expiry_ptr, end_ptr, offset, position, leaves, recent, N, position < t1, HAS_ENDS)
+            leaves = tl.load(entries.arrival + offset + t0 + before, mask=before < listed, other=N)
+            _store_expiry(expiry_ptr, end_ptr, offset, position, leaves, recent, N, position < t1)
             live_below += tl.sum(old, 0)

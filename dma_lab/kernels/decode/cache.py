@@ -53,7 +53,7 @@ def admit_key(
         if not cache.is_contiguous():
             raise ValueError(f"{name}_cache must be contiguous.")
     if choose_triton(impl, k.device):
-        from dma_lab.kernels.decode_triton import admit_key_triton
+        from dma_lab.kernels.decode.triton import admit_key_triton
 
         admit_key_triton(k_cache, v_cache, score_cache, arrived_cache, k, v, score, position, window, recent)
         return
@@ -121,9 +121,9 @@ def interval_attention_decode(
         if tensor is not None and tensor.shape != (B, K, S):
             raise ValueError(f"{name} must have shape ({B}, {K}, {S}), not {tuple(tensor.shape)}.")
     scale = D**-0.5 if scale is None else scale
-    misfit = f"q is {q.dtype}; they take bfloat16, float16 and float32" if q.dtype == torch.float64 else None
-    if choose_triton(impl, q.device, misfit):
-        from dma_lab.kernels.decode_triton import interval_attention_decode_triton
+    unsupported = f"q is {q.dtype}; they take bfloat16, float16 and float32" if q.dtype == torch.float64 else None
+    if choose_triton(impl, q.device, unsupported):
+        from dma_lab.kernels.decode.triton import interval_attention_decode_triton
 
         return interval_attention_decode_triton(q, k_cache, v_cache, arrived_cache, bias, scale)
     dtype = torch.promote_types(q.dtype, torch.float32)

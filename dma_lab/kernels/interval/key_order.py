@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dma_lab.kernels.key_lists import KeyLists
+from dma_lab.kernels.interval.key_lists import KeyLists
 
 _SHORT = 16_384  # tokens
 
@@ -31,18 +31,11 @@ def backward_key_order(expiry: Tensor, lists: KeyLists) -> Tensor:
     B, K, N = expiry.shape
     chunks, bucket = lists.ever_rc.shape[1], bucket_size(N)
     order_rn = torch.empty_like(lists.by_arrival_rn)
+    sorted_type = tl.int32 if N < 2**31 // bucket - 1 else tl.int64
     _sort_buckets_kernel[(triton.cdiv(N, bucket), B * K)](
-        expiry,
-        lists.ever_rc,
-        lists.by_arrival_rn,
-        order_rn,
-        N,
-        chunks,
-        BUCKET=bucket,
-        MAX_CHUNKS=triton.next_power_of_2(chunks),
-        SORTED_TYPE=tl.int32 if N < 2**31 // bucket - 1 else tl.int64,
-        num_warps=8,
-    )
+        expiry, lists.ever_rc, lists.by_arrival_rn, order_rn, N, chunks,
+        bucket, triton.next_power_of_2(chunks), sorted_type, num_warps=8,
+    )  # fmt: skip
     return order_rn
 
 
@@ -64,16 +57,9 @@ def group_of_program(program, rows, GROUPS: tl.constexpr, ABREAST: tl.constexpr)
 
 @triton.jit
 def _sort_buckets_kernel(
-    expiry_ptr,
-    ever_ptr,
-    by_arrival_ptr,
-    order_ptr,
-    N,
-    chunks,
-    BUCKET: tl.constexpr,
-    MAX_CHUNKS: tl.constexpr,
-    SORTED_TYPE: tl.constexpr,
-):
+    expiry_ptr, ever_ptr, by_arrival_ptr, order_ptr, N, chunks,
+    BUCKET: tl.constexpr, MAX_CHUNKS: tl.constexpr, SORTED_TYPE: tl.constexpr,
+):  # fmt: skip
     bucket, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     by_arrival_ptr += row * N + bucket * BUCKET
     place = tl.arange(0, BUCKET)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dma_lab.kernels.choice import choose_triton
-from dma_lab.kernels.interval_reference import blockwise_interval_attention, dense_interval_attention
+from dma_lab.kernels.interval.reference import blockwise_interval_attention, dense_interval_attention
 
 # Above this length the (N, N) mask of the dense reference costs more than the block-wise gathers.
 _DENSE_MAX_SEQ_LEN = 2048
@@ -49,8 +49,8 @@ def interval_attention(
     """
     _check(q, k, v, expiry, bias, max_live)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if choose_triton(impl, q.device, _misfit(q, v)):
-        from dma_lab.kernels.interval_triton import interval_attention_triton
+    if choose_triton(impl, q.device, _unsupported(q, v)):
+        from dma_lab.kernels.interval.operator import interval_attention_triton
 
         return interval_attention_triton(q, k, v, expiry, bias, scale, max_live)[0]
     if q.shape[2] <= _DENSE_MAX_SEQ_LEN:
@@ -58,7 +58,7 @@ def interval_attention(
     return blockwise_interval_attention(q, k, v, expiry, bias, scale)
 
 
-def _misfit(q: Tensor, v: Tensor) -> str | None:
+def _unsupported(q: Tensor, v: Tensor) -> str | None:
     """Why the kernels do not take these inputs, if they do not."""
     if q.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         return f"q is {q.dtype}; they take bfloat16, float16 and float32"

@@ -17,8 +17,7 @@ def prefix_topk_expiry(
     """Expiry of every key when each query keeps the ``window`` best-scored keys that it can see.
 
     Among equal scores the more recent key wins, so constant scores give a sliding window; NaN is above every number,
-    so that it is kept, and shows. Exact and causal: the answer
-    for queries ``<= t`` depends on scores ``<= t`` alone.
+    so that it is kept, and shows. Exact and causal: the answer for queries ``<= t`` depends on scores ``<= t`` alone.
 
     Args:
         scores: (B, K, N), floating point.
@@ -58,7 +57,7 @@ def prefix_topk_expiry(
 
 
 def _expiry_by_triton(scores: Tensor, window: int, recent: int, document_ids: Tensor | None) -> Tensor:
-    from dma_lab.kernels.lifetimes_triton import expiry_from_scores
+    from dma_lab.kernels.selection.counting import expiry_from_scores
 
     B, K, N = scores.shape
     scores_rn, start_rn, end_rn = scores.reshape(B * K, N), None, None

@@ -31,18 +31,11 @@ def rank_scores(scores_rn: Tensor, start_rn: Tensor | None) -> tuple[Tensor, Ten
         return rank_rn, position_rn
     run = min(max(_BLOCK, triton.next_power_of_2(N)), 1024 if N <= 8192 else 2048)
     runs = triton.cdiv(N, run)
-    key_rm = torch.empty(R, runs * run, dtype=torch.int64, device=scores_rn.device)
-    _sort_runs_kernel[(runs, R)](
-        scores_rn.contiguous(),
-        None if start_rn is None else start_rn.contiguous(),
-        key_rm,
-        N,
-        HAS_STARTS=start_rn is not None,
-        RUN=run,
-        num_warps=run // 128,
-    )
+    key_rp = torch.empty(R, runs * run, dtype=torch.int64, device=scores_rn.device)
+    starts = None if start_rn is None else start_rn.contiguous()
+    _sort_runs_kernel[(runs, R)](scores_rn.contiguous(), starts, key_rp, N, run, num_warps=run // 128)
     _rank_kernel[(runs * run // _BLOCK, R)](
-        key_rm, rank_rn, position_rn, N, runs, RUN=run, HALVINGS=run.bit_length() - 1, BLOCK=_BLOCK
+        key_rp, rank_rn, position_rn, N, runs, RUN=run, HALVINGS=run.bit_length() - 1, BLOCK=_BLOCK
     )
     return rank_rn, position_rn
 
@@ -57,7 +50,7 @@ def _invert_kernel(order_ptr, rank_ptr, position_ptr, N, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _sort_runs_kernel(score_ptr, start_ptr, key_ptr, N, HAS_STARTS: tl.constexpr, RUN: tl.constexpr):
+def _sort_runs_kernel(score_ptr, start_ptr, key_ptr, N, RUN: tl.constexpr):
     """Keys that compare as (document, score, position) do, ascending within each run; what lies past the row last."""
     row = tl.program_id(1).to(tl.int64)
     position = tl.program_id(0) * RUN + tl.arange(0, RUN)
@@ -66,7 +59,7 @@ def _sort_runs_kernel(score_ptr, start_ptr, key_ptr, N, HAS_STARTS: tl.constexpr
     score = tl.where(score == 0, 0.0, score)  # zeros of either sign are equal
     bits = tl.where(score == score, score.to(tl.int32, bitcast=True), 0x7FFFFFFF)  # NaN above all, as in PyTorch
     high = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 2**31
-    if HAS_STARTS:
+    if start_ptr is not None:
         high += tl.load(start_ptr + row * N + position, mask=inside, other=0).to(tl.int64) << 32
     key = tl.sort(tl.where(inside, high * _LONGEST + position, _LAST))
     tl.store(key_ptr + row * tl.num_programs(0) * RUN + position, key)

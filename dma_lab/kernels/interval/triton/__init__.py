@@ -1,0 +1,1 @@
+"""Interval attention's kernels for any GPU that Triton knows."""

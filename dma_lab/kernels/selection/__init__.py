@@ -1,0 +1,1 @@
+"""From scores to lifetimes: plain PyTorch (``lifetimes``), and kernels (``ranks``, then ``counting``)."""
