@@ -24,7 +24,7 @@ from dma_lab.train.continuing import IdentityAt, Start, prepare_start
 from dma_lab.train.divergence import DivergedError, Verdict, judge_score
 from dma_lab.train.hardware import Hardware, machine_facts, machine_in_words, resolve_hardware
 from dma_lab.train.identity import run_name, state_identity
-from dma_lab.train.memory import forget_peak, peak_bytes
+from dma_lab.train.memory import forget_peak, peak_bytes, refuse_beyond_memory
 from dma_lab.train.module import LanguageModel
 from dma_lab.train.optim import build_adamw, learning_rate_multiplier
 from dma_lab.train.plan import RunPlan, build_model, plan_run
@@ -34,6 +34,7 @@ from dma_lab.train.runs import RunDirectory, git_commit
 from dma_lab.train.settings import TrainSettings
 from dma_lab.train.summary import unusable
 from dma_lab.train.task import Score, Task, prepare_task
+from dma_lab.train.threads import use_threads
 
 
 def fit_run(
@@ -60,6 +61,8 @@ def fit_run(
     task = prepare_task(settings, budget)
     plan = plan_run(settings, padded_vocabulary(task.vocab_size), hardware)
     draw = task.draw(plan)
+    use_threads(plan, hardware)
+    hardware = resolve_hardware(settings.trainer)  # whose name says how many
 
     run = find_run(settings, task, hardware)
     if run.writer:
@@ -67,6 +70,7 @@ def fit_run(
     known = _known_before(run, settings, plan, task, hardware)
     if finished := _ended_before(run, settings, known):
         return finished
+    refuse_beyond_memory(plan, settings.model.name, settings.trainer.devices, hardware)
     with run.claimed():
         # Again, for whoever held it until now may have finished it.
         if finished := _ended_before(run, settings, known):

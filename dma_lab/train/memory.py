@@ -1,12 +1,18 @@
-"""The most memory that one run took, in a process that may have trained others before it."""
+"""The memory that there is, and the most that one run took, in a process that may have trained others before it."""
 
 import gc
+import os
 import resource
 import sys
 from pathlib import Path
 
 import torch
 
+from dma_lab.messages import UserError
+from dma_lab.train.hardware import Hardware
+from dma_lab.train.plan import RunPlan
+
+_CONTAINER = Path("/sys/fs/cgroup/memory.max")  # of Linux
 _PROCESS = Path("/proc/self")  # of Linux
 
 
@@ -39,3 +45,27 @@ def peak_bytes(device: torch.device) -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def refuse_beyond_memory(plan: RunPlan, rung: str, devices: int, hardware: Hardware) -> None:
+    """Raises UserError if the run of ``plan`` needs more memory than the device, or the machine, has at all."""
+    on_gpu = hardware.device.type == "cuda"
+    there = torch.cuda.get_device_properties(hardware.device).total_memory if on_gpu else _machine_bytes()
+    needed = plan.memory.total * (1 if on_gpu else devices)
+    if needed > there:
+        states = plan.memory.total - plan.memory.activations
+        sequences = plan.sequences_per_step // devices // plan.accumulate
+        raise UserError(
+            f"model={rung}: training it needs about {needed / 2**30:,.0f} GiB ({states / 2**30:,.0f} for weights, "
+            f"gradients and optimizer, the rest for {sequences:,} sequences of {plan.shape.max_seq_len:,} tokens) "
+            f"and {hardware.name} has {there / 2**30:,.0f}; choose a smaller model or trainer.micro_batch_sequences."
+        )
+
+
+def _machine_bytes() -> int:
+    """Memory of the machine, or of the container that this process is in."""
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(there, int(_CONTAINER.read_text()))
+    except (OSError, ValueError):  # no such file; "max"
+        return there

@@ -5,7 +5,10 @@ import sys
 import pytest
 import torch
 
-from dma_lab.train.memory import forget_peak, peak_bytes
+from dma_lab.messages import UserError
+from dma_lab.train.hardware import resolve_hardware
+from dma_lab.train.memory import forget_peak, peak_bytes, refuse_beyond_memory
+from dma_lab.train.plan import plan_run
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -22,3 +25,19 @@ def test_what_was_freed_before_a_run_does_not_count_and_what_it_frees_does():
     run = torch.ones(100 * MIB // 4)
     del run
     assert 90 * MIB < peak_bytes(CPU) - started < 200 * MIB
+
+
+def test_more_memory_than_there_is_is_refused_before_it_is_taken(read, monkeypatch, tmp_path):
+    settings = read(["model=1.7b", "attention=mha", "trainer.device=cpu"])
+    hardware = resolve_hardware(settings.trainer)
+    plan = plan_run(settings, settings.model.vocab_size, hardware)
+    (tmp_path / "memory.max").write_text("17179869184\n")  # 16 GiB
+    monkeypatch.setattr("dma_lab.train.memory._CONTAINER", tmp_path / "memory.max")
+    # Four numbers of four bytes a parameter.
+    states = 16 * plan.parameters.total / 2**30
+    with pytest.raises(
+        UserError, match=rf"model=1\.7b: training it needs about .* \({states:,.0f} for weights.* has 16;"
+    ):
+        refuse_beyond_memory(plan, "1.7b", 1, hardware)
+    small = read(["model=14k", "trainer.device=cpu"])
+    refuse_beyond_memory(plan_run(small, small.model.vocab_size, hardware), "14k", 1, hardware)
