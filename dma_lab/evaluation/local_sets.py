@@ -26,8 +26,10 @@ from dma_lab.data.readers import format_of, read_objects
 from dma_lab.evaluation.benchmarks import Benchmark
 from dma_lab.messages import UserError
 
-_NEW_TOKENS = 32
-"""Of a generated answer; lm-eval's 256 find no more, for what goes on for longer than the answers matches none."""
+_MOST_NEW_TOKENS = 256
+"""Of a generated answer, lm-eval's number. Fewer are generated where no right answer has as many."""
+_ROOM = 8
+"""Bytes that a right answer may have besides: spaces and punctuation, which do not count."""
 
 
 class Choice(TypedDict):
@@ -131,10 +133,22 @@ def _loader(name: str, kind: type, rows: list[dict[str, Any]]) -> Callable[[], T
                 "test_split": "test",
                 "num_fewshot": 0,
                 **_CONFIGS[kind],
+                **(_generation(rows) if kind is Answer else {}),
             }
         )
 
     return load
+
+
+def _generation(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """As lm-eval's TriviaQA generates. A token is a byte at least: what is longer than all answers is none of them."""
+    longest = max(len(answer.encode("utf-8", "surrogatepass")) for row in rows for answer in _right_answers(row))
+    new_tokens = min(_MOST_NEW_TOKENS, longest + _ROOM)
+    return {"generation_kwargs": {"until": ["\n", ".", ","], "do_sample": False, "max_gen_toks": new_tokens}}
+
+
+def _right_answers(question: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys([question["answer"], *question["aliases"]]))
 
 
 def _prompt(question: Choice) -> str:
@@ -174,8 +188,7 @@ _CONFIGS: dict[type, dict[str, Any]] = {
     Answer: {
         "output_type": "generate_until",
         "doc_to_text": lambda question: question["context"],
-        "doc_to_target": lambda question: list(dict.fromkeys([question["answer"], *question["aliases"]])),
-        "generation_kwargs": {"until": ["\n", ".", ","], "do_sample": False, "max_gen_toks": _NEW_TOKENS},
+        "doc_to_target": _right_answers,
         "filter_list": [
             {"name": "none", "filter": [{"function": "remove_whitespace"}, {"function": "take_first"}]},
         ],

@@ -8,7 +8,7 @@ from pydantic import Field
 
 import dma_lab.settings
 from dma_lab.attention import RopeBase
-from dma_lab.settings import STRICT, Count, Fraction, Seed, Text
+from dma_lab.settings import STRICT, Count, Fraction, Seed, Text, Width
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class GenerateSettings:
     name: Literal["generate"]
     prompts: list[str]
     prompts_file: Text | None
-    max_new_tokens: Count
+    max_new_tokens: Width
     temperature: Annotated[float, Field(ge=0)]
     top_p: Annotated[float, Field(gt=0, le=1)]
     seed: Seed
@@ -32,7 +32,7 @@ class ContextSettings:
 
     __pydantic_config__ = STRICT
     name: Literal["context"]
-    lengths: Annotated[list[Count], Field(min_length=1)] | None
+    lengths: Annotated[list[Width], Field(min_length=1)] | None
     stride: Count | None
     tokens: Count | None
     mask_documents: bool | None
@@ -48,7 +48,7 @@ class NeedleSettings:
     kinds: Annotated[list[Literal["single", "multikey", "multivalue", "multiquery"]], Field(min_length=1)]
     values: Annotated[list[Literal["words", "numbers", "uuids"]], Field(min_length=1)]
     needles: Annotated[int, Field(ge=2, le=100)]
-    lengths: Annotated[list[Count], Field(min_length=1)] | None
+    lengths: Annotated[list[Width], Field(min_length=1)] | None
     depths: Annotated[list[Fraction], Field(min_length=1)]
     samples: Count
     seed: Seed
@@ -65,7 +65,7 @@ class PaperSettings:
     tasks: Annotated[list[Text], Field(min_length=1)]
     num_fewshot: Annotated[int, Field(ge=0)] | None
     ruler_lengths: Annotated[list[Literal[4096, 8192, 16384, 32768, 65536, 131072]], Field(min_length=1)]
-    max_length: Count | None
+    max_length: Width | None
     limit: Count | None
     rope_base: RopeBase | None
 
@@ -77,7 +77,7 @@ class LocalSettings:
     __pydantic_config__ = STRICT
     name: Literal["local"]
     path: Text | Annotated[list[Text], Field(min_length=1)]
-    max_length: Count | None
+    max_length: Width | None
     limit: Count | None
     rope_base: RopeBase | None
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dma_lab.data.batches import scored_targets
 from dma_lab.data.readers import FORMATS, format_of, read_documents
 from dma_lab.evaluation.checkpoint import TrainedRun, open_run
@@ -18,6 +20,7 @@ from dma_lab.evaluation.settings import (
     LocalSettings,
     NeedleSettings,
     PaperSettings,
+    Suite,
 )
 from dma_lab.messages import UserError, announce_once
 
@@ -31,6 +34,23 @@ def evaluate(settings: EvaluateSettings) -> Path:
     run = open_run(Path(settings.checkpoint))
     machine = machine_of(settings)
     suite = settings.suite
+    try:
+        return _evaluate(run, suite, machine)
+    except OSError as error:  # no room, no right, something else by a file's name: wherever it happens
+        raise UserError(
+            f"suite={suite.name} on {run.path} is stopped by the file system ({error}): mend that and give the same "
+            "command again, which goes on."
+        ) from error
+    except RuntimeError as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
+        raise UserError(
+            f"batch_tokens={settings.batch_tokens} and the lengths of suite={suite.name} need more memory than is "
+            "here: give less of one or the other."
+        ) from error
+
+
+def _evaluate(run: TrainedRun, suite: Suite, machine: Machine) -> Path:
     with EvaluationRecord(run, suite.name, machine.facts()) as record, machine.autocast():
         match suite:
             case GenerateSettings():

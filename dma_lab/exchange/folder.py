@@ -20,6 +20,7 @@ from dma_lab.exchange.model_card import DOGE_TRANSFORMERS, model_card
 from dma_lab.exchange.weights import stock_weights, untied
 from dma_lab.messages import UserError, announce_once
 from dma_lab.model import Transformer
+from dma_lab.settings import shown
 
 FORMATS = ("auto", "stock", "custom")
 MODELING_FILE = Path(__file__).with_name("modeling_dma_lab.py")
@@ -126,10 +127,15 @@ def _check(to: Path, format: str) -> None:
     if format not in FORMATS:
         raise UserError(f"format={format} is not known; choose one of: {', '.join(FORMATS)}.")
     path = to.expanduser()
-    if path.exists() and not path.is_dir():
-        raise UserError(f"to={to} is a file; give a folder that is not there yet.")
-    if path.exists() and any(path.iterdir()):
-        raise UserError(f"to={to} holds files already, which are not written over; give another folder or empty it.")
+    try:
+        if path.exists() and not path.is_dir():
+            raise UserError(f"to={to} is a file; give a folder that is not there yet.")
+        if path.exists() and any(path.iterdir()):
+            raise UserError(
+                f"to={to} holds files already, which are not written over; give another folder or empty it."
+            )
+    except OSError as error:
+        raise UserError(f"to={shown(to)} cannot be read ({error.strerror}); give a folder that can.") from error
 
 
 @contextmanager

@@ -7,8 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import lm_eval.tasks
 import numpy as np
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
@@ -125,6 +127,21 @@ def test_what_is_no_question_set_is_refused(tmp_path, content, sentence):
     (tmp_path / "set.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=sentence):
         local_benchmarks(str(tmp_path / "set.jsonl"), 64)
+
+
+@pytest.mark.parametrize(("longest", "tokens"), [("Zürich", 7 + 8), ("x" * 247, 255), ("x" * 400, 256)])
+def test_an_answer_has_as_many_tokens_as_lm_evals_where_a_right_one_may(tmp_path, longest, tokens):
+    """With a vocabulary of bytes 32 tokens, say, would cut off what lm-eval's 256 let end."""
+    questions = [
+        {"context": "a", "answer": "b", "aliases": ["c", longest]},
+        {"context": "d", "answer": "e", "aliases": []},
+    ]
+    (tmp_path / "set.jsonl").write_text("\n".join(map(json.dumps, questions)) + "\n")
+    (benchmark,) = local_benchmarks(str(tmp_path / "set.jsonl"), 64)
+    kwargs = benchmark.load().config.generation_kwargs
+    assert kwargs["max_gen_toks"] == tokens
+    theirs = (Path(lm_eval.tasks.__file__).parent / "triviaqa/default.yaml").read_text()
+    assert kwargs["until"] == yaml.safe_load(theirs)["generation_kwargs"]["until"]
 
 
 def test_a_path_without_question_sets_is_refused(tmp_path):

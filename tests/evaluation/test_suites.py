@@ -172,6 +172,10 @@ def test_the_door_refuses_in_one_sentence_with_status_2(run_copy, evaluate, tmp_
     [
         ("context", ["suite.lengths=[0]"], r"^suite.lengths.0=0: input should be greater than 0\.$"),
         ("context", ["suite.stride=65", "suite.lengths=[64]"], "suite.stride=65 is longer than the shortest context"),
+        ("context", ["suite.lengths=[16777217]"], "suite.lengths.0=16777217: input should be less than or equal to"),
+        ("needle", ["suite.lengths=[2147483647]"], "suite.lengths.0=2147483647: input should be less than or equal to"),
+        ("needle", ["suite.depths=[nan]"], "suite.depths.0=nan: input should be a finite number"),
+        ("generate", ["suite.max_new_tokens=100000000"], "suite.max_new_tokens=100000000: input should be less"),
         ("context", ["+suite.size=3"], "suite.size is no setting here"),
         ("local", [], r"^suite\.path must be given, as suite\.path=…"),
         ("needle", ["suite.kinds=[double]"], "suite.kinds.0=double: input should be 'single', 'multikey'"),
@@ -194,6 +198,10 @@ def test_a_record_is_written_by_one_process_and_a_damaged_one_is_named(run_suite
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="is being written by another evaluation"):
             run_suite("generate")
+    (folder / "generate.json").mkdir()
+    with pytest.raises(UserError, match=r"suite=generate on .* is stopped by the file system \(.*Is a directory"):
+        run_suite("generate")
+    (folder / "generate.json").rmdir()
     (folder / "generate.json").write_text('{"cells": [1]}')
     with pytest.raises(UserError, match=r"generate.json is damaged .* delete it"):
         run_suite("generate")

@@ -222,6 +222,7 @@ def test_what_no_stock_architecture_computes_is_refused_with_the_reason(
         (["to={full}"], "to={full} holds files already, which are not written over; give another folder or empty it."),
         (["to={file}"], "to={file} is a file; give a folder that is not there yet."),
         (["to={file}/folder"], "to={file}/folder cannot be written"),
+        ([f"to={'x' * 300}"], f"to={'x' * 79}… cannot be read (File name too long); give a folder that can."),
         (["to=???"], "to must be given, as to=…; see conf/ for what it is."),
         (["checkpoint=nowhere"], "checkpoint=nowhere: there is no such directory"),
         (["checkpoint={full}"], "checkpoint={full} is no run's directory: it has no config.yaml"),
