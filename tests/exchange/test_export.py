@@ -218,7 +218,7 @@ def test_what_no_stock_architecture_computes_is_refused_with_the_reason(
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["format=gguf"], "format=gguf is not known; choose one of: auto, stock, custom."),
+        (["format=gguf"], "format=gguf: input should be 'auto', 'stock' or 'custom'."),
         (["to={full}"], "to={full} holds files already, which are not written over; give another folder or empty it."),
         (["to={file}"], "to={file} is a file; give a folder that is not there yet."),
         (["to={file}/folder"], "to={file}/folder cannot be written"),
