@@ -157,8 +157,8 @@ def fit_isoflop(parabolas: Sequence[Parabola], *, bootstrap: int = 0, seed: int 
     parabola whatever they are), so noise of the spread that residuals show is drawn anew: a budget's own where it has
     enough, those of all that have not, together. The spread, too, is uncertain by the few residuals it is known from,
     and drawn with it, as Student's t does. Where a resample's parabola has no minimum within the sizes run the power
-    law goes through the other budgets', as it does with runs. Without a single run beyond three a budget nothing tells
-    the noise, and there are no intervals.
+    law goes through the other budgets', as it does with runs, if there are two. Without a single run beyond three a
+    budget nothing tells the noise, and there are no intervals.
 
     Raises:
         UserError: fewer than two budgets; fewer than 20 resamples, where they are asked for.
@@ -174,20 +174,17 @@ def fit_isoflop(parabolas: Sequence[Parabola], *, bootstrap: int = 0, seed: int 
     generator = np.random.default_rng(seed)
     spreads = _spreads(parabolas, bootstrap, generator)
     drawn = [_redrawn(parabola, spread, generator) for parabola, spread in zip(parabolas, spreads, strict=True)]
-    inside = [
-        np.where((sizes >= parabola.sizes[0]) & (sizes <= parabola.sizes[1]), sizes, np.nan)
-        for parabola, sizes in zip(parabolas, drawn, strict=True)
-    ]
     drawn_tokens = [
-        parabola.flops / parabola.cost.flops_per_token(sizes) for parabola, sizes in zip(parabolas, inside, strict=True)
+        parabola.flops / parabola.cost.flops_per_token(sizes) for parabola, sizes in zip(parabolas, drawn, strict=True)
     ]
+    known = _known(parabolas, drawn)
     return IsoflopFit(
         [
             dataclasses.replace(parabola, params_interval=percentile_interval(sizes))
             for parabola, sizes in zip(parabolas, drawn, strict=True)
         ],
-        fit_power_law(flops, params, _known(flops, inside)),
-        fit_power_law(flops, tokens, _known(flops, drawn_tokens)),
+        fit_power_law(flops, params, _rows(flops, drawn, known)),
+        fit_power_law(flops, tokens, _rows(flops, drawn_tokens, known)),
     )
 
 
@@ -206,11 +203,22 @@ def _spreads(parabolas: Sequence[Parabola], count: int, generator: np.random.Gen
     ]
 
 
-def _known(flops: Vector, drawn: Sequence[Vector]) -> Iterator[tuple[Vector, Vector]]:
-    """Of every resample, the budgets that have a minimum in it: their FLOP, and what was drawn."""
-    for row in np.stack(drawn, axis=1):
-        known = np.isfinite(row)
-        yield flops[known], row[known]
+def _known(parabolas: Sequence[Parabola], drawn: Sequence[Vector]) -> NDArray[np.bool_]:
+    """(resamples, budgets): whose minimum a resample's power law goes through.
+
+    Those within the sizes run, where they are two at least; a line through fewer there is none of, and goes through all
+    minima that there are.
+    """
+    sizes = np.stack(drawn, axis=1)
+    low, high = np.array([parabola.sizes for parabola in parabolas]).T
+    inside = (sizes >= low) & (sizes <= high)
+    return np.where(inside.sum(axis=1, keepdims=True) >= 2, inside, np.isfinite(sizes))
+
+
+def _rows(flops: Vector, drawn: Sequence[Vector], known: NDArray[np.bool_]) -> Iterator[tuple[Vector, Vector]]:
+    """Of every resample, the FLOP of the budgets it knows, and what was drawn of them."""
+    for row, of in zip(np.stack(drawn, axis=1), known, strict=True):
+        yield flops[of], row[of]
 
 
 def _redrawn(parabola: Parabola, spread: Vector, generator: np.random.Generator) -> Vector:

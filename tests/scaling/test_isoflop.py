@@ -148,6 +148,18 @@ def test_the_noise_of_one_budget_is_not_that_of_another_that_can_tell_its_own():
     assert np.diff(np.log(beside.parabolas[2].params_interval))[0] > 5 * widths[0]
 
 
+def test_two_budgets_with_minima_near_the_ends_of_their_sizes_still_have_an_exponent():
+    generator = np.random.default_rng(1)
+    ends = (np.geomspace(0.8, 13, 7), np.geomspace(1 / 13, 1.25, 7))
+    runs = [
+        run_budget(flops, best_size(flops) * end, 0.004, generator)
+        for flops, end in zip(BUDGETS[[0, 3]], ends, strict=True)
+    ]
+    low, high = fit_isoflop([fit_parabola(*run) for run in runs], bootstrap=400).params.exponent_interval
+    assert low < 0.48 < high
+    assert high - low < 1
+
+
 @pytest.mark.parametrize(
     ("flops", "loss", "says"),
     [
