@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dma_lab.messages import UserError
 from dma_lab.settings import shown
 from dma_lab.train.runs import RunHeldError
+from dma_lab.train.wandb_run import agents_arguments
 
 _READABLE = 300  # characters
 _CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
@@ -49,6 +50,7 @@ def open_door(main: Callable[[DictConfig], Any], config_name: str) -> None:
     trains is left to that: it returns a ``HeldPoint``.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors and exits by itself, with status 1
+    sys.argv[1:] = agents_arguments(sys.argv[1:])
     composed = False
 
     @functools.wraps(main)

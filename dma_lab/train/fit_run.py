@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,7 +12,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from dma_lab.attention.operators import attention_kernels
@@ -35,6 +33,7 @@ from dma_lab.train.settings import TrainSettings
 from dma_lab.train.summary import unusable
 from dma_lab.train.task import Score, Task, prepare_task
 from dma_lab.train.threads import use_threads
+from dma_lab.train.wandb_run import WandbLog, last_step, wandb_log
 
 
 def fit_run(
@@ -76,6 +75,7 @@ def fit_run(
         if finished := _ended_before(run, settings, known):
             return finished
         identity_at = partial(state_identity, settings, plan.steps, task.fingerprint, hardware.precision)
+        logged = last_step(run)
         start = prepare_start(run, identity_at, shorter)
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # the others find the checkpoint that the writer chose
@@ -93,7 +93,11 @@ def fit_run(
         run.write_summary(summary | {"status": "running"})
         try:
             so_far = Start(start.steps_shared, sorted({*start.machines, machine}))
-            outcome, stop_signal = _train(settings, plan, task, draw, run, hardware, keep_step, identity_at, so_far)
+            with wandb_log(settings, run, logged) as log:
+                outcome, stop_signal = _train(
+                    settings, plan, task, draw, run, hardware, keep_step, identity_at, so_far, log
+                )
+                log.exit_code = 0 if outcome["status"] == "finished" else 1
         except Exception as error:
             with suppress(OSError):  # the disk may be what failed
                 run.write_summary(summary | {"status": "failed", "reason": f"{type(error).__name__}: {error}"})
@@ -160,6 +164,7 @@ def _train(
     keep_step: int | None,
     identity_at: IdentityAt,
     so_far: Start,
+    log: WandbLog,
 ) -> tuple[dict[str, Any], int | None]:
     """What is known of the run after training, and the signal that asked it to stop."""
     if hardware.compile:
@@ -195,7 +200,6 @@ def _train(
             return task.score(module.model, plan, sequences, device)
 
     _hush_lightning()
-    wandb = _wandb_logger(settings, run) if settings.logger.name == "wandb" else None
     recorder = RunRecorder(
         run,
         identity_at=identity_at,
@@ -207,14 +211,14 @@ def _train(
         validate_every=trainer_settings.validate_every,
         checkpoint_every=trainer_settings.checkpoint_every,
         keep_step=keep_step,
-        also_log=wandb.log_metrics if wandb else lambda line, step: None,
+        also_log=log.add,
     )
     trainer = L.Trainer(
         accelerator="gpu" if hardware.device.type == "cuda" else "cpu",
         devices=trainer_settings.devices,
         precision="bf16-mixed" if hardware.precision == "bf16" else "32-true",
         max_steps=plan.steps,
-        logger=wandb or False,
+        logger=False,
         callbacks=[recorder],
         plugins=[CheckpointFiles()],
         enable_checkpointing=False,
@@ -296,20 +300,3 @@ def _known_before(
         **machine_facts(hardware, settings.trainer.devices),
         "git_commit": git_commit(),
     }
-
-
-def _wandb_logger(settings: TrainSettings, run: RunDirectory) -> WandbLogger:
-    """Online with an API key, offline without: never a question."""
-    import wandb
-
-    has_key = os.environ.get("WANDB_MODE") != "offline" and wandb.login(prompt=False)
-    return WandbLogger(
-        name=run.path.name,
-        id=run.path.name,
-        project=settings.logger.project or "dma_lab",
-        entity=settings.logger.entity,
-        save_dir=str(run.path),
-        mode="online" if has_key else "offline",
-        config=dataclasses.asdict(settings),
-        resume="allow" if has_key else None,
-    )
