@@ -4,6 +4,7 @@ import difflib
 import functools
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dma_lab.messages import UserError
 from dma_lab.settings import shown
 from dma_lab.train.runs import RunHeldError
+from dma_lab.train.signals import end_at_once
 from dma_lab.train.wandb_run import agents_arguments
 
 _READABLE = 300  # characters
@@ -47,8 +49,10 @@ def open_door(main: Callable[[DictConfig], Any], config_name: str) -> None:
     """Run ``main`` on the config that the command line composes from ``conf/``; a UserError gives its exit status.
 
     In a multirun a point that fails does not stop the others: it returns a ``FailedPoint``. One that another process
-    trains is left to that: it returns a ``HeldPoint``.
+    trains is left to that: it returns a ``HeldPoint``. SIGTERM and SIGUSR1 unwind as Ctrl-C does: status 128 + signal.
     """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, end_at_once)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors and exits by itself, with status 1
     sys.argv[1:] = agents_arguments(sys.argv[1:])
     composed = False

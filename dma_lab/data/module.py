@@ -1,9 +1,11 @@
 """The LightningDataModule: hands every rank its share of the step's batch, from any step on."""
 
+import signal
 from collections.abc import Iterator
 from typing import Protocol
 
 import lightning
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -94,4 +96,9 @@ class TokenDataModule(lightning.LightningDataModule):
             rank=self.trainer.global_rank,
             ranks=self.trainer.world_size,
         )
-        return DataLoader(batches, batch_size=None, num_workers=self.num_workers)
+        return DataLoader(batches, batch_size=None, num_workers=self.num_workers, worker_init_fn=_end_with_parent)
+
+
+def _end_with_parent(worker: int) -> None:
+    """A worker whose process is killed would wait for ever for someone to take its batches (Linux)."""
+    torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]

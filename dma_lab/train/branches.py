@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +23,7 @@ from dma_lab.train.fit_run import fit_run, padded_vocabulary
 from dma_lab.train.hardware import Hardware, resolve_hardware
 from dma_lab.train.optim import schedule_phases
 from dma_lab.train.plan import RunPlan, plan_run
+from dma_lab.train.ranks import find_ranks
 from dma_lab.train.settings import TrainSettings
 from dma_lab.train.task import prepare_task
 
@@ -121,7 +121,7 @@ def fit_branches(settings: TrainSettings) -> list[dict[str, Any]]:
     branches = plan_branches(settings, padded_vocabulary(task.vocab_size), hardware)
     for branch in branches:
         task.draw(branch.plan)  # else a corpus too small for the last branch would be noticed after all the others
-    if getattr(rank_zero_only, "rank", 0) == 0:
+    if find_ranks(settings.trainer.devices).first:
         print_branches(branches, console=Console(file=sys.stderr, width=None if sys.stderr.isatty() else 120))
     summaries: list[dict[str, Any]] = []
     shorter: list[tuple[Path, int]] = []

@@ -2,12 +2,10 @@
 
 import dataclasses
 import os
-import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning as L
@@ -19,6 +17,7 @@ from dma_lab.train.divergence import Verdict
 from dma_lab.train.module import LanguageModel
 from dma_lab.train.progress import TrainingProgress
 from dma_lab.train.runs import RunDirectory
+from dma_lab.train.signals import StopRequest
 from dma_lab.train.task import Score
 
 
@@ -27,7 +26,7 @@ class RunRecorder(L.Callback):
 
     So a checkpoint never lacks what came before it, and a run that continues from it writes the same lines again.
     A run that diverged ends where that is noticed, at one of these, and nothing is saved over its last good checkpoint.
-    SIGINT and SIGTERM end the run at the next step's end, with a checkpoint; a second SIGINT ends it at once.
+    A request to stop, of whichever process of the run, ends all of them at the next step's end, with a checkpoint.
     """
 
     def __init__(
@@ -44,6 +43,8 @@ class RunRecorder(L.Callback):
         checkpoint_every: int,
         keep_step: int | None,
         also_log: Callable[[dict[str, float], int], None],
+        stop: StopRequest,
+        agree_on_signal: Callable[[int | None], int | None],
     ) -> None:
         self.run, self.validate, self.also_log = run, validate, also_log
         self.identity_at, self.so_far = identity_at, so_far
@@ -51,11 +52,10 @@ class RunRecorder(L.Callback):
         self.log_every, self.validate_every, self.checkpoint_every = log_every, validate_every, checkpoint_every
         self.keep_step = keep_step
         self.score: Score | None = None
-        self.stop_signal: int | None = None
         self.verdict: Verdict | None = None
+        self.stop, self.agree_on_signal = stop, agree_on_signal
         self.training_seconds = 0.0
         """Time spent in steps over all sessions of the run, validation and checkpoints excluded."""
-        self._handlers: dict[int, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -73,21 +73,14 @@ class RunRecorder(L.Callback):
         self._step = self._logged_step = trainer.global_step
         self._logged_seconds = self.training_seconds
         self._resumed_at = time.perf_counter()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, self._on_signal)
+        self.stop.can_wait = True
         self.progress = TrainingProgress(self.steps, trainer.global_step)
         self.progress.__enter__()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        while self._handlers:
-            signal.signal(*self._handlers.popitem())
+        self.stop.can_wait = False
         if hasattr(self, "progress"):
             self.progress.__exit__()
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.stop_signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.stop_signal = number
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -98,7 +91,7 @@ class RunRecorder(L.Callback):
         assert isinstance(pl_module, LanguageModel)
         self._step = step
         is_last = step == self.steps
-        stop = trainer.strategy.reduce_boolean_decision(self.stop_signal is not None, all=False)
+        stop = self._asked_to_stop()
         log = step % self.log_every == 0 or is_last
         validate = step % self.validate_every == 0 or is_last
         keep = step == self.keep_step
@@ -121,6 +114,12 @@ class RunRecorder(L.Callback):
             self.progress.advance(step)
         if stop or self.verdict:
             trainer.should_stop = True
+
+    def _asked_to_stop(self) -> bool:
+        agreed = self.agree_on_signal(self.stop.number)
+        if agreed is not None:  # else one that came just now would be forgotten
+            self.stop.number = agreed
+        return agreed is not None
 
     def _record(self, trainer: L.Trainer, step: int, metrics: dict[str, float], validate: bool) -> None:
         line = {"step": step, "tokens": step * self.tokens_per_step, **metrics}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -22,14 +23,18 @@ from dma_lab.train.continuing import IdentityAt, Start, prepare_start
 from dma_lab.train.divergence import DivergedError, Verdict, judge_score
 from dma_lab.train.hardware import Hardware, machine_facts, machine_in_words, resolve_hardware
 from dma_lab.train.identity import run_name, state_identity
+from dma_lab.train.launch import hold_run
 from dma_lab.train.memory import forget_peak, peak_bytes, refuse_beyond_memory
 from dma_lab.train.module import LanguageModel
 from dma_lab.train.optim import build_adamw, learning_rate_multiplier
+from dma_lab.train.peers import OneRun, Peers
 from dma_lab.train.plan import RunPlan, build_model, plan_run
 from dma_lab.train.plan_table import short_plan
+from dma_lab.train.ranks import Ranks, find_ranks
 from dma_lab.train.rung import rung_name
 from dma_lab.train.runs import RunDirectory, git_commit
 from dma_lab.train.settings import TrainSettings
+from dma_lab.train.signals import StopRequest
 from dma_lab.train.summary import unusable
 from dma_lab.train.task import Score, Task, prepare_task
 from dma_lab.train.threads import use_threads
@@ -37,85 +42,97 @@ from dma_lab.train.wandb_run import WandbLog, last_step, wandb_log
 
 
 def fit_run(
-    settings: TrainSettings, *, keep_step: int | None = None, shorter: Sequence[tuple[Path, int]] = ()
+    settings: TrainSettings,
+    *,
+    keep_step: int | None = None,
+    shorter: Sequence[tuple[Path, int]] = (),
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Train the run that ``settings`` define, or continue it where it was cut; returns its summary.
 
-    A finished run is not trained again. A run that is asked to stop (SIGINT, SIGTERM) ends this process after saving.
-    It is held while it trains: of several processes that are given one run, one trains it.
+    A finished run is not trained again. A run that is asked to stop (SIGINT, SIGTERM, SIGUSR1) ends this process, if it
+    trains after saving. It is held while it trains: of several processes that are given one run, one trains it.
 
     Args:
         settings: of one run: ``schedule.branches`` is for ``branches.fit_branches``.
         keep_step: a step after which the state is kept for longer branches.
         shorter: runs that this one equals up to a step, each with that step, the furthest first: a run that has not
             begun begins from the state that the first of them kept.
+        ranks: this process's part in the run; found out unless given.
 
     Raises:
         UserError: for anything in the settings or the data that a user can mend.
         RunHeldError: another process trains the run.
         DivergedError: the run diverged, now or before.
     """
-    hardware = resolve_hardware(settings.trainer)
-    budget = plan_run(settings, settings.model.vocab_size, hardware).tokens
-    task = prepare_task(settings, budget)
-    plan = plan_run(settings, padded_vocabulary(task.vocab_size), hardware)
-    draw = task.draw(plan)
-    use_threads(plan, hardware)
-    hardware = resolve_hardware(settings.trainer)  # whose name says how many
+    with StopRequest() as stop:
+        ranks = ranks or find_ranks(settings.trainer.devices)
+        rank_zero_only.rank = ranks.rank  # type: ignore[attr-defined] # Lightning took it from any launcher's variables
+        hardware = resolve_hardware(settings.trainer)
+        budget = plan_run(settings, settings.model.vocab_size, hardware).tokens
+        task = prepare_task(settings, budget)
+        plan = plan_run(settings, padded_vocabulary(task.vocab_size), hardware)
+        draw = task.draw(plan)
+        use_threads(plan, hardware)
+        hardware = resolve_hardware(settings.trainer)  # whose name says how many
 
-    run = find_run(settings, task, hardware)
-    if run.writer:
-        print(short_plan(settings, plan), file=sys.stderr)
-    known = _known_before(run, settings, plan, task, hardware)
-    if finished := _ended_before(run, settings, known):
-        return finished
-    refuse_beyond_memory(plan, settings.model.name, settings.trainer.devices, hardware)
-    with run.claimed():
-        # Again, for whoever held it until now may have finished it.
-        if finished := _ended_before(run, settings, known):
+        run = find_run(settings, task, hardware, writer=ranks.first)
+        if ranks.first:
+            print(short_plan(settings, plan), file=sys.stderr)
+        known = _known_before(run, settings, plan, task, hardware)
+        if not ranks.launched and (finished := _ended_before(run, settings, known)):
             return finished
-        identity_at = partial(state_identity, settings, plan.steps, task.fingerprint, hardware.precision)
-        logged = last_step(run)
-        start = prepare_start(run, identity_at, shorter)
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()  # the others find the checkpoint that the writer chose
-        run.write_config(dataclasses.asdict(settings))
-        machine = machine_in_words(known)
-        summary = known | {
-            "steps_shared": start.steps_shared,
-            "earlier_machines": sorted(set(start.machines) - {machine}),
-        }
-        if run.writer and summary["earlier_machines"]:
-            announce_once(
-                f"earlier steps of {run.path} were taken on {'; '.join(summary['earlier_machines'])}: machines round "
-                "differently, so the report will compare this run with no other."
-            )
-        run.write_summary(summary | {"status": "running"})
-        try:
-            so_far = Start(start.steps_shared, sorted({*start.machines, machine}))
-            with wandb_log(settings, run, logged) as log:
-                outcome, stop_signal = _train(
-                    settings, plan, task, draw, run, hardware, keep_step, identity_at, so_far, log
+        refuse_beyond_memory(plan, settings.model.name, settings.trainer.devices, hardware)
+        others = partial(fit_run, settings, keep_step=keep_step, shorter=shorter)
+        with hold_run(run, ranks, hardware.device, others) as peers:
+            # Again, for whoever held it until now may have finished it.
+            if finished := _ended_before(run, settings, known):
+                return finished
+            identity_at = partial(state_identity, settings, plan.steps, task.fingerprint, hardware.precision)
+            logged = last_step(run)
+            start = prepare_start(run, identity_at, shorter)
+            peers.wait()  # the others find the checkpoint that the writer chose
+            run.write_config(dataclasses.asdict(settings))
+            machine = machine_in_words(known)
+            summary = known | {
+                "steps_shared": start.steps_shared,
+                "earlier_machines": sorted(set(start.machines) - {machine}),
+            }
+            if ranks.first and summary["earlier_machines"]:
+                announce_once(
+                    f"earlier steps of {run.path} were taken on {'; '.join(summary['earlier_machines'])}: machines "
+                    "round differently, so the report will compare this run with no other."
                 )
-                log.exit_code = 0 if outcome["status"] == "finished" else 1
-        except Exception as error:
-            with suppress(OSError):  # the disk may be what failed
-                run.write_summary(summary | {"status": "failed", "reason": f"{type(error).__name__}: {error}"})
-            raise
-        summary |= outcome
-        run.write_summary(summary)
-        if stop_signal is not None:  # also of a finished run: what would come after it was not to begin
-            if run.writer:
-                how = "finished before it stopped" if summary["status"] == "finished" else "stopped and saved"
-                print(f"{how}; the same command continues {run.path}", file=sys.stderr)
-            raise SystemExit(128 + stop_signal)
-        if summary["status"] == "diverged":
-            raise _diverged("diverged", run, summary, settings)
-        return summary
+            run.write_summary(summary | {"status": "running"})
+            try:
+                so_far = Start(start.steps_shared, sorted({*start.machines, machine}))
+                with wandb_log(settings, run, logged) as log:
+                    summary |= _train(
+                        settings, plan, task, draw, run, hardware, peers, stop, keep_step, identity_at, so_far, log
+                    )
+                    log.exit_code = 0 if summary["status"] == "finished" else 1
+            except BaseException as error:
+                end = peers.explain(error)
+                with suppress(OSError):  # the disk may be what failed
+                    run.write_summary(summary | _cut_off(run, end))
+                raise end from (None if end is error else error)
+            run.write_summary(summary)
+    if stop.number is not None:  # also of a finished run: what would come after it was not to begin
+        if ranks.first:
+            how = "finished before it stopped" if summary["status"] == "finished" else "stopped and saved"
+            print(f"{how}; the same command continues {run.path}", file=sys.stderr)
+        raise SystemExit(128 + stop.number)
+    if summary["status"] == "diverged":
+        raise _diverged("diverged", run, summary, settings)
+    return summary
 
 
 def _ended_before(run: RunDirectory, settings: TrainSettings, known: dict[str, Any]) -> dict[str, Any] | None:
-    """The summary of a finished run, None of one that is to be trained; raises DivergedError for one that diverged."""
+    """The summary of a run that took all its steps, None of one that is to be trained.
+
+    Raises:
+        DivergedError: it diverged.
+    """
     summary = run.summary()
     if summary is None or summary["status"] not in ("finished", "diverged"):
         return None
@@ -126,6 +143,15 @@ def _ended_before(run: RunDirectory, settings: TrainSettings, known: dict[str, A
         raise _diverged("diverged before", run, summary, settings)
     print(f"finished before: {run.path} (delete it to train again)", file=sys.stderr)
     return summary
+
+
+def _cut_off(run: RunDirectory, end: BaseException) -> dict[str, Any]:
+    """How a run stands that ended by an exception: what was saved last is what it continues from."""
+    if isinstance(end, Exception):
+        return {"status": "failed", "reason": f"{type(end).__name__}: {end}"}
+    number = end.code - 128 if isinstance(end, SystemExit) and isinstance(end.code, int) else int(signal.SIGINT)
+    begun = run.checkpoint.exists()  # whose step is not read: there may be seconds left
+    return {"status": "interrupted", "signal": number} | ({} if begun else {"step": 0})
 
 
 def _diverged(when: str, run: RunDirectory, summary: dict[str, Any], settings: TrainSettings) -> BaseException:
@@ -142,10 +168,11 @@ def padded_vocabulary(vocab_size: int) -> int:
     return -(-vocab_size // 64) * 64
 
 
-def find_run(settings: TrainSettings, task: Task, hardware: Hardware) -> RunDirectory:
+def find_run(settings: TrainSettings, task: Task, hardware: Hardware, *, writer: bool = True) -> RunDirectory:
     """The directory of this run, named so that a reader finds it and hashed over all that defines its result."""
-    name = run_name(settings, task.fingerprint, hardware.precision)
-    return RunDirectory(Path(settings.output_dir) / name, writer=getattr(rank_zero_only, "rank", 0) == 0)
+    return RunDirectory(
+        Path(settings.output_dir) / run_name(settings, task.fingerprint, hardware.precision), writer=writer
+    )
 
 
 def _hush_lightning() -> None:
@@ -161,12 +188,14 @@ def _train(
     draw: DrawSequences,
     run: RunDirectory,
     hardware: Hardware,
+    peers: Peers,
+    stop: StopRequest,
     keep_step: int | None,
     identity_at: IdentityAt,
     so_far: Start,
     log: WandbLog,
-) -> tuple[dict[str, Any], int | None]:
-    """What is known of the run after training, and the signal that asked it to stop."""
+) -> dict[str, Any]:
+    """What is known of the run after training."""
     if hardware.compile:
         # What a process compiled for its earlier runs would count towards Dynamo's limit of graphs, and one run's
         # shapes would decide how the next one's are compiled.
@@ -212,21 +241,27 @@ def _train(
         checkpoint_every=trainer_settings.checkpoint_every,
         keep_step=keep_step,
         also_log=log.add,
+        stop=stop,
+        agree_on_signal=peers.agree_on_signal,
     )
+    on_gpu, alone = hardware.device.type == "cuda", peers.ranks.count == 1
     trainer = L.Trainer(
-        accelerator="gpu" if hardware.device.type == "cuda" else "cpu",
-        devices=trainer_settings.devices,
+        accelerator="gpu" if on_gpu else "cpu",
+        devices=[hardware.device.index] if on_gpu and alone else trainer_settings.devices,
         precision="bf16-mixed" if hardware.precision == "bf16" else "32-true",
         max_steps=plan.steps,
         logger=False,
         callbacks=[recorder],
-        plugins=[CheckpointFiles()],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
         use_distributed_sampler=False,
+        plugins=[CheckpointFiles(), OneRun(peers.ranks)],
+        # Under SLURM Lightning begins from any hpc_ckpt_*.ckpt that it finds here; nothing ever lies here.
+        default_root_dir=run.path / "checkpoints" / "lightning",
     )
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign] # see signals.py
     batches = TokenDataModule(
         draw,
         sequences_per_step=plan.sequences_per_step,
@@ -249,15 +284,17 @@ def _train(
         "training_seconds": recorder.training_seconds,
         "peak_memory_bytes": peak_bytes(hardware.device),
     }
+    outcome["step"] = trainer.global_step
     if recorder.verdict is not None:
-        return outcome | _what_diverged(recorder.verdict, task, plan), recorder.stop_signal
-    if recorder.stop_signal is not None and trainer.global_step < plan.steps:
-        stopped = {"status": "interrupted", "signal": recorder.stop_signal, "step": trainer.global_step}
-        return outcome | stopped, recorder.stop_signal
+        return outcome | _what_diverged(recorder.verdict, task, plan)
+    if trainer.global_step < plan.steps:
+        if stop.number is None:
+            raise RuntimeError(f"training ended at step {trainer.global_step} of {plan.steps}, and nobody asked it to")
+        return outcome | {"status": "interrupted", "signal": stop.number}
     # A run killed between its last checkpoint and its summary is complete but for its score.
     score = recorder.score or validate()
     if verdict := judge_score(trainer.global_step, score.metrics()):
-        return outcome | score.metrics() | _what_diverged(verdict, task, plan), recorder.stop_signal
+        return outcome | score.metrics() | _what_diverged(verdict, task, plan)
     outcome["kernels"] = attention_kernels(
         module.model.to(trainer.strategy.root_device).blocks[0].attention,
         plan.shape.max_seq_len,
@@ -267,7 +304,7 @@ def _train(
     )
     if run.writer:
         score.save(run.validation)
-    return outcome | score.metrics() | {"status": "finished"}, recorder.stop_signal
+    return outcome | score.metrics() | {"status": "finished"}
 
 
 def _what_diverged(verdict: Verdict, task: Task, plan: RunPlan) -> dict[str, Any]:

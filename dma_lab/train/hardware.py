@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from dma_lab.messages import UserError
+from dma_lab.messages import UserError, announce_once
+from dma_lab.train.ranks import local_rank
 from dma_lab.train.settings import TrainerSettings
 
 MACHINE = ("hardware", "cpu_capability", "precision", "compiled", "torch")
@@ -38,10 +39,11 @@ def resolve_hardware(trainer: TrainerSettings) -> Hardware:
     on_gpu = has_cuda and trainer.device != "cpu"
     if on_gpu and trainer.devices > torch.cuda.device_count():
         raise UserError(f"trainer.devices={trainer.devices}: this machine has {torch.cuda.device_count()} GPU(s).")
+    gpu = torch.device("cuda", _gpu_index()) if on_gpu and trainer.devices == 1 else torch.device("cuda")
     has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     return Hardware(
-        device=torch.device("cuda" if on_gpu else "cpu"),
-        name=torch.cuda.get_device_name()
+        device=gpu if on_gpu else torch.device("cpu"),
+        name=torch.cuda.get_device_name(gpu)
         if on_gpu
         else f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)",
         precision=("bf16" if has_bf16 else "fp32") if trainer.precision == "auto" else trainer.precision,
@@ -68,3 +70,18 @@ def machine_in_words(facts: Mapping[str, Any]) -> str:
     hardware, capability, precision, compiled, version = (facts[name] for name in MACHINE)
     how = f"{precision}, compiled" if compiled else precision
     return f"{hardware}, {capability}, {how}, PyTorch {version}"
+
+
+def _gpu_index() -> int:
+    """The GPU of a process that trains alone: of several that a launcher started on one machine, each has its own."""
+    place, gpus = local_rank(), torch.cuda.device_count()
+    if place == 0 or gpus == 1:  # also where the launcher shows each process one GPU
+        return 0
+    if place >= gpus:
+        raise UserError(
+            f"This is process {place} (counted from 0) of those that a launcher started on a machine with {gpus} GPUs, "
+            f"each of which trains on one (trainer.devices=1): start at most {gpus}."
+        )
+    announce_once(f"this process trains on GPU {place} of {gpus}, as its launcher counts it")
+    torch.cuda.set_device(place)  # for whatever is made on `cuda`
+    return place

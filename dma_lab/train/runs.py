@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -90,6 +91,7 @@ class RunDirectory:
                 "that can."
             ) from error
         with lock:
+            os.register_at_fork(after_in_child=lock.close)  # a loader's worker would hold it longer than this process
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

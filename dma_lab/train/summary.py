@@ -26,6 +26,8 @@ def unusable(summary: dict[str, Any], known: dict[str, Any]) -> list[str]:
     if summary["status"] == "finished":
         kinds = kinds | {"val_accuracy" if "val_accuracy_by_pairs" in summary else "val_bits_per_byte": _NUMBER}
     wrong = [name for name, kind in kinds.items() if type(summary.get(name)) not in kind]
+    if summary["status"] == "finished" and summary.get("step") != known["steps"]:
+        wrong.append("step")
     return [name for name in _DEFINING if summary.get(name) != known[name]] + wrong
 
 

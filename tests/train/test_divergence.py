@@ -101,7 +101,7 @@ def test_a_run_cut_between_two_skipped_steps_counts_on(read, overrides, tmp_path
 def stop_after(step: int):
     def on_train_batch_start(self, trainer, *_):
         if trainer.global_step == step - 1:
-            self.stop_signal = 15
+            self.stop.number = 15
 
     return on_train_batch_start
 

@@ -1,5 +1,6 @@
-"""SIGINT and SIGTERM at every stage of a sweep: it ends at once, says so, and the same command continues it."""
+"""A signal at every stage of a sweep: it ends at once, says so, and the same command continues it."""
 
+import itertools
 import json
 import signal
 import subprocess
@@ -80,13 +81,16 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS)
+SIGNALS = itertools.cycle([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+
+
+@pytest.mark.parametrize(("moment", "sent"), list(zip(MOMENTS.values(), SIGNALS, strict=False)), ids=MOMENTS)
 def test_an_interrupted_sweep_ends_and_the_same_command_continues_it(
-    interrupted_door, tiny_run, uncut, tmp_path, moment
+    interrupted_door, tiny_run, uncut, tmp_path, moment, sent
 ):
     command = ["-m", *tiny_run, *POINTS, f"output_dir={tmp_path}"]
-    status, said = interrupted_door(command, moment)
-    assert status == 130, said
+    status, said = interrupted_door(command, moment, sent)
+    assert status == 128 + sent, said
     assert "failed" not in said
     assert "Traceback" not in said
     assert not list(tmp_path.glob(".*"))

@@ -1,0 +1,119 @@
+"""Which part of a run this process is: all of it, or one of ``trainer.devices`` processes that train it together.
+
+The settings decide, not the environment: with ``trainer.devices=1`` every process is its run's only one and claims what
+it trains, however many a launcher started. Nothing here imports Lightning, which reads the same variables as it is
+imported and holds every process but the first for a silent helper of that one.
+"""
+
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dma_lab.messages import UserError
+
+
+@dataclass(frozen=True)
+class _Launcher:
+    """Where the processes of a launcher find who they are: names of environment variables, of several the first set."""
+
+    name: str
+    rank: str
+    counts: tuple[str, ...]
+    local_rank: str
+    hosts: tuple[str, ...] = ()
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        return (self.rank, *self.counts, self.local_rank, *self.hosts)
+
+
+# torchrun first: it may run within the others.
+_LAUNCHERS = (
+    _Launcher("torchrun", "RANK", ("WORLD_SIZE",), "LOCAL_RANK", ("GROUP_WORLD_SIZE",)),
+    _Launcher(
+        "srun",
+        "SLURM_PROCID",
+        ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"),
+        "SLURM_LOCALID",
+        ("SLURM_STEP_NUM_NODES", "SLURM_NNODES"),
+    ),
+    _Launcher("jsrun", "JSM_NAMESPACE_RANK", ("JSM_NAMESPACE_SIZE",), "JSM_NAMESPACE_LOCAL_RANK"),
+    _Launcher("mpirun", "OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_SIZE",), "OMPI_COMM_WORLD_LOCAL_RANK"),
+)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of its run."""
+
+    rank: int = 0
+    count: int = 1
+    launched: bool = False
+    """Whoever started this process starts the others; else the first starts them."""
+    address: str = "127.0.0.1"
+    port: int = 0
+    """Where the first listens."""
+
+    @property
+    def first(self) -> bool:
+        """The process that claims the run and writes its files."""
+        return self.rank == 0
+
+
+def find_ranks(devices: int) -> Ranks:
+    """This process's part in a run on ``devices`` devices.
+
+    Raises:
+        UserError: a launcher started several processes, and not those that the run needs.
+    """
+    if devices == 1:
+        return Ranks()
+    for launcher in _LAUNCHERS:
+        rank, count, hosts = _number([launcher.rank]), _number(launcher.counts), _number(launcher.hosts)
+        if rank is None or (rank + 1 if count is None else count) == 1:
+            continue
+        named = [name for name in (launcher.rank, *launcher.counts, *launcher.hosts) if name in os.environ]
+        told = ", ".join(f"{name}={os.environ[name]}" for name in named)
+        mend = f"have {launcher.name} start {devices} on one, or start one process, which starts the others itself"
+        if count != devices or not 0 <= rank < count or (hosts or 1) > 1:
+            raise UserError(
+                f"trainer.devices={devices} are processes of one machine, and that is not what {launcher.name} started "
+                f"({told}): {mend}."
+            )
+        port = _number(["MASTER_PORT"])
+        if port is None and launcher.name == "srun":  # one that all tasks of a job know, and other jobs hardly use
+            port = 15_000 + (_number(["SLURM_JOB_ID"]) or 0) % 10_000
+        if port is None:
+            raise UserError(f"MASTER_PORT is not set, and {launcher.name} started {count} processes ({told}): {mend}.")
+        return Ranks(rank, count, True, os.environ.get("MASTER_ADDR", "127.0.0.1"), port)
+    if _number(["LOCAL_RANK"]):
+        raise UserError(f"LOCAL_RANK={os.environ['LOCAL_RANK']} is set without RANK and WORLD_SIZE: unset it.")
+    return Ranks(count=devices)
+
+
+def local_rank() -> int:
+    """The place of this process among those that a launcher started on this machine; 0 without a launcher."""
+    return _number([launcher.local_rank for launcher in _LAUNCHERS]) or 0
+
+
+def refuse_unreadable_ranks() -> None:
+    """End with one sentence where a launcher's variable holds no number, of which Lightning would make a traceback."""
+    try:
+        for launcher in _LAUNCHERS:
+            for name in launcher.numbers:
+                _number([name])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _number(names: Iterable[str]) -> int | None:
+    """What the first variable of ``names`` that is set holds."""
+    for name in names:
+        if name in os.environ:
+            try:
+                return int(os.environ[name])
+            except ValueError:
+                raise UserError(f"{name}={os.environ[name]} in the environment is no number: unset it.") from None
+    return None

@@ -1,0 +1,45 @@
+"""What SIGINT, SIGTERM and SIGUSR1 do: between steps a run is saved and stopped, at all other times it ends at once.
+
+Either way the process exits with status 128 + the signal's number. SIGUSR1 is what SLURM is usually asked to send ahead
+of a job's end (``sbatch --signal=USR1@90``). Lightning's own handlers are kept out: they write checkpoints into the
+working directory, end with status 0, and call other processes from within a handler.
+"""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def end_at_once(number: int, frame: FrameType | None) -> None:
+    """A handler that unwinds: locks and unfinished files are let go."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
+
+
+class StopRequest:
+    """Heeds the signals within its context, and puts back what heeded them before."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        """The signal that asked to stop, once one did while that could wait."""
+        self.can_wait = False
+        """Whether signals are noted, for the step's end. A second one, if it is SIGINT, ends this process at once."""
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():  # no other can have handlers
+            self._before = {number: signal.signal(number, self._on_signal) for number in STOPPING}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if not self.can_wait or (self.number is not None and number == signal.SIGINT):
+            end_at_once(number, frame)
+        self.number = number
