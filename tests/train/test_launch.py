@@ -134,10 +134,13 @@ def test_nothing_outlives_the_first_process_nor_holds_its_run(overrides, tmp_pat
 
 
 def test_a_forked_process_does_not_hold_the_run(tmp_path):
+    begun, begins = os.pipe()
     with RunDirectory(tmp_path / "run").claimed():
         if (child := os.fork()) == 0:
+            os.write(begins, b"!")
             time.sleep(60)
             os._exit(0)
+        os.read(begun, 1)
     try:
         with RunDirectory(tmp_path / "run").claimed():
             assert alive(child)
