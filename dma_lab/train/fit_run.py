@@ -117,13 +117,14 @@ def fit_run(
                     run.write_summary(summary | _cut_off(run, end))
                 raise end from (None if end is error else error)
             run.write_summary(summary)
+    diverged = _diverged("diverged", run, summary, settings) if summary["status"] == "diverged" else None
     if stop.number is not None:  # also of a finished run: what would come after it was not to begin
         if ranks.first:
             how = "finished before it stopped" if summary["status"] == "finished" else "stopped and saved"
-            print(f"{how}; the same command continues {run.path}", file=sys.stderr)
+            print(diverged or f"{how}; the same command continues {run.path}", file=sys.stderr)
         raise SystemExit(128 + stop.number)
-    if summary["status"] == "diverged":
-        raise _diverged("diverged", run, summary, settings)
+    if diverged:
+        raise diverged
     return summary
 
 
