@@ -22,6 +22,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from dma_lab.data.digests import text_digest
+from dma_lab.data.finding import user_path
 from dma_lab.data.readers import format_of, read_objects
 from dma_lab.evaluation.benchmarks import Benchmark
 from dma_lab.messages import UserError
@@ -76,7 +77,7 @@ def local_benchmarks(path: str | list[str], max_length: int) -> list[Benchmark]:
     """
     files: list[Path] = []
     for given in [path] if isinstance(path, str) else path:
-        place = Path(given).expanduser()
+        place = user_path(given, "suite.path")
         found = sorted(file for file in place.iterdir() if _is_jsonl(file)) if place.is_dir() else [place]
         if not found or not all(_is_jsonl(file) and file.is_file() for file in found):
             raise UserError(f"suite.path={given} is no file of JSON lines and no folder of such; give one that is.")

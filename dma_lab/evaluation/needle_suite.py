@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from dma_lab.data.finding import user_path
 from dma_lab.evaluation import ruler
 from dma_lab.evaluation.checkpoint import TrainedRun
 from dma_lab.evaluation.haystack import Haystack
@@ -21,7 +22,7 @@ def look_for_needles(run: TrainedRun, settings: NeedleSettings, machine: Machine
     if settings.haystack is None:
         haystack = Haystack.of_validation(data)
     else:
-        haystack = Haystack.of_file(Path(settings.haystack).expanduser(), tokenizer)
+        haystack = Haystack.of_file(user_path(settings.haystack, "suite.haystack"), tokenizer)
     options: dict[str, Any] = {"needles": settings.needles, "samples": settings.samples, "seed": settings.seed}
     tasks = [
         NeedleTask(kind, values, haystack=haystack, tokenizer=tokenizer, **options)

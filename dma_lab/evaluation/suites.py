@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from dma_lab.data.batches import scored_targets
+from dma_lab.data.finding import user_path
 from dma_lab.data.readers import FORMATS, format_of, read_documents
 from dma_lab.evaluation.checkpoint import TrainedRun, open_run
 from dma_lab.evaluation.context import loss_by_tokens_seen, score_sliding
@@ -107,7 +108,7 @@ def _generate(run: TrainedRun, settings: GenerateSettings, machine: Machine, rec
 def _prompts(settings: GenerateSettings) -> list[str]:
     prompts = list(settings.prompts)
     if settings.prompts_file is not None:
-        file = Path(settings.prompts_file).expanduser()
+        file = user_path(settings.prompts_file, "suite.prompts_file")
         if not file.is_file() or format_of(file) is None:
             raise UserError(f"suite.prompts_file={file} is no file that can be read: give one of {', '.join(FORMATS)}.")
         prompts += ["".join(document.chunks) for document in read_documents(file, "text", "", lambda count: None)]

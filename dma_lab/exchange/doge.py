@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dma_lab.data.finding import user_path
 from dma_lab.exchange.weights import our_weights
 from dma_lab.messages import UserError
 from dma_lab.model import ModelShape, Transformer
@@ -61,7 +62,7 @@ def import_doge(folder: Path) -> DogeTransformer:
         UserError: the folder holds no Doge, one that our model cannot be (experts, biases, another activation), or
             weights other than its config.json says; or the weights are kept as a pickle, which is not read.
     """
-    path = folder.expanduser()
+    path = user_path(folder, "folder")
     shape, options = _read_config(path / "config.json")
     weights = our_weights(_read_weights(path), shape)
     model = DogeTransformer(shape, options)

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dma_lab.data.finding import user_path
 from dma_lab.data.store import TokenData
 from dma_lab.data.tokenizer import save_for_transformers
 from dma_lab.evaluation.checkpoint import open_run
@@ -37,6 +38,7 @@ def export_run(run_directory: Path, to: Path, format: str = "auto") -> Path:
     Raises:
         UserError: the run cannot be opened, or as ``export_model`` says.
     """
+    to = user_path(to, "to")
     _check(to, format)  # before the run is read, which may take a while
     run = open_run(run_directory)
     data = None
@@ -71,7 +73,7 @@ def export_model(
         UserError: there is something at ``to`` or it cannot be written, or no stock architecture computes what the
             model does and ``format`` is ``stock``; or an imported Doge is to be ``custom``.
     """
-    to = to.expanduser()
+    to = user_path(to, "to")
     _check(to, format)
     options = settled_options(model.blocks[0].attention, attention, options)
     config, weights, modeling_file = _described(model, attention, options, format)
@@ -126,11 +128,10 @@ def _described(
 def _check(to: Path, format: str) -> None:
     if format not in FORMATS:
         raise UserError(f"format={format} is not known; choose one of: {', '.join(FORMATS)}.")
-    path = to.expanduser()
     try:
-        if path.exists() and not path.is_dir():
+        if to.exists() and not to.is_dir():
             raise UserError(f"to={to} is a file; give a folder that is not there yet.")
-        if path.exists() and any(path.iterdir()):
+        if to.exists() and any(to.iterdir()):
             raise UserError(
                 f"to={to} holds files already, which are not written over; give another folder or empty it."
             )

@@ -15,7 +15,9 @@ from omegaconf import OmegaConf
 from dma_lab.attention import registered_backends
 from dma_lab.data.batches import validation_batches
 from dma_lab.evaluation.checkpoint import TrainedRun, open_run
+from dma_lab.evaluation.local_sets import local_benchmarks
 from dma_lab.evaluation.perplexity import score_validation
+from dma_lab.exchange import export_run, import_doge
 from dma_lab.messages import UserError
 from dma_lab.model import ModelShape, Transformer
 
@@ -140,6 +142,12 @@ def test_the_home_of_nobody_is_said(trained_run):
     config = run.config | {"data": run.config["data"] | {"cache_dir": "~no-such-user/x"}}
     with pytest.raises(UserError, match=r"data\.cache_dir=~no-such-user/x names no user's home here"):
         _ = replace(run, config=config).data
+    with pytest.raises(UserError, match=r"suite\.path=~no-such-user/sets names no user's home here"):
+        local_benchmarks("~no-such-user/sets", 1024)
+    with pytest.raises(UserError, match="to=~no-such-user/model names no user's home here"):
+        export_run(trained_run, Path("~no-such-user/model"))
+    with pytest.raises(UserError, match="folder=~no-such-user/doge names no user's home here"):
+        import_doge(Path("~no-such-user/doge"))
 
 
 @pytest.mark.parametrize(
