@@ -24,6 +24,7 @@ from benchmarks.record import write_record
 from benchmarks.settings import TrainingSettings
 from benchmarks.training_table import print_training
 from dma_lab.attention.operators import attention_ops
+from dma_lab.messages import UserError
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.hardware import Hardware, resolve_hardware
 from dma_lab.train.plan import RunPlan, build_model, plan_run
@@ -31,6 +32,8 @@ from dma_lab.train.settings import TrainSettings, read_settings
 
 Point = dict[str, Any]
 
+_CPU_FLOPS = 1e14
+"""Half an hour on a CPU that sustains 5e10 FLOP/s."""
 _WARMUP_STEPS = 10
 _UNITS = {
     "loss": "nats a token, by step",
@@ -47,7 +50,7 @@ def bench_training(bench: TrainingSettings) -> Path:
     """Train each of ``bench.backends`` at each of ``bench.contexts``; prints a table, writes a record.
 
     Raises:
-        UserError: for settings that no point could be trained with.
+        UserError: for settings that no point could be trained with, or on a CPU only in hours.
         SystemExit: status 1, after all is recorded, when a point failed, its loss did not fall or was not finite.
     """
     points = []
@@ -56,6 +59,7 @@ def bench_training(bench: TrainingSettings) -> Path:
             settings = _settings(bench, backend, context)
             hardware = resolve_hardware(settings.trainer)
             points.append((backend, context, settings, plan_run(settings, settings.model.vocab_size, hardware)))
+    _refuse_hours([plan for *_, plan in points], hardware)
     measured: list[Point] = []
     started = datetime.now(UTC)
     for backend, context, settings, plan in points:
@@ -71,6 +75,16 @@ def bench_training(bench: TrainingSettings) -> Path:
     if wrong:
         raise SystemExit(1)
     return path
+
+
+def _refuse_hours(plans: list[RunPlan], hardware: Hardware) -> None:
+    flops = sum(plan.flops.executed for plan in plans)
+    if hardware.device.type == "cpu" and flops > _CPU_FLOPS:
+        raise UserError(
+            f"{len(plans)} points of {flops:.1g} executed FLOP in all are hours on a CPU, where at most "
+            f"{_CPU_FLOPS:.0e} are measured: give a smaller rung, fewer steps and tokens, as in rung=14k steps=20 "
+            "contexts=[128] tokens_per_step=1024."
+        )
 
 
 def _settings(bench: TrainingSettings, backend: str, context: int) -> TrainSettings:

@@ -108,6 +108,8 @@ def read_objects(path: Path, on_bytes: OnBytes) -> Iterator[tuple[object, str]]:
     number = 0
     try:
         with open(path, "rb") as raw, _decompressed(path, raw) as lines:
+            if lines is not raw and not path.stat().st_size:
+                raise EOFError("what is compressed takes bytes even where it is empty")
             done = 0
             for number, line in enumerate(lines, start=1):
                 on_bytes(raw.tell() - done)
@@ -158,9 +160,8 @@ def _parquet_documents(path: Path, text_field: str, on_bytes: OnBytes) -> Iterat
                     yield whole_document(field_text({text_field: value}, text_field, where), where)
                 on_bytes(size * row // rows - size * (row - len(batch)) // rows)
     except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(
-            f"{path} is damaged or ends early, after row {row}: {str(error).rstrip('.')}. Fetch it again."
-        ) from error
+        said = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"{path} is damaged or ends early, after row {row}: {said}. Fetch it again.") from error
 
 
 def _not_utf8(where: str, error: UnicodeDecodeError) -> UserError:

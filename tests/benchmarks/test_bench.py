@@ -88,7 +88,10 @@ def test_the_operators_named_are_those_that_run(packed):
     [
         (["quantum"], "quantum is no benchmark"),
         (["training", "backends=[mqa]"], "attention=mqa is not known"),
-        (["training", "steps=many"], "tokens"),
+        (
+            ["training", "overrides=['trainer.device=cpu']"],
+            "10 points of 3e+16 executed FLOP in all are hours on a CPU",
+        ),
     ],
 )
 def test_what_it_cannot_measure_is_one_sentence(arguments, said):
