@@ -62,7 +62,7 @@ def above_the_best(runs, seed, starts):
 
 
 @pytest.mark.parametrize(
-    ("plan", "seed"), [(near_a_line, 8), (isoflop_plan, 0), (grid_with_an_outlier, 1)], ids=lambda value: str(value)
+    ("plan", "seed"), [(near_a_line, 8), (isoflop_plan, 0), (grid_with_an_outlier, 1)], ids=["line", "isoflop", "grid"]
 )
 def test_no_other_start_ends_lower(plan, seed):
     assert above_the_best(plan(seed), seed, starts=12) < 1e-4
