@@ -47,7 +47,8 @@ def state_identity(settings: TrainSettings, steps: int, fingerprint: str, precis
         "model": dataclasses.asdict(settings.model),
         "attention": settings.attention,
         "optimizer": dataclasses.asdict(settings.optimizer),
-        "data": {"mask_documents": settings.data.mask_documents},
+        # Of text; recall has no such setting.
+        "data": {name: value for name, value in vars(settings.data).items() if name == "mask_documents"},
         "trainer": {
             "context": trainer.context,
             "tokens_per_step": trainer.tokens_per_step,

@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from dma_lab.attention import registered_backends
+from dma_lab.checkpoints import read_checkpoint, recorded, write_checkpoint
 from dma_lab.data.batches import validation_batches
 from dma_lab.evaluation.checkpoint import TrainedRun, open_run
 from dma_lab.evaluation.local_sets import local_benchmarks
@@ -98,6 +99,24 @@ def spoil(run: Path, how: str) -> Path:
         case "another score":
             OmegaConf.update(config, "attention.score", "linear")
             OmegaConf.save(config, run / "config.yaml")
+        case "another training" | "another step's number":
+            content = read_checkpoint(checkpoint)
+            name, value = ("optimizer.eps", 0.5) if how == "another training" else ("steps", 41)
+            recorded(content)["identity"][name] = value
+            write_checkpoint(content, checkpoint)
+        case "not finite":
+            content = read_checkpoint(checkpoint)
+            content["state_dict"]["model.embedding.weight"][3, 4] = float("inf")
+            write_checkpoint(content, checkpoint)
+        case "flipped":
+            content = bytearray(checkpoint.read_bytes())
+            content[len(content) // 3] ^= 16
+            checkpoint.write_bytes(content)
+        case "width as text":
+            config.model.d_model = "32"
+            OmegaConf.save(config, run / "config.yaml")
+        case "summary of something else":
+            (run / "summary.json").write_text('{"d_ff": "96"}')
         case "torn":
             checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
         case "pickle":
@@ -160,6 +179,12 @@ def test_the_home_of_nobody_is_said(trained_run):
         ("another depth", "another config .* trained with model.n_layers=2 and the config has 3"),
         ("another backend", "another config .* trained with attention.name=dma and the config has mha"),
         ("another score", r"another config .* it was trained with attention.score=exp and the config has linear"),
+        ("another training", r"another config .* optimizer.eps=0.5 and the config has 1e-0?8"),
+        ("another step's number", "another config .* steps=41 and the summary has 40"),
+        ("width as text", "another config .* trained with model.d_model=32 and the config has 32"),
+        ("not finite", r"no checkpoint that can be read safely \(its weights .* are not finite"),
+        ("flipped", r"no checkpoint that can be read safely \(.*checksum"),
+        ("summary of something else", "gives no usable d_ff, data_fingerprint"),
         ("torn", "no checkpoint that can be read safely"),
         ("pickle", "no checkpoint that can be read safely"),
         ("torch pickle", "no checkpoint that can be read safely"),

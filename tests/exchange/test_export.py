@@ -257,7 +257,7 @@ def test_a_run_without_its_tokenizer_is_refused(trained_run, tmp_path):
 def test_a_run_on_no_text_goes_without_a_tokenizer(trained_run, tmp_path, capfd):
     run = shutil.copytree(trained_run, tmp_path / "run")
     config = OmegaConf.load(run / "config.yaml")
-    config.data = {"name": "mqar"}
+    config.data = {"name": "mqar", "mask_documents": config.data.mask_documents}
     OmegaConf.save(config, run / "config.yaml")
     folder = export_run(run, tmp_path / "folder")
     assert "was trained on no text: no tokenizer goes along" in capfd.readouterr().err

@@ -10,6 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.messages import UserError
 from dma_lab.train import fit_run as fit_run_module
 from dma_lab.train.branches import fit_branches, plan_branches
@@ -71,6 +72,9 @@ def test_every_branch_is_the_plain_run_of_its_budget(read, short, branched):
         assert Path(branch["run"]).name == Path(run["run"]).name, "one identity"
         assert run["status"] == branch["status"] == "finished"
         same(Path(branch["run"]), Path(run["run"]))
+        assert open_run(Path(branch["run"])).step == branch["steps"]
+        stable = open_run(Path(branch["run"]) / "checkpoints" / "stable.ckpt")
+        assert stable.step == {16: 12, 31: 24, 62: 49}[branch["steps"]], "of its own settings, before they decay"
         takes_time = {"run", "tokens_per_second", "training_seconds", "peak_memory_bytes", "steps_shared", "git_commit"}
         assert all(branch[key] == run[key] for key in run.keys() - takes_time)
         configs = [OmegaConf.load(Path(summary["run"]) / "config.yaml") for summary in (branch, run)]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dma_lab.data.mqar import recall_validation
+from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.messages import UserError
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.hardware import resolve_hardware
@@ -45,6 +46,7 @@ def test_a_run_explains_itself_by_accuracy(read, tmp_path):
     assert np.mean(nats[2] + nats[8]) == pytest.approx(summary["val_loss"], rel=1e-5)
     assert summary["val_accuracy_by_pairs"] == {"2": np.mean(right[2]), "8": np.mean(right[8])}
     assert np.load(run / "recall.npz")["total"].sum(1).tolist() == [2 * 32, 8 * 32]
+    assert open_run(run).identity["data_fingerprint"] == summary["data_fingerprint"]
 
 
 def test_a_continued_run_ends_where_the_uncut_one_ends(read, tmp_path, monkeypatch):
