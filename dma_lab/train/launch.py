@@ -3,6 +3,7 @@
 ``hold_run`` is all that a run of one process needs of this file: there it claims the run, and that is all.
 """
 
+import atexit
 import dataclasses
 import multiprocessing
 import os
@@ -72,6 +73,7 @@ def _met(peers: Peers, device: torch.device, train: Callable[..., object]) -> It
         # For as long as this process lives: a launcher's processes train their next run together too.
         if not dist.is_initialized():
             _connect(peers, _launchers_store(ranks), device)
+            atexit.register(dist.destroy_process_group)
         yield
         return
     store = dist.TCPStore(ranks.address, 0, ranks.count, True, _TIMEOUT, wait_for_workers=False)
