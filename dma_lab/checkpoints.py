@@ -31,6 +31,10 @@ class DamagedCheckpointError(UserError):
         self.path, self.reason = path, reason
 
 
+class _DamageError(Exception):
+    """What is wrong with a file that is being read, as a clause."""
+
+
 def write_checkpoint(content: dict[str, Any], path: Path) -> None:
     """Write ``content`` to ``path`` with its checksum, on the disk for good.
 
@@ -66,14 +70,15 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
         try:
             _verify(stream)
             content = torch.load(path if mmap else stream, map_location="cpu", weights_only=True, mmap=mmap)
-            finite = all_finite(_tensors([content["state_dict"], content["optimizer_states"]]))
             missing = {"global_step"} - content.keys() | {"run", "identity", "lines"} - recorded(content).keys()
             if missing:
-                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+                raise _DamageError(f"it lacks {', '.join(sorted(missing))}")
+            if not all_finite(_tensors([content["state_dict"], content["optimizer_states"]])):
+                raise _DamageError("its weights or its optimizer's state are not finite")
+        except _DamageError as error:
+            raise DamagedCheckpointError(path, str(error)) from None
         except Exception as error:  # a file of anything makes the readers raise anything
             raise DamagedCheckpointError(path, _first_line(error)) from error
-    if not finite:
-        raise DamagedCheckpointError(path, "its weights or its optimizer's state are not finite")
     return content
 
 
@@ -101,10 +106,10 @@ def _tensors(node: Any) -> Iterator[Tensor]:
 
 
 def _verify(stream: BinaryIO) -> None:
-    """Leave ``stream`` at its start. Raises ValueError unless it ends with the checksum of what comes before."""
+    """Leave ``stream`` at its start. Raises _DamageError unless it ends with the checksum of what comes before."""
     length = stream.seek(0, os.SEEK_END) - _COMMENT_BYTES
     if length < 0 or _MARK + _digest(stream, length) != stream.read():
-        raise ValueError("its content is not that of its checksum")
+        raise _DamageError("its content is not that of its checksum")
     stream.seek(0)
 
 

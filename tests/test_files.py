@@ -1,6 +1,7 @@
 """Files appear whole, on the disk before they have their name, with the umask's permissions."""
 
 import os
+import resource
 import stat
 
 import pytest
@@ -46,6 +47,18 @@ def test_an_error_leaves_what_was_there(tmp_path):
         fail()
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_failed_write_names_its_file(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as failure:
+            write_whole(tmp_path / "file", "x" * 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert failure.value.filename == str(tmp_path / "file")
+    assert not list(tmp_path.iterdir())
 
 
 def test_permissions_are_the_umasks(tmp_path):

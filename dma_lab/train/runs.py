@@ -106,11 +106,11 @@ class RunDirectory:
                 raise self._mishap(error) from error
 
     def _mishap(self, error: OSError) -> MishapError:
-        what, advice = "Reading or writing failed", "Mend that"
+        what, advice = "Reading or writing failed", "mend that"
         if error.errno in NO_ROOM:
-            what, advice = "No room left", "Free some space there"
+            what, advice = "No room left", "free some space there"
         return MishapError(
-            f"{what} for {error.filename or self.path} ({error.strerror}); what was saved before is whole. {advice} "
+            f"{what} for {error.filename or self.path} ({error.strerror}); what was saved before is whole: {advice} "
             "and give the same command to continue, or set another output_dir."
         )
 
