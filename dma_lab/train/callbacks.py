@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.plugins import CheckpointIO
 
 from dma_lab.checkpoints import read_checkpoint, write_checkpoint
@@ -35,7 +36,7 @@ class RunRecorder(L.Callback):
         *,
         identity_at: IdentityAt,
         so_far: Start,
-        validate: Callable[[], Score],
+        validate: Callable[[torch.device], Score],
         steps: int,
         tokens_per_step: int,
         log_every: int,
@@ -124,7 +125,7 @@ class RunRecorder(L.Callback):
     def _record(self, trainer: L.Trainer, step: int, metrics: dict[str, float], validate: bool) -> None:
         line = {"step": step, "tokens": step * self.tokens_per_step, **metrics}
         if validate:
-            self.score = self.validate()
+            self.score = self.validate(trainer.strategy.root_device)
             line |= self.score.metrics()
         if not trainer.is_global_zero:
             return

@@ -1,0 +1,175 @@
+"""The steps of one run: model, optimizer, Trainer, and what they came to."""
+
+import logging
+import warnings
+from typing import Any
+
+import lightning as L
+import torch
+
+from dma_lab.attention.operators import attention_kernels
+from dma_lab.data.module import DrawSequences, TokenDataModule
+from dma_lab.train.callbacks import CheckpointFiles, RunRecorder
+from dma_lab.train.continuing import IdentityAt, Start
+from dma_lab.train.divergence import Verdict, judge_score
+from dma_lab.train.hardware import Hardware
+from dma_lab.train.memory import forget_peak, peak_bytes
+from dma_lab.train.module import LanguageModel
+from dma_lab.train.optim import build_adamw, learning_rate_multiplier
+from dma_lab.train.peers import OneRun, Peers
+from dma_lab.train.plan import RunPlan, build_model
+from dma_lab.train.runs import RunDirectory
+from dma_lab.train.settings import TrainSettings
+from dma_lab.train.signals import StopRequest
+from dma_lab.train.task import Score, Task
+from dma_lab.train.wandb_run import WandbLog
+
+
+def train_model(
+    settings: TrainSettings,
+    plan: RunPlan,
+    task: Task,
+    draw: DrawSequences,
+    run: RunDirectory,
+    hardware: Hardware,
+    peers: Peers,
+    stop: StopRequest,
+    keep_step: int | None,
+    identity_at: IdentityAt,
+    so_far: Start,
+    log: WandbLog,
+) -> dict[str, Any]:
+    """Train ``run``'s model, from its checkpoint where it has one, and score it; what is known of the run afterwards.
+
+    Args:
+        keep_step: a step after which the state is kept for longer branches.
+        identity_at: what identifies the state after a number of steps.
+        so_far: where the steps before this process came from.
+    """
+    if hardware.compile:
+        # What a process compiled for its earlier runs would count towards Dynamo's limit of graphs, and one run's
+        # shapes would decide how the next one's are compiled.
+        torch.compiler.reset()
+    forget_peak(hardware.device)
+    module = _language_model(settings, plan, hardware)
+    on_gpu, alone = hardware.device.type == "cuda", peers.ranks.count == 1
+
+    def validate(device: torch.device) -> Score:
+        sequences = plan.sequences_per_step // settings.trainer.devices // plan.accumulate
+        module.to(device)
+        with torch.autocast(hardware.device.type, torch.bfloat16, enabled=hardware.precision == "bf16"):
+            return task.score(module.model, plan, sequences, device)
+
+    _hush_lightning()
+    recorder = RunRecorder(
+        run,
+        identity_at=identity_at,
+        so_far=so_far,
+        validate=validate,
+        steps=plan.steps,
+        tokens_per_step=plan.tokens_per_step,
+        log_every=settings.trainer.log_every,
+        validate_every=settings.trainer.validate_every,
+        checkpoint_every=settings.trainer.checkpoint_every,
+        keep_step=keep_step,
+        also_log=log.add,
+        stop=stop,
+        agree_on_signal=peers.agree_on_signal,
+    )
+    trainer = L.Trainer(
+        accelerator="gpu" if on_gpu else "cpu",
+        devices=[hardware.device.index] if on_gpu and alone else settings.trainer.devices,
+        precision="bf16-mixed" if hardware.precision == "bf16" else "32-true",
+        max_steps=plan.steps,
+        logger=False,
+        callbacks=[recorder],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+        plugins=[CheckpointFiles(), OneRun(peers.ranks)],
+        # Under SLURM Lightning begins from any hpc_ckpt_*.ckpt that it finds here; nothing ever lies here.
+        default_root_dir=run.path / "checkpoints" / "lightning",
+    )
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign] # see signals.py
+    batches = TokenDataModule(
+        draw,
+        sequences_per_step=plan.sequences_per_step,
+        accumulate=plan.accumulate,
+        num_workers=settings.trainer.loader_workers,
+    )
+    checkpoint = run.checkpoint if run.checkpoint.exists() else None
+    try:
+        trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as end:
+        # Before training begins, Lightning makes status 1 of Ctrl-C.
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+
+    tokens_per_second = trainer.global_step * plan.tokens_per_step / max(recorder.training_seconds, 1e-9)
+    outcome: dict[str, Any] = {
+        "step": trainer.global_step,
+        "steps_skipped": module.watch.steps_skipped,
+        "tokens_per_second": tokens_per_second,
+        "training_seconds": recorder.training_seconds,
+        "peak_memory_bytes": peak_bytes(hardware.device),
+    }
+    if recorder.verdict is not None:
+        return outcome | _what_diverged(recorder.verdict, task, plan)
+    if trainer.global_step < plan.steps:
+        if stop.number is None:
+            raise RuntimeError(f"training ended at step {trainer.global_step} of {plan.steps}, and nobody asked it to")
+        return outcome | {"status": "interrupted", "signal": stop.number}
+    # A run killed between its last checkpoint and its summary is complete but for its score.
+    device = trainer.strategy.root_device
+    score = recorder.score or validate(device)
+    if verdict := judge_score(trainer.global_step, score.metrics()):
+        return outcome | score.metrics() | _what_diverged(verdict, task, plan)
+    outcome["kernels"] = attention_kernels(
+        module.model.to(device).blocks[0].attention,
+        plan.shape.max_seq_len,
+        device=device,
+        packed=settings.data.mask_documents,
+        bf16=hardware.precision == "bf16",
+    )
+    if run.writer:
+        score.save(run.validation)
+    return outcome | score.metrics() | {"status": "finished"}
+
+
+def _language_model(settings: TrainSettings, plan: RunPlan, hardware: Hardware) -> LanguageModel:
+    """The run's model with its initial weights, compiled where that is asked for."""
+    optimizer = settings.optimizer
+    multiplier = learning_rate_multiplier(settings.schedule, plan.steps)
+    module = LanguageModel(
+        build_model(settings, plan.shape),
+        make_optimizer=lambda model: build_adamw(
+            model,
+            learning_rate=optimizer.learning_rate,
+            weight_decay=optimizer.weight_decay,
+            betas=optimizer.betas,
+            eps=optimizer.eps,
+        ),
+        learning_rate=lambda step: optimizer.learning_rate * multiplier(step),
+        gradient_clip=optimizer.gradient_clip,
+        accumulate=plan.accumulate,
+    )
+    if hardware.compile:
+        # Block by block: they share one compiled graph, so compiling takes seconds at any depth.
+        for block in module.model.blocks:
+            block.compile(fullgraph=True)
+    return module
+
+
+def _what_diverged(verdict: Verdict, task: Task, plan: RunPlan) -> dict[str, Any]:
+    """What the summary of a run that diverged says of it; ``batch`` is that of the first step that shows it."""
+    batch = {"step": verdict.since, **task.batch_of(plan, verdict.since)}
+    return {"status": "diverged", "reason": verdict.reason, "step": verdict.step, "batch": batch}
+
+
+def _hush_lightning() -> None:
+    """Keep what Lightning says of itself (devices, tips, deprecated imports) from between the plan and the result."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
