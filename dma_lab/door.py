@@ -103,7 +103,8 @@ def _mishap(error: Exception) -> str | None:
     if isinstance(error, OmegaConfBaseException):
         return _one_sentence(error)
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{shown(error.filename)} cannot be read or written ({error.strerror}); give a place that can be."
+        place = shown(error.filename, _READABLE)
+        return f"{place} cannot be read or written ({error.strerror}); give a place that can be."
     return None
 
 

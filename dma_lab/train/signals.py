@@ -25,7 +25,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.number: int | None = None
-        """The signal that asked to stop, once one did while that could wait."""
+        """The first signal that asked to stop. One that could not wait is noted too: Python drops what a handler raises
+        within a finalizer, and the run then stops at its first step's end."""
         self.can_wait = False
         """Whether signals are noted, for the step's end. A second one, if it is SIGINT, ends this process at once."""
         self._before: dict[int, Any] = {}
@@ -40,6 +41,6 @@ class StopRequest:
             signal.signal(*self._before.popitem())
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if not self.can_wait or (self.number is not None and number == signal.SIGINT):
+        again, self.number = self.number is not None, self.number or number
+        if not self.can_wait or (again and number == signal.SIGINT):
             end_at_once(number, frame)
-        self.number = number
