@@ -16,7 +16,7 @@ import torch
 
 from dma_lab.evaluation.checkpoint import TrainedRun
 from dma_lab.files import write_whole
-from dma_lab.messages import UserError
+from dma_lab.messages import MishapError, UserError
 
 
 class EvaluationRecord:
@@ -43,6 +43,11 @@ class EvaluationRecord:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{self.file} is being written by another evaluation; wait for it or stop it.") from None
+        except OSError as error:
+            raise MishapError(
+                f"{self._lock.name} cannot be locked ({error.strerror}), so another evaluation might write too; put "
+                "the run on a file system that has locks."
+            ) from error
         if self.file.exists():
             try:
                 self._cells = json.loads(self.file.read_text(encoding="utf-8"))["cells"]

@@ -77,7 +77,7 @@ class RunDirectory:
         Raises:
             RunHeldError: another process holds it.
             UserError: the directory cannot be written.
-            MishapError: reading or writing failed within the context.
+            MishapError: it cannot be locked, or reading or writing failed within the context.
         """
         if not self.writer:
             yield
@@ -96,6 +96,11 @@ class RunDirectory:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise RunHeldError(self.path) from None
+            except OSError as error:
+                raise MishapError(
+                    f"{lock.name} cannot be locked ({error.strerror}), so another process might train this run too; "
+                    "set output_dir to a file system that has locks."
+                ) from error
             try:
                 for directory in (self.path, self.checkpoint.parent):
                     remove_partials(directory)

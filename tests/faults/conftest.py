@@ -7,18 +7,24 @@ A short form of every kind is part of the CPU suite. The long form is marked ``f
 writes the counts to benchmarks/results/faults-*.json, with the machine, the versions and the commit.
 """
 
+import itertools
+import json
 import os
 import random
+import shutil
 import subprocess
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dma_lab.messages import UserError
+from tests.faults.doors import TINY, Command, Doors
+from tests.faults.results import results_in
 
 SURVIVED, REFUSED = "survived", "refused"
 SILENTLY_WRONG, TRACEBACK, TOO_SLOW = "silently wrong", "traceback", "too slow"
@@ -74,20 +80,26 @@ class Trials:
     def count_process(
         self, fault: str, process: subprocess.CompletedProcess[str], is_right: Callable[[], bool] | None = None
     ) -> None:
-        """Count one of the doors, run to its end: status 0 with the right result, or status 2 after one sentence.
+        """Count one of the doors, run to its end: status 0 with the right result, or 1 or 2 after one sentence.
 
         Args:
             is_right: whether what it left is right; asked for status 0 alone, where None takes it for right.
         """
+        end, why = self.of_process(process)
+        if end == SURVIVED and is_right is not None and not is_right():
+            end = SILENTLY_WRONG
+        self.count(fault, end, why)
+
+    def of_process(self, process: subprocess.CompletedProcess[str]) -> tuple[str, str]:
+        """How a door ended, status 0 taken for the right result, and why it did where that is bad."""
         errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
         if "Traceback (most recent call last)" in process.stderr:
-            self.count(fault, TRACEBACK, process.stderr.splitlines()[-1])
-        elif process.returncode == 2 and len(errors) == 1:
-            self.count(fault, *self._of_sentence(errors[0], ()))
-        elif process.returncode == 0:
-            self.count(fault, SURVIVED if is_right is None or is_right() else SILENTLY_WRONG)
-        else:
-            self.count(fault, TRACEBACK, f"status {process.returncode}, {len(errors)} sentences")
+            return TRACEBACK, process.stderr.splitlines()[-1]
+        if process.returncode in (1, 2) and len(errors) == 1:
+            return self._of_sentence(errors[0], ())
+        if process.returncode == 0:
+            return SURVIVED, ""
+        return TRACEBACK, f"status {process.returncode}, {len(errors)} sentences"
 
     @staticmethod
     def _of_sentence(said: str, must_name: tuple[str, ...]) -> tuple[str, str]:
@@ -122,6 +134,50 @@ def trials(request: pytest.FixtureRequest) -> Iterator[Trials]:
 def draw() -> random.Random:
     """What a test draws its faults with: from FAULTS_SEED, which the record of a long run holds; 0 unless set."""
     return random.Random(int(os.environ.get("FAULTS_SEED", "0")))
+
+
+@pytest.fixture(scope="session")
+def doors(tmp_path_factory: pytest.TempPathFactory) -> Doors:
+    return Doors(tmp_path_factory.mktemp("said"))
+
+
+@pytest.fixture(scope="session")
+def tiny(doors: Doors, tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """A run of a moment."""
+    folder = tmp_path_factory.mktemp("corpus")
+    draw = random.Random(0)
+    words = ["".join(draw.choice("abcdefghijklmnop") for _ in range(draw.randint(2, 7))) for _ in range(60)]
+    lines = [json.dumps({"text": " ".join(draw.choice(words) for _ in range(40))}) for _ in range(80)]
+    (folder / "documents.jsonl").write_text("\n".join(lines) + "\n")
+    return Command("train", TINY).with_(data__path=str(folder / "documents.jsonl"))
+
+
+@pytest.fixture(scope="session")
+def uncut(doors: Doors, tiny: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The working directory in which the tiny run came to its end, undisturbed: its runs/ and its cache/."""
+    folder = tmp_path_factory.mktemp("uncut")
+    process = doors.open(tiny, folder)
+    assert process.returncode == 0, process.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def expected(uncut: Path) -> dict[str, dict[str, Any]]:
+    """What the tiny run comes to, for ``results.difference``."""
+    return results_in(uncut)
+
+
+@pytest.fixture
+def workplace(uncut: Path, tmp_path: Path) -> Callable[[], Path]:
+    """Makes working directories in which the data is prepared."""
+    numbers = itertools.count(1)
+
+    def made() -> Path:
+        folder = tmp_path / str(next(numbers))
+        shutil.copytree(uncut / "cache", folder / "cache")
+        return folder
+
+    return made
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Run directories: identity, rewinding, one writer at a time, and disks that take no more."""
 
+import errno
+import fcntl
 import json
 import os
 import resource
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dma_lab.messages import UserError
+from dma_lab.messages import MishapError, UserError
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.identity import identity
 from dma_lab.train.runs import RunDirectory
@@ -82,3 +84,12 @@ def test_a_full_disk_is_named_and_what_was_saved_before_continues(read, override
     assert run.metrics.read_bytes() == before[0]
     after = torch.load(run.checkpoint, weights_only=True)["state_dict"]
     assert all(torch.equal(after[name], weight) for name, weight in before[1].items())
+
+
+def test_a_file_system_without_locks_is_one_sentence(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))  # which names no file
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(MishapError, match=r"run\.lock cannot be locked \(No locks available\), .*set output_dir"):
+        RunDirectory(tmp_path / "run").claimed().__enter__()
