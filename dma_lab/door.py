@@ -27,6 +27,7 @@ from dma_lab.train.signals import end_at_once
 from dma_lab.train.wandb_run import agents_arguments
 
 _READABLE = 300  # characters
+_COMPOSING = ("hydra/_internal/config_loader_impl", "hydra/core/override_parser")
 _CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
 
 
@@ -55,12 +56,9 @@ def open_door(main: Callable[[DictConfig], Any], config_name: str) -> None:
         signal.signal(number, end_at_once)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors and exits by itself, with status 1
     sys.argv[1:] = agents_arguments(sys.argv[1:])
-    composed = False
 
     @functools.wraps(main)
     def guarded(config: DictConfig) -> Any:
-        nonlocal composed
-        composed = True
         try:
             return main(config)
         except Exception as error:
@@ -77,10 +75,18 @@ def open_door(main: Callable[[DictConfig], Any], config_name: str) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         _refuse(_unnamed_choice() or _one_sentence(error))
     except Exception as error:
-        # Hydra composes with asserts and look-ups that the command line alone can make fail.
-        if composed:
+        if not _is_of_composing(error):
             raise
         _refuse(_unnamed_choice() or _one_sentence(error))
+
+
+def _is_of_composing(error: Exception) -> bool:
+    """Whether Hydra raised it over the command line: it composes with asserts and look-ups that one can make fail.
+
+    Told by where it was raised, because points may run in other processes, whose end is no mistake of the user's.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(part in frame.filename for frame in frames for part in _COMPOSING)
 
 
 def _outcome_of_point(error: Exception) -> FailedPoint | HeldPoint:
