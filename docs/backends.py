@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -12,8 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from dma_lab.model.accounting import count_parameters, training_flops_per_sequence  # noqa: E402
-from dma_lab.scaling.ladder import reference_parameters  # noqa: E402
-from dma_lab.train.plan import matched_shape, meta_model  # noqa: E402
+from dma_lab.train.plan import matched_model, rung_parameters  # noqa: E402
 from dma_lab.train.settings import read_settings  # noqa: E402
 
 PAGE = ROOT / "docs" / "backends.md"
@@ -30,21 +28,17 @@ _HEADER = (
 def table() -> str:
     """The table in Markdown, smallest rung first."""
     rungs = [OmegaConf.load(path) for path in (ROOT / "conf" / "model").glob("*.yaml")]
-    rungs.sort(key=_mha_parameters)
+    rungs.sort(key=rung_parameters)
     rows = (_row(rung.name, backend) for rung in rungs for backend in BACKENDS)
     return _HEADER + "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def _mha_parameters(rung: Any) -> int:
-    return reference_parameters(rung.n_layers, rung.d_model, rung.n_heads, rung.n_kv_heads, rung.head_dim, rung.d_ff)
 
 
 def _row(rung: str, backend: str) -> list[str]:
     """Of the model that ``train.py`` builds."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         settings = read_settings(compose("train", [f"model={rung}", f"attention={backend}"]))
-    reference = _mha_parameters(settings.model)
-    model = meta_model(settings, matched_shape(settings, settings.model.vocab_size, reference))
+    reference = rung_parameters(settings.model)
+    model = matched_model(settings, settings.model.vocab_size)
     parameters = count_parameters(model).non_embedding
     flops = {n: training_flops_per_sequence(model, n) for n in _FLOPS_AT}
     cache = (sum(block.attention.cache_bytes(n, torch.bfloat16) for block in model.blocks) for n in _CACHE_AT)

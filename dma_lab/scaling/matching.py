@@ -1,19 +1,17 @@
 """Matching: the feed-forward width at which a backend costs what the MHA rung costs."""
 
-import functools
-from collections.abc import Callable
-
 from dma_lab.messages import UserError
 
 # Widths that matrix units like are tried first.
 _MULTIPLES = (64, 32, 16, 8, 4, 2, 1)
 
 
-def match_width(count: Callable[[int], int], target: int, *, start: int, kind: str, tolerance: float = 0.005) -> int:
-    """The width whose ``count`` agrees with ``target``.
+def match_width(fixed: int, per_width: int, target: int, *, start: int, kind: str, tolerance: float = 0.005) -> int:
+    """The feed-forward width at which a model costs ``target``. What it costs is a straight line in that width.
 
     Args:
-        count: cost of the model with a given feed-forward width; affine in it.
+        fixed: what it costs beside the feed-forward layers.
+        per_width: what they cost a unit of width.
         target: the MHA rung's cost.
         start: the MHA rung's width; kept where it already agrees exactly.
         kind: what is counted, for the error.
@@ -26,17 +24,17 @@ def match_width(count: Callable[[int], int], target: int, *, start: int, kind: s
     Raises:
         UserError: with both numbers, when no width of at least 1 agrees within ``tolerance``.
     """
-    at_start = count(start)
-    if at_start == target:
-        return start
-    slope = count(start + 1) - at_start
-    exact = start + (target - at_start) / slope
-    candidates = [max(1, multiple * round(exact / multiple)) for multiple in _MULTIPLES]
 
-    @functools.cache  # counting builds a model
+    def cost(width: int) -> int:
+        return fixed + per_width * width
+
     def difference(width: int) -> float:
-        return abs(count(width) / target - 1)
+        return abs(cost(width) / target - 1)
 
+    if cost(start) == target:
+        return start
+    exact = (target - fixed) / per_width
+    candidates = [max(1, multiple * round(exact / multiple)) for multiple in _MULTIPLES]
     for width in candidates:
         if difference(width) <= tolerance / 10:
             return width
@@ -44,7 +42,7 @@ def match_width(count: Callable[[int], int], target: int, *, start: int, kind: s
     if difference(closest) > tolerance:
         raise UserError(
             f"this backend cannot be matched to the MHA rung: at the feed-forward width that comes closest, {closest}, "
-            f"it has {count(closest):,} {kind} and the rung has {target:,}; choose another rung, other options of the "
+            f"it has {cost(closest):,} {kind} and the rung has {target:,}; choose another rung, other options of the "
             "attention, or match=none."
         )
     return closest

@@ -22,7 +22,7 @@ from dma_lab.messages import UserError
 from dma_lab.train.fit_run import fit_run, padded_vocabulary
 from dma_lab.train.hardware import Hardware, resolve_hardware
 from dma_lab.train.optim import schedule_phases
-from dma_lab.train.plan import RunPlan, plan_run
+from dma_lab.train.plan import RunPlan, budget_tokens, plan_run
 from dma_lab.train.ranks import find_ranks
 from dma_lab.train.settings import TrainSettings
 from dma_lab.train.task import prepare_task
@@ -55,7 +55,8 @@ def plan_branches(settings: TrainSettings, vocab_size: int, hardware: Hardware) 
     """
     multiples = settings.schedule.branches
     assert multiples, "read_settings lets no empty list through"
-    warmup, _ = schedule_phases(settings.schedule, plan_run(_at(settings, 1.0, None), vocab_size, hardware).steps)
+    steps = budget_tokens(_at(settings, 1.0, None), vocab_size) // settings.trainer.tokens_per_step
+    warmup, _ = schedule_phases(settings.schedule, steps)
     branches: list[Branch] = []
     for multiple in sorted(multiples):
         # The branch at 1 keeps the setting as it stands: it has the plain run's name because it is the plain run.

@@ -18,7 +18,7 @@ from dma_lab.train.hardware import Hardware, machine_facts, machine_in_words, re
 from dma_lab.train.identity import run_name, state_identity
 from dma_lab.train.launch import hold_run
 from dma_lab.train.memory import refuse_beyond_memory
-from dma_lab.train.plan import RunPlan, plan_run
+from dma_lab.train.plan import RunPlan, budget_tokens, matched_model, plan_run
 from dma_lab.train.plan_table import short_plan
 from dma_lab.train.ranks import Ranks, find_ranks
 from dma_lab.train.rung import rung_name
@@ -60,8 +60,8 @@ def fit_run(
         ranks = ranks or find_ranks(settings.trainer.devices)
         rank_zero_only.rank = ranks.rank  # type: ignore[attr-defined] # Lightning took it from any launcher's variables
         hardware = resolve_hardware(settings.trainer)
-        budget = plan_run(settings, settings.model.vocab_size, hardware).tokens
-        task = prepare_task(settings, budget)
+        matched_model(settings, settings.model.vocab_size)  # what cannot be is refused before a corpus is read
+        task = prepare_task(settings, budget_tokens(settings, settings.model.vocab_size))
         plan = plan_run(settings, padded_vocabulary(task.vocab_size), hardware)
         draw = task.draw(plan)
         use_threads(plan, hardware)

@@ -1,9 +1,7 @@
 """What a run will be and cost, worked out before anything is spent."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 
@@ -21,7 +19,7 @@ from dma_lab.scaling.ladder import reference_parameters
 from dma_lab.scaling.matching import match_width
 from dma_lab.train.hardware import Hardware
 from dma_lab.train.optim import schedule_phases
-from dma_lab.train.settings import ScheduleSettings, TrainSettings
+from dma_lab.train.settings import RungSettings, ScheduleSettings, TrainSettings
 
 _GPU_MICRO_BATCH_TOKENS = 16_384
 _MOST_TOKENS = 1e18
@@ -60,36 +58,24 @@ def plan_run(settings: TrainSettings, vocab_size: int, hardware: Hardware) -> Ru
     """Work out the run. Builds the model on the meta device, so it costs no memory at any size.
 
     Raises:
-        UserError: when the backend cannot do the rung's shape or cannot be matched to it, or the warm-up reaches into
-            the decay.
+        UserError: when the backend cannot do the rung's shape or cannot be matched to it, or the budget cannot be
+            (``budget_tokens``).
     """
-    trainer, rung = settings.trainer, settings.model
-    reference = reference_parameters(
-        rung.n_layers, rung.d_model, rung.n_heads, rung.n_kv_heads, rung.head_dim, rung.d_ff
-    )
-    shape = matched_shape(settings, vocab_size, reference)
-    model = meta_model(settings, shape)
-
-    budget = _budget_tokens(settings, vocab_size, reference)
-    if budget > _MOST_TOKENS:
-        raise UserError(
-            f"{_budget_named(settings)} comes to {budget:.3g} tokens, more than anyone will train on "
-            f"({_MOST_TOKENS:.0e}); give less."
-        )
-    steps = max(1, round(budget / trainer.tokens_per_step))
-    _refuse_long_warmup(settings.schedule, steps)
+    trainer = settings.trainer
+    model = matched_model(settings, vocab_size)
+    tokens = budget_tokens(settings, vocab_size)
     sequences_per_step = trainer.tokens_per_step // trainer.context
     accumulate = _micro_batches(settings, sequences_per_step // trainer.devices, hardware)
     per_sequence = training_flops_per_sequence(model, trainer.context)
-    sequences = steps * sequences_per_step
+    sequences = tokens // trainer.context
     return RunPlan(
-        shape=shape,
+        shape=model.shape,
         parameters=count_parameters(model),
-        reference_parameters=reference,
-        steps=steps,
+        reference_parameters=rung_parameters(settings.model),
+        steps=tokens // trainer.tokens_per_step,
         sequences_per_step=sequences_per_step,
         accumulate=accumulate,
-        tokens=steps * trainer.tokens_per_step,
+        tokens=tokens,
         flops=TrainingFlops(
             dense_equivalent=sequences * per_sequence.dense_equivalent, executed=sequences * per_sequence.executed
         ),
@@ -99,22 +85,42 @@ def plan_run(settings: TrainSettings, vocab_size: int, hardware: Hardware) -> Ru
     )
 
 
-def _budget_tokens(settings: TrainSettings, vocab_size: int, reference: int) -> float:
-    """Tokens that the budget pays for. It counts the MHA rung, so that every backend of a rung trains on the same."""
+def rung_parameters(rung: RungSettings) -> int:
+    """Non-embedding parameters of the rung with MHA."""
+    return reference_parameters(rung.n_layers, rung.d_model, rung.n_heads, rung.n_kv_heads, rung.head_dim, rung.d_ff)
+
+
+def budget_tokens(settings: TrainSettings, vocab_size: int) -> int:
+    """Tokens that the run trains on: what the budget pays for, in whole steps.
+
+    A budget counts the MHA rung, so that every backend of a rung trains on the same; ``vocab_size`` matters to one of
+    FLOP alone, through the head.
+
+    Raises:
+        UserError: the budget is beyond reason, or too small for whole steps or for the warm-up.
+    """
+    step = settings.trainer.tokens_per_step
     if settings.tokens is not None:
-        return settings.tokens
-    if settings.flops is None:
-        return settings.tokens_per_parameter * reference
-    context, step = settings.trainer.context, settings.trainer.tokens_per_step
-    a_token = _rung_flops_per_sequence(settings, vocab_size).dense_equivalent / context
-    tokens = settings.flops / a_token
-    if tokens < _LEAST_STEPS * step:
+        budget: float = settings.tokens
+    elif settings.flops is None:
+        budget = settings.tokens_per_parameter * rung_parameters(settings.model)
+    else:
+        per_token = _rung_flops_per_sequence(settings, vocab_size).dense_equivalent / settings.trainer.context
+        budget = settings.flops / per_token
+        if budget < _LEAST_STEPS * step:
+            raise UserError(
+                f"flops={settings.flops:g} pays for {budget:,.0f} tokens of the MHA rung {settings.model.name}, less "
+                f"than {_LEAST_STEPS} steps of {step:,}, whose rounding would miss the budget by more than 5 %; give "
+                f"at least {_LEAST_STEPS * step * per_token:.3g}."
+            )
+    if budget > _MOST_TOKENS:
         raise UserError(
-            f"flops={settings.flops:g} pays for {tokens:,.0f} tokens of the MHA rung {settings.model.name}, less than "
-            f"{_LEAST_STEPS} steps of {step:,}, whose rounding would miss the budget by more than 5 %; give at least "
-            f"{_LEAST_STEPS * step * a_token:.3g}."
+            f"{_budget_named(settings)} comes to {budget:.3g} tokens, more than anyone will train on "
+            f"({_MOST_TOKENS:.0e}); give less."
         )
-    return tokens
+    steps = max(1, round(budget / step))
+    _refuse_long_warmup(settings.schedule, steps)
+    return steps * step
 
 
 def _budget_named(settings: TrainSettings) -> str:
@@ -125,7 +131,7 @@ def _budget_named(settings: TrainSettings) -> str:
 
 def _rung_flops_per_sequence(settings: TrainSettings, vocab_size: int) -> TrainingFlops:
     with torch.device("meta"):
-        mha = Transformer(_rung_shape(settings, vocab_size, settings.model.d_ff), "mha")
+        mha = Transformer(_rung_shape(settings, vocab_size), "mha")
     return training_flops_per_sequence(mha, settings.trainer.context)
 
 
@@ -138,41 +144,31 @@ def _refuse_long_warmup(schedule: ScheduleSettings, steps: int) -> None:
         )
 
 
-def matched_shape(settings: TrainSettings, vocab_size: int, reference: int) -> ModelShape:
-    """The rung's shape, its feed-forward width chosen so that the backend costs what the MHA rung costs."""
-    shape = partial(_rung_shape, settings, vocab_size)
-    start = settings.model.d_ff
+def matched_model(settings: TrainSettings, vocab_size: int) -> Transformer:
+    """The run's model on the meta device, its feed-forward so wide that the backend costs what the MHA rung costs.
+
+    Raises:
+        UserError: the backend cannot do the rung's shape, or cannot be matched to it.
+    """
+    context = settings.trainer.context
+    shape = _rung_shape(settings, vocab_size)
+    model = _meta_model(settings, shape)
+    per_width = 3 * shape.d_model * shape.n_layers  # weights of SwiGLU's three matrices
     if settings.match == "none":
-        return shape(start)
+        return model
     if settings.match == "params":
-        target = reference
-        width = match_width(
-            lambda d_ff: _at_depth(lambda model: count_parameters(model).non_embedding, settings, shape(d_ff)),
-            target,
-            start=start,
-            kind="non-embedding parameters",
-        )
+        kind, target = "non-embedding parameters", rung_parameters(settings.model)
+        cost = count_parameters(model).non_embedding
     else:
-        context = settings.trainer.context
-        target = _rung_flops_per_sequence(settings, vocab_size).executed
-        width = match_width(
-            lambda d_ff: _at_depth(
-                lambda model: training_flops_per_sequence(model, context).executed, settings, shape(d_ff)
-            ),
-            target,
-            start=start,
-            kind="training FLOPs a sequence",
-        )
-    return shape(width)
+        kind, target = "training FLOPs a sequence", _rung_flops_per_sequence(settings, vocab_size).executed
+        cost = training_flops_per_sequence(model, context).executed
+        per_width *= 6 * context  # a multiply-add a weight and token, and twice that backward
+    fixed = cost - per_width * shape.d_ff
+    width = match_width(fixed, per_width, target, start=shape.d_ff, kind=kind)
+    return model if width == shape.d_ff else _meta_model(settings, replace(shape, d_ff=width))
 
 
-def _at_depth(count: Callable[[Transformer], int], settings: TrainSettings, shape: ModelShape) -> int:
-    """``count`` of the model of ``shape``: layers are all alike, so two small models tell it of any number of them."""
-    one, two = (count(meta_model(settings, replace(shape, n_layers=layers))) for layers in (1, 2))
-    return one + (shape.n_layers - 1) * (two - one)
-
-
-def _rung_shape(settings: TrainSettings, vocab_size: int, d_ff: int) -> ModelShape:
+def _rung_shape(settings: TrainSettings, vocab_size: int) -> ModelShape:
     rung = settings.model
     return ModelShape(
         n_layers=rung.n_layers,
@@ -180,14 +176,14 @@ def _rung_shape(settings: TrainSettings, vocab_size: int, d_ff: int) -> ModelSha
         n_heads=rung.n_heads,
         n_kv_heads=rung.n_kv_heads,
         head_dim=rung.head_dim,
-        d_ff=d_ff,
+        d_ff=rung.d_ff,
         vocab_size=vocab_size,
         max_seq_len=settings.trainer.context,
         tie_embeddings=rung.tie_embeddings,
     )
 
 
-def meta_model(settings: TrainSettings, shape: ModelShape) -> Transformer:
+def _meta_model(settings: TrainSettings, shape: ModelShape) -> Transformer:
     """The model without memory: shapes only."""
     with torch.device("meta"):
         return build_model(settings, shape)

@@ -9,7 +9,7 @@ import pytest
 from dma_lab.attention import registered_backends
 from dma_lab.messages import UserError
 from dma_lab.model.accounting import training_flops_per_sequence
-from dma_lab.train.plan import matched_shape, meta_model
+from dma_lab.train.plan import matched_model
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNGS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
@@ -42,9 +42,9 @@ def test_every_rung_is_matched_in_training_flops(read, rung):
         settings = read([f"model={rung}", f"attention={backend}", "match=flops"])
         if (rung, backend) in TOO_SMALL:
             with pytest.raises(UserError, match=r"it has 25,766,784 training FLOPs .* the rung has 24,809,472"):
-                matched_shape(settings, settings.model.vocab_size, 0)
+                matched_model(settings, settings.model.vocab_size)
             continue
-        model = meta_model(settings, matched_shape(settings, settings.model.vocab_size, 0))
+        model = matched_model(settings, settings.model.vocab_size)
         executed[backend] = training_flops_per_sequence(model, settings.trainer.context).executed
     for backend, flops in executed.items():
         assert flops == pytest.approx(executed["mha"], rel=0.005), backend

@@ -34,6 +34,22 @@ def test_matching_flops_makes_executed_flops_agree(read, attention):
         assert matched.shape.d_ff > mha.shape.d_ff, "what sparsity saves goes into the feed-forward"
 
 
+@pytest.mark.parametrize(
+    ("rung", "attention", "match", "width"),
+    [
+        # A layer of MLA has 55,328 weights and one of MHA 49,216; a unit of width has 3 · 128: 384 - 15.9.
+        ("1m", "mla", "params", 368),
+        # DMA's 33 weights a layer are less than a unit of width, 3 · 64.
+        ("nano", "dma", "params", 192),
+        # A window of 1024 in 2048 saves 524,800 of 2,098,176 pairs, each 4 · 6 · 128 FLOP; a unit of width takes
+        # 2 · 3 · 768 a token: 2304 + 170.8. 2472 and 2480 are off by more than a twentieth of a percent.
+        ("80m", "swa", "flops", 2476),
+    ],
+)
+def test_matched_widths_are_those_worked_out_by_hand(read, rung, attention, match, width):
+    assert plan(read, f"model={rung}", f"attention={attention}", f"match={match}").shape.d_ff == width
+
+
 def test_what_cannot_be_matched_is_refused(read):
     # Five parameters more than MHA in under a hundred, and no narrower feed-forward than one.
     shape = ["model.n_layers=1", "model.d_model=4", "model.n_heads=1", "model.n_kv_heads=1", "model.head_dim=4"]
