@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from dma_lab.data.corpora import Corpus, open_local
-from dma_lab.data.digests import DigestCache, mapped_digest, sealed, text_digest
+from dma_lab.data.digests import DigestCache, mapped_digest, text_digest
 from dma_lab.data.finding import user_path
 from dma_lab.data.hub import HubCorpus
 from dma_lab.data.packing import PIECE_CHARACTERS, Packer, pieces
@@ -33,6 +33,7 @@ from dma_lab.data.tokenizer import (
     train_tokenizer,
 )
 from dma_lab.messages import UserError
+from dma_lab.seals import sealed
 
 FORMAT_VERSION = 2
 """To be raised whenever the same recipe would give other files."""

@@ -3,19 +3,18 @@
 import codecs
 import contextlib
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from dma_lab.seals import sealed, unsealed
+
 CHUNK_BYTES = 1 << 22
 _PART_BYTES = 1 << 24
-_SEAL = "digest"
 _REMEMBER_BYTES = 1 << 20  # smaller files are read faster than they are worth remembering
 _SETTLED_SECONDS = 2  # a file changed this recently may change again within its timestamp's resolution
 
@@ -42,26 +41,6 @@ def mapped_digest(path: Path) -> str:
     with ThreadPoolExecutor() as pool:
         digests = pool.map(lambda part: hashlib.sha256(part).digest(), parts)
         return hashlib.sha256(b"".join(digests)).hexdigest()
-
-
-def sealed(content: dict[str, Any]) -> str:
-    """``content`` as JSON that holds a digest of itself."""
-    return json.dumps({**content, _SEAL: _seal(content)}, indent=2) + "\n"
-
-
-def unsealed(text: str) -> dict[str, Any]:
-    """What was given to ``sealed``. Raises ValueError if ``text`` is not what that made of it."""
-    try:
-        content = json.loads(text)
-    except RecursionError as error:
-        raise ValueError(str(error)) from error
-    if not isinstance(content, dict) or content.pop(_SEAL, None) != _seal(content):
-        raise ValueError("its content is not what was written")
-    return content
-
-
-def _seal(content: dict[str, Any]) -> str:
-    return text_digest(json.dumps(content, sort_keys=True).encode())
 
 
 def file_state(path: Path) -> list[int]:

@@ -9,10 +9,11 @@ from typing import Any
 import huggingface_hub
 
 from dma_lab.data.corpora import Corpus
-from dma_lab.data.digests import sealed, share_below, unsealed
+from dma_lab.data.digests import share_below
 from dma_lab.data.readers import Document, field_text, whole_document
 from dma_lab.data.settings import DataSettings
 from dma_lab.messages import UserError, announce_once
+from dma_lab.seals import sealed, unsealed
 
 _TIMEOUT_SECONDS = 10.0
 

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from dma_lab.data.digests import file_state, mapped_digest, unsealed
+from dma_lab.data.digests import file_state, mapped_digest
+from dma_lab.seals import unsealed
 
 META_FILE = "meta.json"
 TOKENIZER_FILE = "tokenizer.json"

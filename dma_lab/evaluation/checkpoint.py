@@ -18,6 +18,7 @@ from dma_lab.data.finding import user_path
 from dma_lab.data.store import META_FILE, TokenData, TornCacheError, read_meta
 from dma_lab.messages import MishapError, UserError
 from dma_lab.model import ModelShape, Transformer
+from dma_lab.run_summary import read_summary
 
 _IN_SUMMARY = ("data_fingerprint", "precision", "steps")
 _MADE_AGAIN = "delete the run's summary.json, and the command that trained it writes both anew from its checkpoint"
@@ -206,10 +207,10 @@ def _holds(config: Any, node: str) -> bool:
 
 def _read_summary(file: Path) -> dict[str, Any]:
     try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
+        summary = read_summary(file.parent, beside=["config.yaml"])
         kinds = {"d_ff": int, "data_fingerprint": str}
         wrong = [name for name, kind in kinds.items() if not isinstance(summary.get(name), kind)]
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({_first_line(error)}): {_MADE_AGAIN}.") from error
     if wrong:
         raise UserError(f"{file} is no run's summary: it gives no usable {', '.join(wrong)}; {_MADE_AGAIN}.")

@@ -17,6 +17,7 @@ import torch
 from dma_lab.evaluation.checkpoint import TrainedRun
 from dma_lab.files import write_whole
 from dma_lab.messages import MishapError, UserError
+from dma_lab.seals import sealed, unsealed
 
 
 class EvaluationRecord:
@@ -50,9 +51,8 @@ class EvaluationRecord:
             ) from error
         if self.file.exists():
             try:
-                self._cells = json.loads(self.file.read_text(encoding="utf-8"))["cells"]
-                assert all({"cell", "scores"} <= cell.keys() for cell in self._cells)
-            except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+                self._cells = unsealed(self.file.read_text(encoding="utf-8"))["cells"]
+            except ValueError as error:
                 raise UserError(f"{self.file} is damaged ({error}); delete it to evaluate anew.") from error
         return self
 
@@ -71,7 +71,7 @@ class EvaluationRecord:
     def add(self, cell: dict[str, Any], scores: dict[str, Any]) -> None:
         """Keep a finished cell. The file is replaced whole: no reader and no power cut finds half of it."""
         self._cells.append({"cell": self._same | cell, "scores": scores})
-        write_whole(self.file, json.dumps({"suite": self.suite, "cells": self._cells}, indent=1) + "\n")
+        write_whole(self.file, sealed({"suite": self.suite, "cells": self._cells}))
 
     def beside(self, name: str) -> Path:
         """A file in the record's folder."""

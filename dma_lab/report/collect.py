@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dma_lab.messages import UserError
 from dma_lab.report.conditions import TUNED, Conditions, conditions_of, of_the_model, without
+from dma_lab.run_summary import read_summary
 from dma_lab.train.rung import rung_name
 
 BASELINE = "mha"
@@ -131,7 +131,12 @@ def _order(run: Run) -> tuple[Any, ...]:
 def read_run(path: Path, name: str) -> Run | Unreadable:
     """The run in the directory ``path``, called ``name``, or why it cannot be read."""
     try:
-        summary = json.loads((path / "summary.json").read_text())
+        summary = read_summary(path)
+    except FileNotFoundError:
+        return Unreadable(name, "summary.json is missing")
+    except (OSError, ValueError) as error:
+        return Unreadable(name, f"summary.json cannot be believed: {error}")
+    try:
         status = summary["status"]
         wrong = [key for key in IDENTITY if not isinstance(summary.get(key), str)]
         numbers = [*COSTS, *(OUTCOME if status == "finished" else ()), *(key for key in BY_TASK if key in summary)]
@@ -145,8 +150,6 @@ def read_run(path: Path, name: str) -> Run | Unreadable:
             return Unreadable(name, f"config.yaml lacks {', '.join(lacking)}")
         conditions, rung = conditions_of(config, summary), rung_name(config.model)
         metrics = _metrics(path / "metrics.jsonl")
-    except FileNotFoundError as error:
-        return Unreadable(name, f"{Path(error.filename).name} is missing")
     except Exception as error:  # whatever a damaged file raises in the parsers: the others are reported all the same
         return Unreadable(name, " ".join(f"{type(error).__name__}: {error}".split()))
     summary["run"] = str(path)
@@ -159,7 +162,7 @@ def status_in_words(path: Path, summary: dict[str, Any]) -> str:
     """``finished``, or what became of the run in ``path`` instead."""
     status = summary["status"]
     if status == "finished":
-        return status if math.isfinite(summary["val_loss"]) else f"diverged: val_loss is {summary['val_loss']}"
+        return status
     if status == "diverged":
         return f"diverged at step {summary.get('step', '?')}: {summary.get('reason', 'no reason given')}"
     if status == "failed":

@@ -16,6 +16,7 @@ from dma_lab.report.collect import Run
 from dma_lab.report.conditions import SHAPED, without
 from dma_lab.report.document import Block, Figure, Heatmap, Notice, Section, Series, Table
 from dma_lab.report.figures import at_one_point, point_text
+from dma_lab.seals import unsealed
 
 _IDENTITY = ("step", "weights", "hardware", "precision")
 _NEEDED = {
@@ -65,7 +66,7 @@ def _read(run: Run, suite: str, last_weights: Callable[[], str | None]) -> list[
     if not file.exists():
         return []
     cells, ended_with = [], set()
-    for entry in json.loads(file.read_text(encoding="utf-8"))["cells"]:
+    for entry in unsealed(file.read_text(encoding="utf-8"))["cells"]:
         # A mean over tasks is named by its members, whose settings are alike.
         settings, scores = {**entry["cell"].get("mean_of", [{}])[0], **entry["cell"]}, entry["scores"]
         lacking = [

@@ -1,7 +1,6 @@
 """What a multirun ends with: one table of its runs, and the points that failed with their reasons (status 1)."""
 
 import atexit
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from dma_lab.door import FailedPoint, HeldPoint
 from dma_lab.report.collect import Run, Unreadable, read_run, status_in_words
 from dma_lab.report.comparison import comparison_table
 from dma_lab.report.sweep_points import Point, SweepPoints
+from dma_lab.run_summary import read_summary
 
 
 class SweepReport(Callback):
@@ -89,9 +89,12 @@ def _overrides(config: DictConfig) -> str:
 
 def _finished_meanwhile(point: Point) -> Point:
     """The point, with the summary of its run if the process that held it has finished it."""
-    if point.held is None or not (file := Path(point.held) / "summary.json").exists():
+    if point.held is None:
         return point
-    summary = json.loads(file.read_text())
+    try:
+        summary = read_summary(Path(point.held))
+    except (OSError, ValueError):  # that process has not come so far, or is writing
+        return point
     return _ended(point.overrides, [summary]) if summary["status"] in ("finished", "diverged") else point
 
 

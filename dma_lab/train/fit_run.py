@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from dma_lab.checkpoints import DamagedCheckpointError, read_checkpoint
 from dma_lab.messages import announce_once
 from dma_lab.train.continuing import Start, prepare_start
 from dma_lab.train.divergence import DivergedError
@@ -25,7 +26,7 @@ from dma_lab.train.rung import rung_name
 from dma_lab.train.runs import RunDirectory, git_commit
 from dma_lab.train.settings import TrainSettings
 from dma_lab.train.signals import StopRequest
-from dma_lab.train.summary import unusable
+from dma_lab.train.summary import of_another_run
 from dma_lab.train.task import Task, prepare_task
 from dma_lab.train.threads import use_threads
 from dma_lab.train.training import train_model
@@ -79,6 +80,7 @@ def fit_run(
             # Again, for whoever held it until now may have finished it.
             if finished := _ended_before(run, settings, known):
                 return finished
+            peers.wait()  # all have looked, before the writer changes what they look at
             identity_at = partial(state_identity, settings, plan.steps, task.fingerprint, hardware.precision)
             logged = last_step(run)
             start = prepare_start(run, identity_at, shorter)
@@ -128,9 +130,14 @@ def _ended_before(run: RunDirectory, settings: TrainSettings, known: dict[str, A
     summary = run.summary()
     if summary is None or summary["status"] not in ("finished", "diverged"):
         return None
-    if wrong := unusable(summary, known):
-        run.say(f"{run.path / 'summary.json'} gives no usable {', '.join(wrong)}; it is made again")
+    if wrong := of_another_run(summary, known):
+        run.say(f"{run.path / 'summary.json'} is of another run: it has another {', '.join(wrong)}; it is made again")
         return None
+    with suppress(FileNotFoundError):  # weights may have been removed to save room
+        try:
+            read_checkpoint(run.checkpoint, mmap=True)
+        except DamagedCheckpointError:
+            return None  # preparing the start says so, and takes the one before
     if summary["status"] == "diverged":
         raise _diverged("diverged before", run, summary, settings)
     print(f"finished before: {run.path} (delete it to train again)", file=sys.stderr)

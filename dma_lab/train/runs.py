@@ -3,7 +3,8 @@
 ``config.yaml`` (resolved), ``metrics.jsonl`` (what training computed, a line a logging step: a continued run repeats it
 to the bit), ``speed.jsonl`` (how fast, which no run repeats), ``validation.npz``, ``summary.json``, ``checkpoints/``
 (``last.ckpt`` and the one before it, ``previous.ckpt``; of a branch also ``stable.ckpt``, the state in which its decay
-begins and longer branches go on).
+begins and longer branches go on). The summary of a run that ended vouches for itself and for the files beside it, a
+checkpoint for itself.
 
 Checkpoints hold the lines that were written before them, so lines need not be on the disk before a checkpoint is, and
 one that is lost is not lost for good.
@@ -12,7 +13,6 @@ one that is lost is not lost for good.
 import contextlib
 import fcntl
 import json
-import math
 import os
 import subprocess
 import sys
@@ -26,6 +26,8 @@ from omegaconf import OmegaConf
 from dma_lab.data.build import NO_ROOM
 from dma_lab.files import copy_whole, make_directory, remove_partials, sync, write_whole
 from dma_lab.messages import MishapError, UserError
+from dma_lab.run_summary import SUMMARY, read_summary, write_summary
+from dma_lab.seals import finite
 
 
 class RunHeldError(UserError):
@@ -34,19 +36,6 @@ class RunHeldError(UserError):
     def __init__(self, path: Path) -> None:
         super().__init__(f"{path} is being trained by another process; wait for it or stop it.")
         self.path = path
-
-
-def to_json(values: dict[str, Any], indent: int | None = None) -> str:
-    """JSON as its standard has it: a number that is not finite becomes null."""
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: finite(inner) for name, inner in value.items()}
-        if isinstance(value, list | tuple):
-            return [finite(inner) for inner in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps(finite(values), indent=indent, allow_nan=False)
 
 
 class RunDirectory:
@@ -120,31 +109,28 @@ class RunDirectory:
         )
 
     def summary(self) -> dict[str, Any] | None:
-        """What ``write_summary`` last wrote; None before that, and where that cannot be read, which is said.
+        """What ``write_summary`` last wrote; None before that, and where that is damaged, which is said.
 
         Raises:
             MishapError: the system does not let it be read.
         """
-        file = self.path / "summary.json"
         try:
-            summary = json.loads(file.read_text(encoding="utf-8"))
-            if isinstance(summary, dict) and isinstance(summary.get("status"), str):
-                return summary
-            reason = "it is no summary"
+            return read_summary(self.path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError as error:
-            reason = str(error)
+            self.say(f"{self.path / SUMMARY} is damaged ({error}); what is missing is made again")
+            return None
         except OSError as error:
             raise self._mishap(error) from error
-        self.say(f"{file} is damaged ({reason}); it is made again")
-        return None
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        self._write("summary.json", to_json(summary, indent=2) + "\n")
+        if self.writer:
+            write_summary(self.path, summary)
 
     def write_config(self, config: dict[str, Any]) -> None:
-        self._write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        if self.writer:
+            write_whole(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
 
     def keep(self, checkpoint: Path) -> None:
         """Make a copy of ``checkpoint`` the stable one."""
@@ -182,7 +168,7 @@ class RunDirectory:
         """Add one JSON line to ``metrics`` or ``speed``. It is on the disk for good with the next checkpoint."""
         if not self.writer:
             return
-        text = to_json(line) + "\n"
+        text = json.dumps(finite(line), allow_nan=False) + "\n"
         with file.open("a", encoding="utf-8") as stream:
             stream.write(text)
         self.lines[file.name].append(text)
@@ -191,10 +177,6 @@ class RunDirectory:
         """Tell the user what befell the run; one process speaks for all that train it."""
         if self.writer:
             print(f"dma_lab: {message}.", file=sys.stderr, flush=True)
-
-    def _write(self, name: str, text: str) -> None:
-        if self.writer:
-            write_whole(self.path / name, text)
 
 
 def git_commit() -> str:

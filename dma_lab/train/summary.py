@@ -7,28 +7,11 @@ from rich.console import Console
 from rich.table import Table
 
 _DEFINING = ("study", "model", "attention", "match", "seed", "steps", "tokens", "data_fingerprint", "precision")
-_NUMBER = (int, float)
-_KINDS: dict[str, dict[str, tuple[type, ...]]] = {
-    "finished": dict.fromkeys(
-        (
-            *("params_total", "params_non_embedding", "context", "flops", "flops_executed", "unigram_entropy"),
-            *("val_loss", "val_perplexity", "tokens_per_second", "training_seconds", "peak_memory_bytes"),
-        ),
-        _NUMBER,
-    ),
-    "diverged": {"step": (int,), "reason": (str,)},
-}
 
 
-def unusable(summary: dict[str, Any], known: dict[str, Any]) -> list[str]:
-    """What the summary of a run that ended lacks, gives as another kind of value, or not as ``known`` of the run."""
-    kinds = _KINDS[summary["status"]]
-    if summary["status"] == "finished":
-        kinds = kinds | {"val_accuracy" if "val_accuracy_by_pairs" in summary else "val_bits_per_byte": _NUMBER}
-    wrong = [name for name, kind in kinds.items() if type(summary.get(name)) not in kind]
-    if summary["status"] == "finished" and summary.get("step") != known["steps"]:
-        wrong.append("step")
-    return [name for name in _DEFINING if summary.get(name) != known[name]] + wrong
+def of_another_run(summary: dict[str, Any], known: dict[str, Any]) -> list[str]:
+    """In what a summary differs from what is ``known`` of a run before it is trained."""
+    return [name for name in _DEFINING if summary.get(name) != known[name]]
 
 
 @rank_zero_only

@@ -20,6 +20,7 @@ from dma_lab.evaluation.hub_tasks import HubTasks
 from dma_lab.evaluation.local_sets import local_benchmarks
 from dma_lab.evaluation.settings import PaperSettings, read_settings
 from dma_lab.messages import UserError
+from dma_lab.seals import sealed, unsealed
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTION = {"query": "Question: q", "choices": ["one", "two"], "gold": 0}
@@ -91,10 +92,10 @@ def test_local_scores_lie_in_the_run_by_question_too_and_a_killed_evaluation_goe
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    kept = json.loads(file.read_text())
+    kept = unsealed(file.read_text())
     assert 1 <= len(kept["cells"]) < 6, "the signal came in the middle"
     kept["cells"][0]["scores"]["acc"] = 1234.5  # what is kept is not computed again
-    file.write_text(json.dumps(kept))
+    file.write_text(sealed(kept))
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     cells = json.loads(file.read_text())["cells"]

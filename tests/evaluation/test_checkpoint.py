@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from dma_lab.attention import registered_backends
 from dma_lab.checkpoints import read_checkpoint, recorded, write_checkpoint
@@ -21,6 +21,7 @@ from dma_lab.evaluation.perplexity import score_validation
 from dma_lab.exchange import export_run, import_doge
 from dma_lab.messages import UserError
 from dma_lab.model import ModelShape, Transformer
+from dma_lab.run_summary import read_summary, write_summary
 
 
 def test_the_loaded_model_scores_what_training_scored(trained_run):
@@ -76,6 +77,13 @@ class Harmful:
         return os.system, ("true",)
 
 
+def save_config(run: Path, config: DictConfig) -> None:
+    """Makes it what the run's summary vouches for."""
+    summary = read_summary(run)
+    OmegaConf.save(config, run / "config.yaml")
+    write_summary(run, summary)
+
+
 def spoil(run: Path, how: str) -> Path:
     """Make ``run`` what the test's case says; returns the path to give."""
     checkpoint = run / "checkpoints" / "last.ckpt"
@@ -95,10 +103,10 @@ def spoil(run: Path, how: str) -> Path:
                 "another backend": ("attention", {"name": "mha", "qk_norm": True, "rope_base": 10_000.0}),
             }[how]
             OmegaConf.update(config, node, value, merge=False)
-            OmegaConf.save(config, run / "config.yaml")
+            save_config(run, config)
         case "another score":
             OmegaConf.update(config, "attention.score", "linear")
-            OmegaConf.save(config, run / "config.yaml")
+            save_config(run, config)
         case "another training" | "another step's number":
             content = read_checkpoint(checkpoint)
             name, value = ("optimizer.eps", 0.5) if how == "another training" else ("steps", 41)
@@ -114,9 +122,9 @@ def spoil(run: Path, how: str) -> Path:
             checkpoint.write_bytes(content)
         case "width as text":
             config.model.d_model = "32"
-            OmegaConf.save(config, run / "config.yaml")
+            save_config(run, config)
         case "summary of something else":
-            (run / "summary.json").write_text('{"d_ff": "96"}')
+            write_summary(run, {"status": "running", "d_ff": "96"})
         case "torn":
             checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
         case "pickle":
@@ -128,20 +136,25 @@ def spoil(run: Path, how: str) -> Path:
         case "config":
             (run / "config.yaml").write_bytes(b"\xff\xfe: [")
         case "config of something else":
-            (run / "config.yaml").write_text("model: gpt2\n")
+            save_config(run, OmegaConf.create({"model": "gpt2"}))
+        case "edited config":
+            config.attention.rope_base *= 2
+            OmegaConf.save(config, run / "config.yaml")
+        case "a digit of the summary":
+            text = (run / "summary.json").read_text()
+            (run / "summary.json").write_text(text.replace('"seed": 0', '"seed": 1'))
         case "summary":
             (run / "summary.json").write_text("{")
         case "other tokens":
-            summary = json.loads((run / "summary.json").read_text())
-            (run / "summary.json").write_text(json.dumps(summary | {"data_fingerprint": "0" * 32}))
+            write_summary(run, read_summary(run) | {"data_fingerprint": "0" * 32})
         case "no tokens":
             config.data.cache_dir = str(run / "cache")
-            OmegaConf.save(config, run / "config.yaml")
+            save_config(run, config)
         case "no tokenizer":
             shutil.copytree(config.data.cache_dir, run / "cache")
             next((run / "cache").glob("*/tokenizer.json")).unlink()
             config.data.cache_dir = str(run / "cache")
-            OmegaConf.save(config, run / "config.yaml")
+            save_config(run, config)
         case "flipped tokens" | "flipped facts":
             shutil.copytree(config.data.cache_dir, run / "cache")
             name = "validation.tokens" if how == "flipped tokens" else "meta.json"
@@ -150,7 +163,7 @@ def spoil(run: Path, how: str) -> Path:
             content[content.index(b"entropy") + 12 if how == "flipped facts" else 40] ^= 1
             file.write_bytes(content)
             config.data.cache_dir = str(run / "cache")
-            OmegaConf.save(config, run / "config.yaml")
+            save_config(run, config)
     return run
 
 
@@ -192,6 +205,8 @@ def test_the_home_of_nobody_is_said(trained_run):
         ("config", "config.yaml cannot be read"),
         ("config of something else", "lacks model, attention, data, trainer"),
         ("summary", "summary.json cannot be read"),
+        ("edited config", r"summary.json cannot be read .*config.yaml beside it is not what was written"),
+        ("a digit of the summary", "summary.json cannot be read .*its content is not what was written"),
         ("other tokens", r"trained with data_fingerprint=\w+ and the summary has 0{32}"),
         ("no tokens", r"The tokenizer and tokens of .* are not under data.cache_dir="),
         ("no tokenizer", r"The tokenizer and tokens of .* is damaged.*tokenizer.json"),

@@ -24,6 +24,7 @@ from dma_lab.messages import UserError
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
 from dma_lab.report.evaluations import evaluations
+from dma_lab.seals import sealed, unsealed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -145,10 +146,10 @@ def test_a_killed_evaluation_keeps_its_cells_and_goes_on(run_copy):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    kept = json.loads(file.read_text())
+    kept = unsealed(file.read_text())
     assert 1 <= len(kept["cells"]) < 5, "the signal came in the middle"
     kept["cells"][0]["scores"]["gain"] = 1234.5  # what is kept is not computed again
-    file.write_text(json.dumps(kept))
+    file.write_text(sealed(kept))
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     cells = json.loads(file.read_text())["cells"]

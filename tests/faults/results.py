@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dma_lab.run_summary import read_summary
+
 OF_THE_MOMENT = {"run", "tokens_per_second", "training_seconds", "peak_memory_bytes"}
 
 
@@ -23,7 +25,7 @@ def results_in(folder: Path) -> dict[str, dict[str, Any]]:
 def result_of(run: Path) -> dict[str, Any]:
     """Name to value of all that two trainings of one run have in common. Raises whatever a damaged file gives."""
     content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    summary = json.loads((run / "summary.json").read_text())
+    summary = read_summary(run)
     with np.load(run / "validation.npz") as scores:
         arrays = {f"validation.npz {name}": scores[name].tobytes() for name in scores}
     found = {

@@ -14,6 +14,7 @@ from dma_lab.report.markdown import write_markdown
 from dma_lab.report.page import write_page
 from dma_lab.report.sections import build_document
 from dma_lab.report.tables import write_points
+from tests.report.conftest import vouch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,7 +84,7 @@ def test_failed_cut_and_damaged_runs_are_listed_and_count_for_nothing(add_run, r
     assert "1 of 4 runs finished" in text
     assert f"> - {failed.name}: failed: ValueError: no" in text
     assert f"> - {cut.name}: interrupted at step 12 of 100" in text
-    assert f"> - {damaged.name}: unreadable, JSONDecodeError" in text
+    assert f"> - {damaged.name}: unreadable, summary.json cannot be believed" in text
     assert "> - dma at rung nano, 1,000,000 tokens, seed 0: failed: ValueError: no" in text
     assert len((tmp_path / "report" / "points.csv").read_text().splitlines()) == 2
 
@@ -149,6 +150,7 @@ def test_recall_runs_show_accuracy_in_place_of_bits_per_byte(add_run, report, dr
         recall = {"val_accuracy": 0.7, "val_accuracy_by_gap": gaps}
         run = add_run(attention, val_bits_per_byte=None, val_text_bits_per_byte=None, **recall)
         OmegaConf.save(OmegaConf.merge(OmegaConf.load(run / "config.yaml"), FILLED), run / "config.yaml")
+        vouch(run)
     text = report()
     assert "| perplexity | accuracy |" in text
     assert "bits/byte" not in text

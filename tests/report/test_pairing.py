@@ -15,6 +15,7 @@ from dma_lab.report.growth import curves_of
 from dma_lab.report.laws import best_runs
 from dma_lab.report.tables import comparison, missing_points, over_seeds, write_points
 from dma_lab.scaling.paired import PairedDifference
+from tests.report.conftest import vouch
 
 
 @pytest.fixture
@@ -169,6 +170,7 @@ def test_learning_rates_are_no_seeds(add_run, runs):
                     scores = dict(np.load(path / "validation.npz"))
                     scores["document_nats"] *= 0.9 if attention == "dma" else 1.0
                     np.savez(path / "validation.npz", **scores)
+                    vouch(path)
     pairs = pair_runs(runs())
     assert len([pair for pair in pairs if isinstance(pair[1], PairedDifference)]) == 3
     table = over_seeds(pairs)
@@ -213,6 +215,7 @@ def test_documents_too_few_for_an_interval_give_none_and_nothing_is_starred(add_
         scores["document_tokens"] = np.array([99 * 39, *[1] * 39])
         scores["document_nats"] = scores["document_tokens"] * (3.0 if attention == "mha" else 2.9)
         np.savez(path / "validation.npz", **scores)
+        vouch(path)
     pairs = pair_runs(runs())
     table = comparison(pairs)
     row = dict(zip(table.columns, table.rows[1], strict=True))

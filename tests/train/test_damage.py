@@ -16,11 +16,12 @@ from omegaconf import OmegaConf
 
 from dma_lab.checkpoints import read_checkpoint, recorded, write_checkpoint
 from dma_lab.messages import MishapError, UserError
+from dma_lab.report.collect import read_run
+from dma_lab.run_summary import read_summary, write_summary
 from dma_lab.train.continuing import prepare_start
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.identity import state_identity
 from dma_lab.train.runs import RunDirectory
-from dma_lab.train.summary import unusable
 
 # 12 steps: lines at 2, 4, …, checkpoints at 4, 8 and 12; cut after the line of step 10.
 SHORT = [
@@ -68,8 +69,8 @@ def cut_once(settings_in, uncut, tmp_path_factory):
             fit_run(settings_in(folder))
     gc.collect()  # the error's frames hold the run's lock, which a killed process would have let go
     run = folder / Path(uncut["run"]).name
-    summary = json.loads((run / "summary.json").read_text())
-    (run / "summary.json").write_text(json.dumps(summary | {"status": "running"}))
+    summary = read_summary(run)
+    write_summary(run, summary | {"status": "running"})
     return run
 
 
@@ -93,7 +94,7 @@ def continued(run: RunDirectory, settings, uncut) -> None:
     assert steps == [2, 4, 6, 8, 10, 12]
     ours, other = (read_checkpoint(one.checkpoint)["state_dict"] for one in (run, theirs))
     assert all(torch.equal(ours[name], weight) for name, weight in other.items())
-    assert summary == json.loads((run.path / "summary.json").read_text())
+    assert summary == read_summary(run.path)
     leave_out = OF_THE_MOMENT | {"run"}
     assert {k: v for k, v in summary.items() if k not in leave_out} == {
         k: v for k, v in uncut.items() if k not in leave_out
@@ -201,22 +202,42 @@ def test_what_is_no_summary_is_none_and_said(tmp_path, capsys, content):
     assert "summary.json is damaged" in capsys.readouterr().err
 
 
-def test_a_summary_is_believed_that_has_what_the_run_has(uncut):
-    assert unusable(uncut, uncut) == []
-    assert unusable({"status": "diverged"}, uncut)[-2:] == ["step", "reason"]
-    for name, wrong in {"seed": 1, "steps": 24, "val_loss": "2.5", "val_perplexity": None, "flops": True}.items():
-        assert unusable(uncut | {name: wrong}, uncut) == [name]
-    assert unusable({k: v for k, v in uncut.items() if k != "val_bits_per_byte"}, uncut) == ["val_bits_per_byte"]
+@pytest.fixture
+def finished(uncut, tmp_path):
+    return RunDirectory(Path(shutil.copytree(uncut["run"], tmp_path / Path(uncut["run"]).name)))
 
 
-def test_a_damaged_summary_of_a_finished_run_is_made_again(settings_in, uncut, tmp_path, capsys):
-    run = RunDirectory(Path(shutil.copytree(uncut["run"], tmp_path / Path(uncut["run"]).name)))
-    (run.path / "summary.json").write_text(json.dumps(uncut | {"seed": 1}))
-    run.validation.unlink()
+def test_a_summary_of_another_run_is_not_believed(finished, settings_in, uncut, tmp_path, capsys):
+    write_summary(finished.path, uncut | {"seed": 1})
     capsys.readouterr()
-    continued(run, settings_in(tmp_path), uncut)
-    assert "it is made again" in capsys.readouterr().err
-    assert run.validation.exists()
+    continued(finished, settings_in(tmp_path), uncut)
+    assert "is of another run: it has another seed; it is made again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("summary.json", "a digit changed"),
+        ("config.yaml", "a bit flipped"),
+        ("metrics.jsonl", "cut off"),
+        ("speed.jsonl", "lost"),
+        ("validation.npz", "a bit flipped"),
+        ("checkpoints/last.ckpt", "a bit flipped"),
+    ],
+)
+def test_damage_to_a_finished_run_is_noticed_and_mended(finished, settings_in, uncut, tmp_path, capsys, name, how):
+    file = finished.path / name
+    scores = finished.validation.read_bytes()
+    if how == "a digit changed":
+        loss = json.dumps(uncut["val_loss"])
+        file.write_text(file.read_text().replace(loss, str(int(loss[0]) + 1) + loss[1:]))
+    else:
+        DAMAGE[how](file)
+    capsys.readouterr()
+    continued(finished, settings_in(tmp_path), uncut)
+    assert f"{file.name if 'ckpt' in name else 'summary.json'} is damaged" in capsys.readouterr().err
+    assert finished.validation.read_bytes() == scores
+    assert read_run(finished.path, "mended").status == "finished"
     fit_run(settings_in(tmp_path))
     assert "finished before" in capsys.readouterr().err
 

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from dma_lab.run_summary import read_summary
+
 ROOT = Path(__file__).resolve().parents[2]
 # Steps 1 to 4 and 1 to 6; every second one is followed by a validation and a checkpoint.
 POINTS = ["tokens=2048,3072", "trainer.log_every=1", "trainer.validate_every=2", "trainer.checkpoint_every=2"]
@@ -42,7 +44,7 @@ def results(sweep: Path) -> dict:
     """What the runs of a sweep came to, but for what was measured on the way."""
     found = {}
     for file in sweep.glob("*/summary.json"):
-        summary, run = json.loads(file.read_text()), file.parent
+        summary, run = read_summary(file.parent), file.parent
         weights = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         with np.load(run / "validation.npz") as scores:
             arrays = {name: scores[name].tobytes() for name in scores}
