@@ -13,6 +13,7 @@ import torch
 
 from dma_lab.attention import registered_backends
 from dma_lab.messages import UserError
+from dma_lab.run_summary import read_summary
 from dma_lab.train.fit_run import fit_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +34,7 @@ def test_every_backend_learns_more_than_frequencies(read, overrides, tmp_path, a
     assert summary["val_loss"] < summary["unigram_entropy"] - 0.3
     assert summary["val_perplexity"] == pytest.approx(math.exp(summary["val_loss"]))
     run = Path(summary["run"])
-    assert json.loads((run / "summary.json").read_text()) == summary
+    assert read_summary(run) == summary
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(5, 61, 5))
     assert [line["step"] for line in lines if "val_loss" in line] == [20, 40, 60]

@@ -12,6 +12,7 @@ import torch
 from dma_lab.data.mqar import recall_validation
 from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.messages import UserError
+from dma_lab.run_summary import read_summary
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.hardware import resolve_hardware
 from dma_lab.train.plan import build_model, plan_run
@@ -23,7 +24,7 @@ def test_a_run_explains_itself_by_accuracy(read, tmp_path):
     settings = read([*SHORT, "data.size.pairs=[2,8]", "trainer.validation_tokens=4096", f"output_dir={tmp_path}"])
     summary = fit_run(settings)
     run = Path(summary["run"])
-    assert json.loads((run / "summary.json").read_text()) == summary
+    assert read_summary(run) == summary
     assert summary["status"] == "finished"
     assert summary["unigram_entropy"] == math.log(128)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -18,6 +18,7 @@ from hydra._internal.callbacks import Callbacks
 from omegaconf import OmegaConf
 
 from dma_lab.report.sweep_points import Point, SweepPoints
+from dma_lab.run_summary import read_summary
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.runs import RunDirectory
 
@@ -46,7 +47,7 @@ def runs_of(sweep: Path) -> dict[str, Path]:
 
 def result_of(run: Path) -> tuple:
     """All that a run directory says, but for what was measured on the way and where it lies."""
-    summary = json.loads((run / "summary.json").read_text())
+    summary = read_summary(run)
     weights = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     with np.load(run / "validation.npz") as scores:
         arrays = {name: scores[name].tobytes() for name in scores}
