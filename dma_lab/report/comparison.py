@@ -1,37 +1,100 @@
-"""A run beside MHA: which run it is compared with, and by how much they differ on the same documents."""
+"""A run beside MHA: which run it is compared with, by how much they differ, and what other trainings say."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from rich.console import Group
 from rich.table import Table
 
+from dma_lab.evaluation.pairing import PairedDifference, paired_difference
 from dma_lab.report.cohorts import name_runs
 from dma_lab.report.collect import BASELINE, Run
-from dma_lab.report.conditions import differing
-from dma_lab.scaling.paired import PairedDifference, paired_difference
+from dma_lab.report.conditions import WARMUP, differing, without
+from dma_lab.scaling.replicates import Cell, MeanDifference, mean_differences
 
 Difference = PairedDifference | str
 """Of a run to MHA, or why there is none (empty for MHA itself)."""
+NO_SPREAD = (
+    "No backend has two seeds at one rung, so nothing tells what other trainings would have given: no difference to "
+    "MHA has an interval that holds beyond these very models."
+)
 
 
-def comparison_table(runs: Sequence[Run]) -> Table:
-    """The table that a sweep ends with: its finished runs, and each one's difference to the MHA run it is paired with.
+@dataclass(frozen=True)
+class OverTrainings:
+    """A backend's difference to MHA at one rung and budget, over its seeds."""
 
-    Without such a run the cell is a dash: unpaired losses are not subtracted.
+    run: Run
+    """The first of them, which has their names."""
+    difference: MeanDifference
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The finished runs of a cohort beside MHA."""
+
+    pairs: list[tuple[Run, Difference]]
+    cells: list[OverTrainings]
+    """Empty without a paired run."""
+
+    @property
+    def has_spread(self) -> bool:
+        """Whether seeds tell what other trainings would have given, of any backend."""
+        return any(cell.difference.interval is not None for cell in self.cells)
+
+
+def compare(runs: Sequence[Run]) -> Comparison:
+    """All of ``runs``, which are finished, beside MHA."""
+    pairs = pair_runs(runs)
+    found: list[OverTrainings] = []
+    for backend in dict.fromkeys(run.backend for run in runs):
+        alike: dict[tuple[frozenset, bytes], list[tuple[Run, PairedDifference]]] = {}
+        for run, difference in pairs:
+            if run.backend == backend and isinstance(difference, PairedDifference):
+                key = without(run.conditions, frozenset({"seed"})), difference.tokens.tobytes()
+                alike.setdefault(key, []).append((run, difference))
+        members = list(alike.values())
+        differences = mean_differences([_cell(own) for own in members])
+        found += [OverTrainings(own[0][0], value) for own, value in zip(members, differences, strict=True)]
+    order = {run.path: number for number, run in enumerate(runs)}
+    return Comparison(pairs, sorted(found, key=lambda cell: order[cell.run.path]))
+
+
+def _cell(members: Sequence[tuple[Run, PairedDifference]]) -> Cell:
+    by_seed: dict[int, list[np.ndarray]] = {}
+    for run, difference in members:
+        by_seed.setdefault(run.summary["seed"], []).append(difference.nats)
+    run, difference = members[0]
+    # A seed that was run twice is one training that was run twice.
+    nats = np.stack([np.mean(repeated, axis=0) for repeated in by_seed.values()])
+    return Cell(nats, difference.tokens, without(run.conditions, frozenset({"seed", "tokens", WARMUP})))
+
+
+def comparison_table(runs: Sequence[Run]) -> Group:
+    """What a sweep ends with: its finished runs, each one's difference to the MHA run it is paired with, and, where
+    there are seeds, the mean differences over trainings.
+
+    Without a run to be paired with the cell is a dash: unpaired losses are not subtracted.
     """
+    runs = name_runs(runs)
+    compared = compare(runs)
+    return Group(_runs_table(compared.pairs), *([_cells_table(compared.cells)] if compared.has_spread else []))
+
+
+def _runs_table(pairs: Sequence[tuple[Run, Difference]]) -> Table:
     table = Table(
         title="comparison",
         title_justify="left",
-        caption="Intervals are over documents: what other seeds would have given is not in them.",
+        caption="Intervals are of these two models, over documents: what other seeds would have given is not in them.",
         caption_justify="left",
     )
-    recall = any("val_accuracy" in run.summary for run in runs)
-    runs = name_runs(runs)
-    left = ("attention", "rung", *(["setting"] if any(run.setting for run in runs) else []))
+    recall = any("val_accuracy" in run.summary for run, _ in pairs)
+    left = ("attention", "rung", *(["setting"] if any(run.setting for run, _ in pairs) else []))
     costs = ("tokens", "seed", "parameters", "FLOP executed", "FLOP dense-eq.", "loss", "perplexity")
     for column in (*left, *costs, "accuracy" if recall else "bits/byte", "loss minus MHA's [95 %]", "documents"):
         table.add_column(column, justify="left" if column in left else "right")
-    for run, difference in pair_runs(runs):
+    for run, difference in pairs:
         summary = run.summary
         table.add_row(
             run.backend,
@@ -49,6 +112,39 @@ def comparison_table(runs: Sequence[Run]) -> Table:
             documents_cell(difference),
         )
     return table
+
+
+def _cells_table(cells: Sequence[OverTrainings]) -> Table:
+    table = Table(title="over trainings", title_justify="left", caption=CELL_TERMS, caption_justify="left")
+    left = ("attention", "rung", *(["setting"] if any(cell.run.setting for cell in cells) else []))
+    for column in (*left, *CELL_COLUMNS):
+        table.add_column(column, justify="left" if column in left else "right")
+    for cell in cells:
+        run = cell.run
+        table.add_row(run.backend, run.rung, *([run.setting] if "setting" in left else []), *cell_texts(cell))
+    return table
+
+
+CELL_COLUMNS = ("tokens", "seeds", "mean loss − MHA [95 %]", "std. over seeds", "p")
+CELL_TERMS = (
+    "Loss minus that of MHA with the same seed: the mean over seeds, and a 95 % interval of the mean over all seeds "
+    "and all documents of the kind (*: over all seeds, on these few documents). Its units are trainings; branches of "
+    "one training are no more of them. Standard deviation over seeds: of the rung's own where it has five "
+    "or more, else (~) pooled over all rungs of the backend that have two, which takes noise to be alike there."
+)
+
+
+def cell_texts(cell: OverTrainings) -> tuple[str, ...]:
+    """Cells of ``CELL_COLUMNS``."""
+    own = cell.difference
+    tokens, seeds, mean = f"{cell.run.summary['tokens']:,}", f"{own.seeds}", f"{own.difference:+.4f}"
+    if own.interval is None or own.spread is None or own.p_value is None:
+        return tokens, seeds, f"{mean} no interval", "unknown", "-"
+    low, high = own.interval
+    return (
+        *(tokens, seeds, f"{mean} [{low:+.4f}, {high:+.4f}]{'' if own.over_documents else '*'}"),
+        *(f"{'~' if own.pooled else ''}{own.spread:.4f}", f"{own.p_value:.2g}"),
+    )
 
 
 def pair_runs(runs: Sequence[Run]) -> list[tuple[Run, Difference]]:

@@ -9,7 +9,7 @@ from dma_lab.messages import UserError
 from dma_lab.report import figures, tables
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import BASELINE, Run, Unreadable
-from dma_lab.report.comparison import Difference, pair_runs
+from dma_lab.report.comparison import NO_SPREAD, Comparison, Difference, compare
 from dma_lab.report.document import Block, Document, Figure, Heatmap, Notice, Section, Table
 from dma_lab.report.evaluations import evaluations
 from dma_lab.report.laws import best_runs, fit_laws
@@ -58,7 +58,7 @@ def _cohort(
     training = Section("Training", [figures.training_curves(members)])
     if not finished:
         return [Section("Comparison", [f"Runs of {name}.", Notice("No run of this group is finished.")]), training], []
-    compared = pair_runs(finished)
+    compared = compare(finished)
     sections = [_comparison(name, compared), _scaling(finished, progress), training]
     if recall := figures.recall(finished):
         sections.append(Section("Recall", [recall]))
@@ -66,7 +66,7 @@ def _cohort(
         sections.append(Section("Position in the context", [position]))
     if evaluated := evaluations(finished):
         sections.append(evaluated)
-    return [*sections, _lifetimes(finished, progress)], compared
+    return [*sections, _lifetimes(finished, progress)], compared.pairs
 
 
 def _overview(runs: Sequence[Run], problems: Sequence[Unreadable], groups: dict[str, list[Run]]) -> Section:
@@ -118,7 +118,8 @@ def _machine(run: Run) -> str:
     return ", ".join((*facts, *(["compiled"] if run.summary["compiled"] else []), *(f"before: {e}" for e in earlier)))
 
 
-def _comparison(name: str, compared: Sequence[tuple[Run, Difference]]) -> Section:
+def _comparison(name: str, comparison: Comparison) -> Section:
+    compared = comparison.pairs
     blocks: list[Block] = [f"Runs of {name}."]
     attentions = {run.attention for run, _ in compared}
     refused = Counter(difference for _, difference in compared if isinstance(difference, str) and difference)
@@ -130,8 +131,10 @@ def _comparison(name: str, compared: Sequence[tuple[Run, Difference]]) -> Sectio
         listed = [f"{_runs(count)}: {reason}" for reason, count in refused.items()]
         blocks.append(Notice("Not every run has a difference to MHA.", listed))
     blocks.append(tables.comparison(compared))
-    if seeds := tables.over_seeds(compared):
-        blocks.append(seeds)
+    if comparison.has_spread:
+        blocks.insert(-1, tables.over_trainings(comparison.cells))
+    elif comparison.cells:
+        blocks.insert(-1, Notice(NO_SPREAD))
     return Section("Comparison", blocks)
 
 

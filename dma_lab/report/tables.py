@@ -4,19 +4,24 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from scipy.stats import ttest_1samp
-
 from dma_lab.report.collect import BY_TASK, COSTS, IDENTITY, OUTCOME, Run, Unreadable
-from dma_lab.report.comparison import Difference, difference_cell, documents_cell
+from dma_lab.report.comparison import (
+    CELL_COLUMNS,
+    CELL_TERMS,
+    Difference,
+    OverTrainings,
+    cell_texts,
+    difference_cell,
+    documents_cell,
+)
 from dma_lab.report.conditions import SHAPED, without
 from dma_lab.report.document import Table
 from dma_lab.report.laws import Laws
+from dma_lab.scaling.documents import LEAST_DOCUMENTS
 from dma_lab.scaling.fit import ParametricFit
-from dma_lab.scaling.paired import LEAST_DOCUMENTS, PairedDifference
 
 _DIFFERENCE = (
-    *("difference", "difference_low", "difference_high", "documents", "effective_documents"),
+    *("difference", "document_interval_low", "document_interval_high", "documents", "effective_documents"),
     "no_difference_because",
 )
 
@@ -56,14 +61,14 @@ def comparison(compared: Sequence[tuple[Run, Difference]]) -> Table:
     points = [run.point for run, _ in compared]
     return Table(
         "Loss in nats a token, and its difference to that of the MHA run that equals it in everything but the "
-        "attention (model, budget, seed, data, settings and machine, by value), on the same documents. In brackets a "
-        "95 % bootstrap interval over documents: of these two trainings, on other text of the kind. What another seed "
-        "would have given is not in it, and may be several times as much, so it makes no difference significant. "
-        "Documents: scored, and in brackets how many of equal length they are worth, (Σw)² / Σw² over their tokens w; "
-        f"of fewer than {LEAST_DOCUMENTS} such there is no interval. A dash: no such MHA run, so no difference. Bits a "
-        "byte count what says where documents end; those of the text do not. Parameters are non-embedding. FLOP are of "
-        "the whole training, executed (what the backend computes) and dense-equivalent (as if every query saw all keys "
-        "before it).",
+        "attention (model, budget, seed, data, settings and machine, by value), on the same documents. In brackets the "
+        "document interval: 95 %, Student's t over documents, of these two models on other text of the kind. What "
+        "another seed would have given is not in it, and is often several times as much, so it makes no difference "
+        "significant. Documents: scored, and in brackets how many of equal length they are worth, (Σw)² / Σw² over "
+        f"their tokens w; of fewer than {LEAST_DOCUMENTS} such there is no interval. A dash: no such MHA run, so no "
+        "difference. Bits a byte count what says where documents end; those of the text do not. Parameters are "
+        "non-embedding. FLOP are of the whole training, executed (what the backend computes) and dense-equivalent (as "
+        "if every query saw all keys before it).",
         (
             "attention",
             "rung",
@@ -71,7 +76,7 @@ def comparison(compared: Sequence[tuple[Run, Difference]]) -> Table:
             "tokens",
             "seed",
             "loss",
-            "loss − MHA [95 %]",
+            "loss − MHA [document interval]",
             "documents",
             "perplexity",
             *(_BY_TASK_HEADINGS[name] for name in by_task),
@@ -87,42 +92,16 @@ def comparison(compared: Sequence[tuple[Run, Difference]]) -> Table:
     )
 
 
-def over_seeds(compared: Sequence[tuple[Run, Difference]]) -> Table | None:
-    """Differences to MHA over the seeds of runs that are alike in all else; None where none was run with two."""
-    alike: dict[tuple[str, frozenset], list[tuple[Run, float]]] = {}
-    for run, difference in compared:
-        if isinstance(difference, PairedDifference):
-            key = run.backend, without(run.conditions, frozenset({"seed"}))
-            alike.setdefault(key, []).append((run, difference.difference))
-    settings = any(run.setting for run, _ in compared)
-    rows = []
-    for (backend, _), members in alike.items():
-        by_seed: dict[int, list[float]] = {}
-        for run, value in members:
-            by_seed.setdefault(run.summary["seed"], []).append(value)
-        if len(by_seed) < 2:
-            continue
-        values = [float(np.mean(repeated)) for repeated in by_seed.values()]
-        spread = float(np.std(values, ddof=1))
-        p = f"{ttest_1samp(values, 0).pvalue:.2g}" if spread > 0 else "-"
-        run = members[0][0]
-        rows.append(
-            (
-                *(backend, run.rung, *([run.setting] if settings else []), f"{run.summary['tokens']:,}"),
-                *(f"{len(values)}", f"{np.mean(values):+.4f}", f"{spread:.4f}", p),
-            )
-        )
-    if not rows:
-        return None
+def over_trainings(cells: Sequence[OverTrainings]) -> Table:
+    """Differences to MHA over seeds, with what other trainings on other documents would have given."""
+    settings = any(cell.run.setting for cell in cells)
     return Table(
-        "Loss minus that of MHA with the same seed, over the seeds of runs that are alike in all else: mean, standard "
-        "deviation and the two-sided p-value of Student's t-test that the mean is 0. With two or three seeds only a "
-        "large difference can be told from 0.",
-        (
-            *("attention", "rung", *(["setting"] if settings else []), "tokens", "seeds"),
-            *("mean loss − MHA", "std.", "p"),
-        ),
-        rows,
+        CELL_TERMS,
+        ("attention", "rung", *(["setting"] if settings else []), *CELL_COLUMNS),
+        [
+            (cell.run.backend, cell.run.rung, *([cell.run.setting] if settings else []), *cell_texts(cell))
+            for cell in cells
+        ],
         frozenset(("attention", "rung", "setting")),
     )
 

@@ -1,20 +1,19 @@
 """Two runs are compared when they are equal in everything but the attention, by value, whatever they are called."""
 
 import csv
-import math
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from dma_lab.evaluation.pairing import PairedDifference
 from dma_lab.report.cohorts import cohorts, name_runs
 from dma_lab.report.collect import read_runs
-from dma_lab.report.comparison import baseline_of, comparison_table, pair_runs
+from dma_lab.report.comparison import baseline_of, compare, comparison_table, pair_runs
 from dma_lab.report.figures import at_one_point
 from dma_lab.report.growth import curves_of
 from dma_lab.report.laws import best_runs
-from dma_lab.report.tables import comparison, missing_points, over_seeds, write_points
-from dma_lab.scaling.paired import PairedDifference
+from dma_lab.report.tables import comparison, missing_points, over_trainings, write_points
 from tests.report.conftest import vouch
 
 
@@ -45,7 +44,7 @@ def test_models_that_share_a_rungs_name_are_told_apart_and_paired_by_what_they_a
     for n in layers:
         right = mean_difference(paths["dma", n], paths["mha", n])
         assert found[f"14k n_layers={n}"].difference == pytest.approx(right, rel=1e-12)
-    assert over_seeds(pairs) is None, "sizes are no seeds"
+    assert not compare(runs()).has_spread, "sizes are no seeds"
     # And everywhere it is shown.
     console = Console(width=240)
     with console.capture() as captured:
@@ -173,14 +172,18 @@ def test_learning_rates_are_no_seeds(add_run, runs):
                     vouch(path)
     pairs = pair_runs(runs())
     assert len([pair for pair in pairs if isinstance(pair[1], PairedDifference)]) == 3
-    table = over_seeds(pairs)
-    assert table is not None
-    (row,) = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    cells = compare(runs()).cells
+    table = over_trainings(cells)
     values = [mean_difference(paths["dma", 0.01, seed], paths["mha", 0.01, seed]) for seed in (0, 1)]
     mean, spread = np.mean(values), np.std(values, ddof=1)
-    p = 1 - 2 / math.pi * math.atan(abs(mean) / (spread / math.sqrt(2)))
-    assert (row["setting"], row["seeds"]) == ("learning_rate=0.01", "2")
-    assert (row["mean loss − MHA"], row["std."], row["p"]) == (f"{mean:+.4f}", f"{spread:.4f}", f"{p:.2g}")
+    shown = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    one, other = shown
+    assert [(row["setting"], row["seeds"]) for row in shown] == [
+        ("learning_rate=0.01", "2"),
+        ("learning_rate=0.02", "1"),
+    ]
+    assert one["mean loss − MHA [95 %]"].startswith(f"{mean:+.4f} [")
+    assert (one["std. over seeds"], other["std. over seeds"]) == (f"{spread:.4f}", f"~{spread:.4f}")
     assert len(best_runs(runs())) == 4, "of seed 0 one rate for either backend"
 
 
@@ -188,7 +191,7 @@ def test_one_seed_twice_is_one_seed(add_run, runs):
     for _ in range(2):
         add_run("mha")
         add_run("dma")
-    assert over_seeds(pair_runs(runs())) is None
+    assert not compare(runs()).has_spread
 
 
 def test_batches_that_differ_within_a_rung_make_variants_with_laws_of_their_own(add_run, runs):
@@ -220,7 +223,7 @@ def test_documents_too_few_for_an_interval_give_none_and_nothing_is_starred(add_
     table = comparison(pairs)
     row = dict(zip(table.columns, table.rows[1], strict=True))
     weights = scores["document_tokens"].astype(float)
-    assert row["loss − MHA [95 %]"] == "-0.1000"
+    assert row["loss − MHA [document interval]"] == "-0.1000"
     assert row["documents"] == f"40 ({weights.sum() ** 2 / (weights**2).sum():.1f})" == "40 (1.0)"
-    assert "What another seed would have given is not in it" in table.caption
+    assert "another seed would have given is not in it" in table.caption
     assert "star" not in table.caption

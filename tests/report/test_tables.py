@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dma_lab.report.write import write_report
+from dma_lab.scaling.replicates import Cell, mean_differences
 from tests.report.conftest import vouch
 
 
@@ -17,10 +18,10 @@ def points(folder):
         return list(csv.DictReader(stream))
 
 
-def markdown_table(folder, first_column):
+def markdown_table(folder, first_column, holding=""):
     """Rows of the first table whose header begins with ``first_column``, as dictionaries."""
     lines = (folder / "report.md").read_text().splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first_column} |"))
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first_column} |") and holding in line)
     rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines[start:]]
     rows = rows[: next((i for i, line in enumerate(lines[start:]) if not line.startswith("|")), len(rows))]
     return [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
@@ -49,7 +50,7 @@ def test_the_csv_holds_what_the_runs_wrote(compared):
             assert rows[key][name] == str(summary[name])
 
 
-def test_differences_to_mha_are_those_of_the_documents_with_their_bootstrap_interval(compared):
+def test_differences_to_mha_are_those_of_the_documents_with_an_interval_over_them(compared):
     paths, folder = compared
     generator = np.random.default_rng(7)
     for row in points(folder):
@@ -64,10 +65,10 @@ def test_differences_to_mha_are_those_of_the_documents_with_their_bootstrap_inte
         for _ in range(4000):
             chosen = generator.integers(len(delta), size=len(delta))
             drawn.append(delta[chosen].sum() / tokens[chosen].sum())
-        width = float(row["difference_high"]) - float(row["difference_low"])
+        width = float(row["document_interval_high"]) - float(row["document_interval_low"])
         low, high = np.quantile(drawn, (0.025, 0.975))
-        assert float(row["difference_low"]) == pytest.approx(low, abs=0.1 * width)
-        assert float(row["difference_high"]) == pytest.approx(high, abs=0.1 * width)
+        assert float(row["document_interval_low"]) == pytest.approx(low, abs=0.15 * width)
+        assert float(row["document_interval_high"]) == pytest.approx(high, abs=0.15 * width)
         assert int(row["documents"]) == 40
         assert float(row["effective_documents"]) == pytest.approx(tokens.sum() ** 2 / (tokens**2).sum(), rel=1e-12)
 
@@ -75,7 +76,7 @@ def test_differences_to_mha_are_those_of_the_documents_with_their_bootstrap_inte
 def test_the_markdown_and_the_page_say_what_the_csv_says(compared):
     _, folder = compared
     rows, page = points(folder), (folder / "index.html").read_text()
-    table = markdown_table(folder, "attention")
+    table = markdown_table(folder, "attention", holding="perplexity")
     assert len(table) == len(rows) == 6
     for shown, row in zip(table, rows, strict=True):
         assert shown["attention"] == row["backend"]
@@ -90,24 +91,54 @@ def test_the_markdown_and_the_page_say_what_the_csv_says(compared):
         assert shown["FLOP dense"] == f"{float(row['flops']):.2e}"
         assert (shown["tokens/s"], shown["MiB"]) == ("98,765", "3")
         if row["difference"]:
-            low, high = float(row["difference_low"]), float(row["difference_high"])
-            assert shown["loss − MHA [95 %]"] == f"{float(row['difference']):+.4f} [{low:+.4f}, {high:+.4f}]"
+            low, high = float(row["document_interval_low"]), float(row["document_interval_high"])
+            assert (
+                shown["loss − MHA [document interval]"] == f"{float(row['difference']):+.4f} [{low:+.4f}, {high:+.4f}]"
+            )
             assert shown["documents"] == f"{row['documents']} ({float(row['effective_documents']):.1f})"
         else:
-            assert shown["loss − MHA [95 %]"] == shown["documents"] == ""
+            assert shown["loss − MHA [document interval]"] == shown["documents"] == ""
         for cell in shown.values():
             assert f">{cell}</td>" in page
 
 
-def test_differences_over_seeds_come_with_students_p_value(compared):
-    _, folder = compared
+def test_differences_over_trainings_are_those_of_the_runs_documents(compared):
+    paths, folder = compared
     text = (folder / "report.md").read_text()
     for attention in ("dma", "nsa"):
-        differences = [float(row["difference"]) for row in points(folder) if row["attention"] == attention]
-        mean, spread = np.mean(differences), np.std(differences, ddof=1)
-        # With two seeds Student's t has one degree of freedom: it is Cauchy's distribution.
-        p = 1 - 2 / math.pi * math.atan(abs(mean) / (spread / math.sqrt(2)))
-        assert f"| {attention} | nano | 1,000,000 | 2 | {mean:+.4f} | {spread:.4f} | {p:.2g} |" in text
+        files = {key: np.load(path / "validation.npz") for key, path in paths.items()}
+        nats = [files[attention, seed]["document_nats"] - files["mha", seed]["document_nats"] for seed in (0, 1)]
+        (own,) = mean_differences([Cell(np.stack(nats), files["mha", 0]["document_tokens"].astype(float), "nano")])
+        low, high = own.interval
+        cells = f"2 | {own.difference:+.4f} [{low:+.4f}, {high:+.4f}] | {own.spread:.4f} | {own.p_value:.2g} |"
+        assert f"| {attention} | nano | 1,000,000 | {cells}" in text
+        assert own.difference == pytest.approx(
+            np.mean([float(row["difference"]) for row in points(folder) if row["attention"] == attention])
+        )
+
+
+def test_one_seed_each_gives_no_interval_over_trainings_but_the_words(add_run, tmp_path):
+    for attention in ("mha", "dma"):
+        add_run(attention)
+    write_report(tmp_path / "runs", tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "so nothing tells what other trainings would have given" in text
+    assert "std. over seeds" not in text
+
+
+def test_a_rung_of_one_seed_takes_the_spread_of_a_rung_of_two_and_that_is_said(add_run, tmp_path):
+    for model, seeds in (("nano", (0, 1, 2)), ("1m", (0,))):
+        for seed in seeds:
+            for attention in ("mha", "dma"):
+                add_run(attention, model, seed=seed)
+    add_run("swa")
+    write_report(tmp_path / "runs", tmp_path / "report")
+    rows = {row["rung"]: row for row in markdown_table(tmp_path / "report", "attention") if row["attention"] == "dma"}
+    assert rows["1m"]["seeds"] == "1"
+    assert rows["1m"]["std. over seeds"] == f"~{rows['nano']['std. over seeds']}"
+    (alone,) = (row for row in markdown_table(tmp_path / "report", "attention") if row["attention"] == "swa")
+    assert alone["mean loss − MHA [95 %]"].endswith(" no interval")
+    assert (alone["std. over seeds"], alone["p"]) == ("unknown", "-")
 
 
 def test_runs_that_scored_other_tokens_are_not_subtracted(add_run, tmp_path):

@@ -1,10 +1,10 @@
-"""Paired differences against scipy's bootstrap, and at their stated rate."""
+"""Paired differences against scipy's studentised intervals, and at their stated rate."""
 
 import numpy as np
 import pytest
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, ttest_rel
 
-from dma_lab.scaling.paired import paired_difference
+from dma_lab.evaluation.pairing import paired_difference
 
 
 def documents(n: int, seed: int, shift: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -16,29 +16,44 @@ def documents(n: int, seed: int, shift: float) -> tuple[np.ndarray, np.ndarray, 
     return (difficulty + shift + own[0]) * tokens, (difficulty + own[1]) * tokens, tokens
 
 
-def test_the_interval_is_that_of_scipys_bootstrap():
-    ours, theirs, tokens = documents(80, seed=0, shift=0.01)
+def test_the_interval_of_equally_long_documents_is_students():
+    half = np.random.default_rng(0).normal(0, 0.5, size=40)  # and its mirror image: of no skewness
+    ours, theirs = np.concatenate((0.1 + half, 0.1 - half)), np.full(80, 0.05)
+    found = paired_difference(ours * 300, theirs * 300, np.full(80, 300))
+    expected = ttest_rel(ours, theirs).confidence_interval(0.95)
+    assert found.interval == pytest.approx((expected.low, expected.high))
+
+
+def test_the_interval_of_many_documents_is_that_of_scipys_bca_bootstrap():
+    ours, theirs, tokens = documents(400, seed=0, shift=0.01)
     found = paired_difference(ours, theirs, tokens)
     expected = bootstrap(
         (ours - theirs, tokens),
         lambda difference, count, axis: difference.sum(axis) / count.sum(axis),
         paired=True,
         vectorized=True,
-        method="percentile",
-        n_resamples=10_000,
+        method="BCa",
+        n_resamples=5_000,
         rng=np.random.default_rng(1),
     ).confidence_interval
     assert found.difference == pytest.approx((ours - theirs).sum() / tokens.sum())
-    assert found.interval == pytest.approx((expected.low, expected.high), abs=4e-4)
+    assert found.interval == pytest.approx((expected.low, expected.high), abs=2e-4)
 
 
-def test_intervals_cover_the_truth_at_their_rate():
+@pytest.mark.parametrize("skewed", [False, True])
+def test_intervals_cover_the_truth_at_their_rate(skewed):
+    """Skewed: a few documents differ by much, and some are far longer than others."""
     covered = 0
-    for seed in range(300):
-        found = paired_difference(*documents(60, seed=seed, shift=0.01), bootstrap=400)
-        low, high = found.interval
-        covered += low <= 0.01 <= high
-    assert 0.90 <= covered / 300 <= 0.98
+    for seed in range(800):
+        ours, theirs, tokens = documents(60, seed=seed, shift=0.01)
+        if skewed:
+            generator = np.random.default_rng([seed, 1])
+            tokens = generator.lognormal(5, 0.8, 60)
+            ours, theirs = (0.01 + 0.02 * (generator.gamma(2.0, size=60) - 2.0)) * tokens, np.zeros(60)
+        interval = paired_difference(ours, theirs, tokens).interval
+        covered += interval is None or interval[0] <= 0.01 <= interval[1]
+    # 800 at 95 %: 0.015 is two of their standard errors.
+    assert 0.93 <= covered / 800 <= 0.97
 
 
 def test_pairing_sees_what_two_naked_means_cannot():

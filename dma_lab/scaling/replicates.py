@@ -1,0 +1,162 @@
+"""A mean difference over trainings and documents, and its interval: what other seeds on other text would have given.
+
+Seeds and documents are two crossed samples: every seed's models score the same documents. The mean varies by both, and
+by what a document does to one training alone, which either variance contains and their sum must hold once only (as in
+the analysis of variance of a two-way layout with random factors).
+
+Two seeds tell their own spread to a factor of thirty. Where a cell has few, the spread of all replicated rungs of the
+backend stands for it (a mean of variances, weighted by degrees of freedom); budgets that are branches of the same
+trainings share their noise, and count as one rung's.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t as student
+
+from dma_lab.scaling.documents import LEAST_DOCUMENTS, effective_number, mean_variance
+from dma_lab.scaling.documents import freedom as document_freedom
+from dma_lab.scaling.interval import Interval
+
+Vector = NDArray[np.float64]
+OWN_FREEDOM = 4
+"""Degrees of freedom from which the spread of a rung's own seeds stands alone: five seeds."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One backend against another at one rung and budget."""
+
+    nats: Vector
+    """(seeds, documents): loss of the one minus that of the other, of trainings with the same seed, summed over each
+    document's tokens."""
+    tokens: Vector
+    """(documents,), all above 0."""
+    rung: Hashable
+    """Equal in cells whose trainings share noise: budgets of one rung, as branches of the same trainings."""
+
+
+@dataclass(frozen=True)
+class MeanDifference:
+    """The mean difference of a cell over its seeds, nats a token."""
+
+    difference: float
+    seeds: int
+    documents: int
+    effective_documents: float
+    spread: float | None
+    """Standard deviation over seeds that the interval has in it: None where no rung has two seeds."""
+    pooled: bool
+    """Whether ``spread`` is that of several rungs' seeds."""
+    interval: Interval | None
+    """95 %: of the mean over all seeds and, with ``over_documents``, over all documents of the kind."""
+    over_documents: bool
+    """Whether documents are in the interval: not of fewer than 20 effective ones. It then speaks of these documents."""
+    p_value: float | None
+    """Two-sided, that the mean over all seeds (and documents) is 0."""
+
+
+def mean_differences(cells: Sequence[Cell]) -> list[MeanDifference]:
+    """Of all cells of one backend, in their order."""
+    parts = [_parts(cell) for cell in cells]
+    rungs = {
+        cell.rung: _pool([part for of, part in zip(cells, parts, strict=True) if of.rung == cell.rung])
+        for cell in cells
+    }
+    together = _across(list(rungs.values()))
+    found = []
+    for cell, part in zip(cells, parts, strict=True):
+        own = rungs[cell.rung]
+        # A cell with one seed has no spread of its own, were its rung's other budgets replicated ever so often.
+        alone = own.freedom >= OWN_FREEDOM or own.freedom == together.freedom
+        found.append(_mean_difference(cell, part, own if alone else together, pooled=not alone))
+    return found
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Variances of one cell; ``nan`` where it has a single seed."""
+
+    mean: float
+    seeds: int
+    over_seeds: float
+    """Of the seeds' means, each over these documents."""
+    documents: float
+    """Of the mean over seeds, by the choice of documents."""
+    interaction: float
+    """What documents add to a single seed's mean and not to another's: a part of ``over_seeds``."""
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """Variances of a seed's mean, with their degrees of freedom."""
+
+    over_seeds: float
+    interaction: float
+    freedom: int
+
+
+def _parts(cell: Cell) -> _Parts:
+    means = cell.nats.sum(axis=1) / cell.tokens.sum()
+    seeds = len(means)
+    documents = float(mean_variance(cell.nats.mean(axis=0), cell.tokens)) if len(cell.tokens) > 1 else 0.0
+    if seeds < 2:
+        return _Parts(float(means[0]), 1, np.nan, documents, np.nan)
+    alone = float(mean_variance(cell.nats, cell.tokens).mean()) if len(cell.tokens) > 1 else 0.0
+    interaction = max(0.0, (alone - documents) * seeds / (seeds - 1))
+    return _Parts(float(means.mean()), seeds, float(means.var(ddof=1)), documents, interaction)
+
+
+def _pool(parts: Sequence[_Parts]) -> _Spread:
+    """Of the budgets of one rung: they share their trainings, so three of them have no more degrees of freedom."""
+    replicated = [part for part in parts if part.seeds > 1]
+    if not replicated:
+        return _Spread(np.nan, np.nan, 0)
+    weights = [part.seeds - 1 for part in replicated]
+    return _Spread(
+        float(np.average([part.over_seeds for part in replicated], weights=weights)),
+        float(np.average([part.interaction for part in replicated], weights=weights)),
+        max(weights),
+    )
+
+
+def _across(rungs: Sequence[_Spread]) -> _Spread:
+    known = [rung for rung in rungs if rung.freedom]
+    if not known:
+        return _Spread(np.nan, np.nan, 0)
+    weights = [rung.freedom for rung in known]
+    return _Spread(
+        float(np.average([rung.over_seeds for rung in known], weights=weights)),
+        float(np.average([rung.interaction for rung in known], weights=weights)),
+        sum(weights),
+    )
+
+
+def _mean_difference(cell: Cell, part: _Parts, spread: _Spread, *, pooled: bool) -> MeanDifference:
+    effective = effective_number(cell.tokens)
+    over_documents = effective >= LEAST_DOCUMENTS
+    if not spread.freedom or spread.over_seeds == 0:
+        sizes = (part.mean, part.seeds, len(cell.tokens), effective)
+        return MeanDifference(*sizes, None, False, None, over_documents, None)
+    of_seeds, of_documents = spread.over_seeds / part.seeds, part.documents if over_documents else 0.0
+    # What the two share counts once; neither alone is more than the whole.
+    both = min(spread.interaction / part.seeds, of_seeds, of_documents)
+    variance = of_seeds + of_documents - both
+    # Satterthwaite 1946: degrees of freedom of a sum of variances.
+    freedom = (of_seeds + of_documents) ** 2 / (
+        of_seeds**2 / spread.freedom + (of_documents**2 / document_freedom(cell.tokens) if of_documents else 0.0)
+    )
+    reach = float(student.ppf(0.975, freedom) * np.sqrt(variance))
+    return MeanDifference(
+        part.mean,
+        part.seeds,
+        len(cell.tokens),
+        effective,
+        float(np.sqrt(spread.over_seeds)),
+        pooled,
+        (part.mean - reach, part.mean + reach),
+        over_documents,
+        float(2 * student.sf(abs(part.mean) / np.sqrt(variance), freedom)),
+    )

@@ -1,0 +1,129 @@
+"""Mean differences over trainings and documents: by hand, against statsmodels-free oracles, and at their rate."""
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_1samp, ttest_rel
+
+from dma_lab.scaling.documents import mean_interval, mean_variance
+from dma_lab.scaling.replicates import Cell, mean_differences
+from tests.scaling.studies import BUDGETS, SIZES, make_study
+
+
+def cells_of(study, backend):
+    return [
+        (
+            Cell(study.differences[backend, size, :, budget], study.document_tokens, size),
+            study.true[backend, size, budget],
+        )
+        for size in range(len(SIZES))
+        for budget in range(len(BUDGETS))
+    ]
+
+
+def coverage(studies, **settings) -> float:
+    held = []
+    for number in range(studies):
+        study = make_study(number, **settings)
+        for backend in range(4):
+            cells, true = zip(*cells_of(study, backend), strict=True)
+            for found, right in zip(mean_differences(cells), true, strict=True):
+                low, high = found.interval
+                held.append(low <= right <= high)
+    return float(np.mean(held))
+
+
+def few_documents(seeds, generator, mean=0.1, spread=0.03):
+    """One cell whose documents tell nothing of others: what is left is a t-test over seeds."""
+    values = mean + spread * generator.normal(size=seeds)
+    return Cell(values[:, None] * np.full(10, 50.0), np.full(10, 50.0), "rung"), values
+
+
+def test_without_enough_documents_it_is_students_test_over_seeds():
+    cell, values = few_documents(6, np.random.default_rng(0))
+    (found,) = mean_differences([cell])
+    expected = ttest_1samp(values, 0)
+    low, high = expected.confidence_interval(0.95)
+    assert found.interval == pytest.approx((low, high))
+    assert found.p_value == pytest.approx(expected.pvalue)
+    assert (found.seeds, found.over_documents, found.pooled) == (6, False, False)
+
+
+def test_seeds_of_equal_documents_give_students_interval_over_documents():
+    """No training luck at all: what remains is the choice of documents, each of equal length."""
+    generator = np.random.default_rng(1)
+    half = generator.normal(0, 0.5, size=20)  # and its mirror image: of no skewness
+    ours, theirs = np.concatenate((0.1 + half, 0.1 - half)), np.zeros(40)
+    counts = np.full(40, 100.0)
+    expected = ttest_rel(ours, theirs).confidence_interval(0.95)
+    assert mean_interval((ours - theirs) * 100, counts) == pytest.approx((expected.low, expected.high))
+
+
+def test_a_cell_of_two_seeds_takes_the_spread_of_all_its_backends_rungs_and_one_of_five_its_own():
+    generator = np.random.default_rng(2)
+    of = {rung: few_documents(seeds, generator) for rung, seeds in (("a", 2), ("b", 3), ("c", 5), ("d", 1))}
+    cells = [Cell(cell.nats, cell.tokens, rung) for rung, (cell, _) in of.items()]
+    found = dict(zip(of, mean_differences(cells), strict=True))
+    variances = {rung: values.var(ddof=1) for rung, (_, values) in of.items() if rung != "d"}
+    together = np.sqrt((variances["a"] + 2 * variances["b"] + 4 * variances["c"]) / 7)
+    assert [found[rung].spread for rung in "abd"] == pytest.approx([together] * 3)
+    assert found["c"].spread == pytest.approx(np.sqrt(variances["c"]))
+    assert [found[rung].pooled for rung in "abcd"] == [True, True, False, True]
+    # t of 7 degrees of freedom: 2.364624.
+    reach = 2.364624 * together
+    assert found["d"].interval == pytest.approx((found["d"].difference - reach, found["d"].difference + reach))
+
+
+def test_three_branches_of_two_trainings_are_two_trainings():
+    generator = np.random.default_rng(3)
+    cell, values = few_documents(2, generator)
+    cells = [Cell(cell.nats + 0.1 * budget, cell.tokens, "rung") for budget in range(3)]
+    found = mean_differences(cells)
+    # t of one degree of freedom, 12.7062: not of three.
+    assert np.ptp(found[0].interval) == pytest.approx(2 * 12.7062 * values.std(ddof=1) / np.sqrt(2), rel=1e-5)
+
+
+def test_with_one_seed_everywhere_there_is_no_interval():
+    cells = [few_documents(1, np.random.default_rng(4))[0]] * 3
+    assert all((found.interval, found.spread, found.p_value) == (None, None, None) for found in mean_differences(cells))
+
+
+def test_the_jackknife_is_leaving_out_each_document_in_turn():
+    generator = np.random.default_rng(5)
+    counts = generator.integers(1, 500, 30).astype(float)
+    nats = generator.normal(size=30) * counts
+    left = [np.delete(nats, i).sum() / np.delete(counts, i).sum() for i in range(30)]
+    assert mean_variance(nats, counts) == pytest.approx(29 / 30 * np.square(left - np.mean(left)).sum())
+
+
+@pytest.mark.parametrize("seeds", [2, 5])
+def test_intervals_hold_the_difference_over_trainings_and_documents_at_their_rate(seeds):
+    assert 0.93 <= coverage(60, seeds=seeds) <= 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("noise", [(0.005, 0.005), (0.02, 0.02), (0.05, 0.05), (0.005, 0.05)], ids=str)
+@pytest.mark.parametrize("shared", [0.5, 0.99])
+def test_they_do_whatever_the_noise(seeds, noise, shared):
+    """The long form: 400 studies each, 24,000 intervals."""
+    held = coverage(400, seeds=seeds, noise=noise, shared=shared)
+    print(f"{seeds} seeds, noise {noise}, {shared} shared: {held:.4f}")
+    assert 0.93 <= held <= 0.97
+
+
+def test_intervals_over_documents_of_one_pair_of_trainings_do_not_hold_it():
+    """What two models differ by on other documents is not what their backends differ by."""
+    held, percentile = [], []
+    generator = np.random.default_rng(0)
+    for number in range(100):
+        study = make_study(number, seeds=1)
+        for backend in range(4):
+            nats, right = study.differences[backend, 2, 0, 1], study.true[backend, 2, 1]
+            low, high = mean_interval(nats, study.document_tokens)
+            held.append(low <= right <= high)
+            drawn = generator.multinomial(60, np.full(60, 1 / 60), size=400)
+            low, high = np.quantile((drawn @ nats) / (drawn @ study.document_tokens), (0.025, 0.975))
+            percentile.append(low <= right <= high)
+    assert np.mean(held) < 0.5
+    assert np.mean(percentile) < 0.5
+    print(np.mean(held), np.mean(percentile))
