@@ -3,8 +3,6 @@
 import importlib.metadata
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,8 @@ import torch
 from benchmarks.kernel_cases import live_share
 from benchmarks.outcomes import Outcomes
 from benchmarks.packages import differences, lifetimes_mask
+from dma_lab.attention import build_attention
+from dma_lab.attention.operators import attention_ops
 from dma_lab.kernels import prefix_topk_expiry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,12 +20,12 @@ TINY = ["model.n_layers=1", "model.d_model=32", "model.n_heads=2", "model.n_kv_h
 TINY += ["model.d_ff=64", "trainer.validation_tokens=512", "trainer.device=cpu"]
 
 
-def bench(*arguments):
-    command = [sys.executable, "bench.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+@pytest.fixture
+def bench(doors):
+    return lambda *arguments: doors.open("bench.py", list(arguments))
 
 
-def bench_training(tmp_path, *arguments, overrides=()):
+def bench_training(bench, tmp_path, *arguments, overrides=()):
     """With 100 documents and a tiny model; returns the process, the record and its points."""
     corpus = tmp_path / "documents.jsonl"
     corpus.write_text("".join(f'{{"text": "{"the cat sat on the mat " * 12}{n}"}}\n' for n in range(100)))
@@ -37,9 +37,9 @@ def bench_training(tmp_path, *arguments, overrides=()):
     return result, record, {(run["backend"], run["context"]): run for run in record["runs"]}
 
 
-def test_training_is_measured_for_every_backend_asked_for(tmp_path):
+def test_training_is_measured_for_every_backend_asked_for(bench, tmp_path):
     result, record, runs = bench_training(
-        tmp_path, "backends=[mha,dma]", "contexts=[32,64]", "steps=8", "tokens_per_step=256"
+        bench, tmp_path, "backends=[mha,dma]", "contexts=[32,64]", "steps=8", "tokens_per_step=256"
     )
     assert result.returncode == 0, result.stderr
     assert record["suite"] == "training"
@@ -50,7 +50,7 @@ def test_training_is_measured_for_every_backend_asked_for(tmp_path):
         assert f"[{number}/4] attention={run['backend']}, {run['context']} tokens" in result.stderr
         assert list(run["loss"]) == [str(step) for step in range(1, 9)]
         assert 0 < run["loss"]["8"] < run["loss"]["1"]
-        assert (run["wrong"], run["not_finite"], run["kernels"]) == (None, 0, "interval attention (PyTorch)")
+        assert (run["wrong"], run["not_finite"], run["attention_ops"]) == (None, 0, [])
         assert (run["compiled"], run["graphs"], run["graph_breaks"]) == (False, 0, 0)
         assert run["tokens_per_second"] > 0
         assert run["seconds"] > 0
@@ -59,9 +59,10 @@ def test_training_is_measured_for_every_backend_asked_for(tmp_path):
         assert f"{run['params_non_embedding']:,}" in result.stdout
 
 
-def test_what_goes_wrong_is_recorded_in_its_place_and_the_others_go_on(tmp_path):
+def test_what_goes_wrong_is_recorded_in_its_place_and_the_others_go_on(bench, tmp_path):
     # Sequences of 8,192 tokens are longer than the corpus, and at this learning rate the loss is soon infinite.
     result, _, runs = bench_training(
+        bench,
         tmp_path,
         *("backends=[mha]", "contexts=[8192,32]", "steps=4", "tokens_per_step=8192"),
         overrides=["optimizer.learning_rate=1e30", "optimizer.gradient_clip=1e30"],
@@ -71,6 +72,14 @@ def test_what_goes_wrong_is_recorded_in_its_place_and_the_others_go_on(tmp_path)
     assert re.search(r"DivergedError: .* of steps 2 to 4 was not finite", runs["mha", 32]["wrong"])
     failed = [line for line in result.stderr.splitlines() if line.startswith("failed: ")]
     assert failed == [f"failed: attention=mha, {n:,} tokens: {runs['mha', n]['wrong']}" for n in (8192, 32)]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_operators_named_are_those_that_run(packed):
+    mha = build_attention("mha", d_model=32, n_heads=2, n_kv_heads=1, head_dim=16, max_seq_len=64)
+    ids = torch.zeros(1, 64, dtype=torch.int64) if packed else None
+    expected = [] if packed else ["aten::_scaled_dot_product_flash_attention_for_cpu"]
+    assert attention_ops(mha, torch.randn(1, 64, 32), ids) == expected
 
 
 @pytest.mark.parametrize(
@@ -84,7 +93,7 @@ def test_what_goes_wrong_is_recorded_in_its_place_and_the_others_go_on(tmp_path)
         ),
     ],
 )
-def test_what_it_cannot_measure_is_one_sentence(arguments, said):
+def test_what_it_cannot_measure_is_one_sentence(bench, arguments, said):
     result = bench(*arguments)
     assert result.returncode == 2
     assert said in result.stderr
@@ -93,7 +102,7 @@ def test_what_it_cannot_measure_is_one_sentence(arguments, said):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what is said without a GPU")
 @pytest.mark.parametrize("suite", ["kernels", "decode", "gpu_tests"])
-def test_what_needs_a_gpu_says_so_without_one(suite):
+def test_what_needs_a_gpu_says_so_without_one(bench, suite):
     result = bench(suite)
     assert result.returncode == 2
     assert "no CUDA device" in result.stderr

@@ -2,13 +2,13 @@
 
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+
+from tests.doors import Doors
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -61,11 +61,6 @@ def run_copy(trained_run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def evaluate():
-    """``python evaluate.py OVERRIDES…`` as a user runs it, from the repository's root."""
-
-    def call(*overrides: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "evaluate.py", *overrides]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-
-    return call
+def evaluate(doors: Doors):
+    """``evaluate(*overrides)``: from the repository's root to its end."""
+    return lambda *overrides: doors.open("evaluate.py", list(overrides))

@@ -21,6 +21,7 @@ from dma_lab.evaluation.local_sets import local_benchmarks
 from dma_lab.evaluation.settings import PaperSettings, read_settings
 from dma_lab.messages import UserError
 from dma_lab.seals import sealed, unsealed
+from tests.doors import KILLED
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTION = {"query": "Question: q", "choices": ["one", "two"], "gold": 0}
@@ -75,28 +76,21 @@ def test_without_a_network_the_tasks_that_need_it_are_named(run_copy, monkeypatc
     assert result.stderr.count("\n") == 1
 
 
-def test_local_scores_lie_in_the_run_by_question_too_and_a_killed_evaluation_goes_on(run_copy, tmp_path):
+def test_local_scores_lie_in_the_run_by_question_too_and_a_killed_evaluation_goes_on(doors, run_copy, tmp_path):
     sets = write_sets(tmp_path / "sets", 60)
     file = run_copy / "evaluation" / "local.json"
-    command = [
-        sys.executable,
-        "evaluate.py",
-        "suite=local",
-        f"checkpoint={run_copy}",
-        f"suite.path={sets}",
-        "device=cpu",
-    ]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = ["suite=local", f"checkpoint={run_copy}", f"suite.path={sets}", "device=cpu"]
+    process = doors.start("evaluate.py", command)
     deadline = time.monotonic() + 120
     while not file.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.ended().returncode == KILLED
     kept = unsealed(file.read_text())
     assert 1 <= len(kept["cells"]) < 6, "the signal came in the middle"
     kept["cells"][0]["scores"]["acc"] = 1234.5  # what is kept is not computed again
     file.write_text(sealed(kept))
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = doors.open("evaluate.py", command)
     assert done.returncode == 0, done.stderr
     cells = json.loads(file.read_text())["cells"]
     assert [entry["cell"]["task"] for entry in cells] == [f"set{number}" for number in range(6)]

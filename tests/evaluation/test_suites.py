@@ -4,8 +4,6 @@ import fcntl
 import json
 import platform
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +23,7 @@ from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
 from dma_lab.report.evaluations import evaluations
 from dma_lab.seals import sealed, unsealed
+from tests.doors import KILLED
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -136,21 +135,21 @@ def test_the_report_shows_what_was_written(run_suite, run_copy, tmp_path):
     assert row["dma"] == f"{score['acc']:.3f} ± 0.000"
 
 
-def test_a_killed_evaluation_keeps_its_cells_and_goes_on(run_copy):
+def test_a_killed_evaluation_keeps_its_cells_and_goes_on(doors, run_copy):
     file = run_copy / "evaluation" / "needle.json"
-    command = [sys.executable, "evaluate.py", "suite=needle", f"checkpoint={run_copy}", "device=cpu", *NEEDLE]
+    command = ["suite=needle", f"checkpoint={run_copy}", "device=cpu", *NEEDLE]
     command += ["suite.depths=[0.0,0.25,0.5,0.75,1.0]", "suite.lengths=[600]"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = doors.start("evaluate.py", command)
     deadline = time.monotonic() + 120
     while not file.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.ended().returncode == KILLED
     kept = unsealed(file.read_text())
     assert 1 <= len(kept["cells"]) < 5, "the signal came in the middle"
     kept["cells"][0]["scores"]["gain"] = 1234.5  # what is kept is not computed again
     file.write_text(sealed(kept))
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = doors.open("evaluate.py", command)
     assert done.returncode == 0, done.stderr
     cells = json.loads(file.read_text())["cells"]
     assert len(cells) == 5

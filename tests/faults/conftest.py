@@ -23,7 +23,8 @@ from typing import Any
 import pytest
 
 from dma_lab.messages import UserError
-from tests.faults.doors import TINY, Command, Doors
+from tests.doors import Doors
+from tests.faults.doors import TINY, Command, FaultyDoors
 from tests.faults.results import results_in
 
 SURVIVED, REFUSED = "survived", "refused"
@@ -137,12 +138,12 @@ def draw() -> random.Random:
 
 
 @pytest.fixture(scope="session")
-def doors(tmp_path_factory: pytest.TempPathFactory) -> Doors:
-    return Doors(tmp_path_factory.mktemp("said"))
+def doors(doors: Doors) -> FaultyDoors:
+    return FaultyDoors(doors)
 
 
 @pytest.fixture(scope="session")
-def tiny(doors: Doors, tmp_path_factory: pytest.TempPathFactory) -> Command:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Command:
     """A run of a moment."""
     folder = tmp_path_factory.mktemp("corpus")
     draw = random.Random(0)
@@ -153,7 +154,7 @@ def tiny(doors: Doors, tmp_path_factory: pytest.TempPathFactory) -> Command:
 
 
 @pytest.fixture(scope="session")
-def uncut(doors: Doors, tiny: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uncut(doors: FaultyDoors, tiny: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The working directory in which the tiny run came to its end, undisturbed: its runs/ and its cache/."""
     folder = tmp_path_factory.mktemp("uncut")
     process = doors.open(tiny, folder)

@@ -1,23 +1,22 @@
-"""The project's doors, opened in forks of one process that has everything imported: a trial costs its own work alone.
+"""The commands that trials give, and how one is opened with a fault.
 
-What a fork does is what ``python train.py …`` does from ``open_door`` on, but for Hydra's composition of conf/, which
-takes longer than a tiny training: it is done once a kind of command, and what is a trial's own is set in its result.
+Hydra's composition of conf/ takes longer than a tiny training: it is done once a kind of command, before the fork, and
+what is a trial's own is set in its result.
 """
 
+import functools
 import json
-import multiprocessing
 import os
-import signal
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from tests.doors import KILLED as KILLED
+from tests.doors import Doors, Opened
 from tests.faults.file_events import Fault
 
-ROOT = Path(__file__).resolve().parents[2]
 # Twelve steps: lines at 2, 4, …, validations at 6 and 12, checkpoints at 4, 8 and 12.
 TINY = (
     "model.name=tiny",
@@ -61,55 +60,41 @@ class Command:
         own = {name.replace("__", "."): value for name, value in settings.items()}
         return Command(self.door, self.overrides, {**self.settings, **own})
 
-
-class Opened:
-    """A door that was opened."""
-
-    def __init__(self, process: ForkServerProcess, log: Path) -> None:
-        self.process, self.log = process, log
-
-    def ended(self, seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
-        """Its status and what it said, once it has ended; killed after ``seconds``, and then its status says so."""
-        self.process.join(seconds)
-        if self.process.exitcode is None:
-            self.process.kill()
-            self.process.join()
-        assert self.process.exitcode is not None
-        said = self.log.read_text(encoding="utf-8", errors="replace")
-        return subprocess.CompletedProcess([], self.process.exitcode, stdout="", stderr=said)
-
     @property
-    def events(self) -> int:
-        """File events that were counted; of a process that came to its end."""
-        return int(json.loads(self.log.with_suffix(".events").read_text()))
+    def arguments(self) -> list[str]:
+        return [*self.overrides, *(f"{name}={value}" for name, value in self.settings.items())]
 
 
-class Doors:
-    """Opens doors in forks of a process of its own, which has no threads and nothing open of this one's."""
+class FaultyDoors:
+    """Opens doors with a fault."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._number = 0
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["tests.faults.warm"])
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # for it, which imports before it is told of any path
+    def __init__(self, doors: Doors) -> None:
+        self.doors = doors
 
     def start(
         self, command: Command, folder: Path, fault: Fault | None = None, environment: Mapping[str, str] | None = None
     ) -> Opened:
-        """Open a door in the working directory ``folder``, below which file events are counted if a fault is given."""
-        from tests.faults import warm
+        """Open a door in the working directory ``folder``, below which file events are counted if a fault is given.
 
-        self._number += 1
-        log = self.folder / f"{self._number}.log"
-        log.touch()
-        process = self._context.Process(target=warm.opened, args=(command, folder, log, fault, environment or {}))
-        process.start()
-        return Opened(process, log)
+        Args:
+            environment: what is set there beside what is set here.
+        """
+        before = functools.partial(_prepare, command, folder, fault, self._counted(folder))
+        env = {**os.environ, **(environment or {})}
+        return self.doors.start(f"{command.door}.py", command.arguments, folder=folder, env=env, before=before)
 
     def open(self, command: Command, folder: Path, *arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
         return self.start(command, folder, *arguments, **options).ended()
 
+    def events(self, folder: Path) -> int:
+        """File events that the last door counted there that came to its end."""
+        return int(json.loads(self._counted(folder).read_text()))
 
-KILLED = -signal.SIGKILL
+    def _counted(self, folder: Path) -> Path:
+        return folder.with_name(f"{folder.name}.events")
+
+
+def _prepare(*arguments: Any) -> None:
+    from tests.faults import warm  # which is in the process that this one is a fork of, and in no other
+
+    warm.prepare(*arguments)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.doors import KILLED
 from tests.faults.conftest import REFUSED, SILENTLY_WRONG, SURVIVED, TRACEBACK
-from tests.faults.doors import KILLED
 from tests.faults.file_events import Fault
 from tests.faults.results import difference
 
@@ -26,11 +26,10 @@ def short_and_long(short: int, long: int) -> pytest.MarkDecorator:
 def events(doors, tiny, expected, tmp_path_factory) -> int:
     """File events of the uninterrupted run from the data's preparation on, which counting does not change."""
     folder = tmp_path_factory.mktemp("counted")
-    opened = doors.start(tiny, folder, Fault())
-    assert opened.ended().returncode == 0
+    assert doors.open(tiny, folder, Fault()).returncode == 0
     assert difference(folder, expected) == ""
-    assert opened.events > 100
-    return opened.events
+    assert doors.events(folder) > 100
+    return doors.events(folder)
 
 
 @pytest.fixture

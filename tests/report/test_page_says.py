@@ -1,8 +1,6 @@
 """What the report says plainly: what it lacks, what it cannot compare, and what it will not fit."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -190,11 +188,10 @@ def test_what_runs_say_of_themselves_cannot_break_out_of_the_page(add_run, repor
     assert "\\| <b>x</b>" in text, "a pipe would open another cell"
 
 
-def test_the_door_says_where_the_report_lies_and_refuses_an_empty_directory(add_run, tmp_path):
+def test_the_door_says_where_the_report_lies_and_refuses_an_empty_directory(doors, add_run, tmp_path):
     add_run()
-    command = [sys.executable, "report.py", f"output_dir={tmp_path / 'report'}"]
     done, refused = (
-        subprocess.run([*command, f"runs={runs}"], cwd=ROOT, capture_output=True, text=True)
+        doors.open("report.py", [f"output_dir={tmp_path / 'report'}", f"runs={runs}"])
         for runs in (tmp_path / "runs", tmp_path / "nothing")
     )
     assert (done.returncode, done.stdout) == (0, f"report: {tmp_path / 'report' / 'index.html'}\n")

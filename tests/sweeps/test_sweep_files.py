@@ -2,9 +2,6 @@
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -111,17 +108,16 @@ def test_every_point_is_a_run_that_the_door_accepts_and_differs_from_the_others(
     assert all(corpus == corpora[0] for corpus in corpora), "losses of several corpora or vocabularies do not compare"
 
 
-def test_the_command_line_of_an_agent_trains_its_point(tmp_path):
+def test_the_command_line_of_an_agent_trains_its_point(doors, tmp_path):
     corpus = tmp_path / "text.jsonl"
     corpus.write_text(
         "".join(json.dumps({"text": f"the {n} th of many short texts. " * 20}) + "\n" for n in range(300))
     )
     data = ["data=local", f"data.path={corpus}", f"data.cache_dir={tmp_path}/cache", "data.validation_fraction=0.1"]
     point = {"experiment": "chinchilla_dma", "attention": "mla", "model": "nano"}
-    command = [*agent_command("chinchilla", point), *TINY, *data, f"output_dir={tmp_path}/runs"]
-    # An agent runs where the project's environment is active.
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    env, python, door, *arguments = agent_command("chinchilla", point)
+    assert (env, python) == ("/usr/bin/env", "python")
+    result = doors.open(door, [*arguments, *TINY, *data, f"output_dir={tmp_path}/runs"])
     assert result.returncode == 0, result.stderr
     (summary,) = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/summary.json")]
     assert (summary["status"], summary["attention"], summary["model"]) == ("finished", "mla", "nano")

@@ -1,8 +1,7 @@
 """A corpus and a model small enough to train in a second, and the doors called as a user calls them."""
 
+import multiprocessing
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from dma_lab.train.settings import TrainSettings, read_settings
+from tests.doors import Doors, spawn_warm
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -68,17 +68,18 @@ def settings_of(overrides: list[str], config_name: str = "train") -> TrainSettin
         return read_settings(compose(config_name, overrides))
 
 
-def call(door: str, overrides: list[str], **options) -> subprocess.CompletedProcess[str]:
-    """``python DOOR OVERRIDES…`` as a user runs it, from the repository's root."""
-    command = [sys.executable, door, *overrides]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, **options)
-
-
 @pytest.fixture
 def read():
     return settings_of
 
 
 @pytest.fixture
-def door():
-    return call
+def warm_peers(doors: Doors, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that ``fit_run`` starts in this one have everything imported."""
+    monkeypatch.setattr(multiprocessing, "get_context", spawn_warm())
+
+
+@pytest.fixture
+def door(doors: Doors):
+    """``door("train.py", overrides)``: from the repository's root to its end."""
+    return doors.open

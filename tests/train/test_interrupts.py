@@ -1,10 +1,11 @@
 """A signal at every stage of a sweep: it ends at once, says so, and the same command continues it."""
 
+import functools
+import importlib
 import itertools
-import json
+import os
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,31 +14,27 @@ import torch
 
 from dma_lab.run_summary import read_summary
 
-ROOT = Path(__file__).resolve().parents[2]
 # Steps 1 to 4 and 1 to 6; every second one is followed by a validation and a checkpoint.
 POINTS = ["tokens=2048,3072", "trainer.log_every=1", "trainer.validate_every=2", "trainer.checkpoint_every=2"]
 OF_THE_MOMENT = {"run", "tokens_per_second", "training_seconds", "peak_memory_bytes"}
 
 
-@pytest.fixture(scope="module")
-def interrupted_door(tmp_path_factory):
-    """``interrupted_door(arguments, moment, signal)`` → exit status and what was said."""
-    log = tmp_path_factory.mktemp("said") / "log"
-    command = [sys.executable, str(Path(__file__).with_name("interrupted_door.py"))]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, text=True, bufsize=1,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
+def interrupt_at(function: str, number: int, sent: int) -> None:
+    """Have this process, and those that it starts, get the signal ``sent`` as ``function`` is called that often."""
+    os.setsid()  # with those that it starts, as Ctrl-C reaches them
+    module, path = function.split(":")
+    *parents, name = path.split(".")
+    owner = functools.reduce(getattr, parents, importlib.import_module(module))
+    original, calls = getattr(owner, name), itertools.count(1)
 
-    def opened(arguments, moment=None, sent=signal.SIGINT):
-        log.write_text("")
-        request = {"arguments": arguments, "log": str(log), "signal": int(sent)}
-        process.stdin.write(json.dumps(request | ({"moment": moment} if moment else {})) + "\n")
-        return int(process.stdout.readline()), log.read_text()
+    @functools.wraps(original)
+    def interrupted(*args, **kwargs):
+        if next(calls) == number:
+            os.killpg(os.getpgrp(), sent)
+            time.sleep(0.3)  # whoever dies of it is dead
+        return original(*args, **kwargs)
 
-    yield opened
-    process.stdin.close()
-    process.wait(timeout=60)
+    setattr(owner, name, interrupted)
 
 
 def results(sweep: Path) -> dict:
@@ -58,10 +55,10 @@ def results(sweep: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def uncut(interrupted_door, tiny_run, tmp_path_factory):
+def uncut(doors, tiny_run, tmp_path_factory):
     sweep = tmp_path_factory.mktemp("uncut")
-    status, said = interrupted_door(["-m", *tiny_run, *POINTS, f"output_dir={sweep}"])
-    assert status == 0, said
+    ended = doors.open("train.py", ["-m", *tiny_run, *POINTS, f"output_dir={sweep}"])
+    assert ended.returncode == 0, ended.stderr
     return results(sweep)
 
 
@@ -79,7 +76,7 @@ MOMENTS = {
     "while a checkpoint is written": ("dma_lab.train.callbacks:RunRecorder._save", 2 + 2),
     "in the last validation": ("dma_lab.train.task:TextTask.score", 2 + 3),
     "while its last summary is written": ("dma_lab.train.runs:RunDirectory.write_summary", 4),
-    "while its figures are printed": ("train:print_summary", 2),
+    "while its figures are printed": ("dma_lab.train.summary:print_summary", 2),
 }
 
 
@@ -87,16 +84,15 @@ SIGNALS = itertools.cycle([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 
 
 @pytest.mark.parametrize(("moment", "sent"), list(zip(MOMENTS.values(), SIGNALS, strict=False)), ids=MOMENTS)
-def test_an_interrupted_sweep_ends_and_the_same_command_continues_it(
-    interrupted_door, tiny_run, uncut, tmp_path, moment, sent
-):
+def test_an_interrupted_sweep_ends_and_the_same_command_continues_it(doors, tiny_run, uncut, tmp_path, moment, sent):
     command = ["-m", *tiny_run, *POINTS, f"output_dir={tmp_path}"]
-    status, said = interrupted_door(command, moment, sent)
-    assert status == 128 + sent, said
+    ended = doors.open("train.py", command, before=functools.partial(interrupt_at, *moment, sent))
+    said = ended.stdout + ended.stderr
+    assert ended.returncode == 128 + sent, said
     assert "failed" not in said
     assert "Traceback" not in said
     assert not list(tmp_path.glob(".*"))
     assert said.count("comparison") == 1, "it is reported as far as it came"
-    status, said = interrupted_door(command)
-    assert status == 0, said
+    ended = doors.open("train.py", command)
+    assert ended.returncode == 0, ended.stderr
     assert results(tmp_path) == uncut

@@ -65,7 +65,9 @@ def alone(read, tiny_run, tmp_path_factory):
     return fit_run(read([*tiny_run, *CALM, f"output_dir={tmp_path_factory.mktemp('alone')}"]))
 
 
-def test_one_and_two_processes_are_one_run_and_a_signal_to_either_stops_it(read, overrides, alone, tmp_path):
+def test_one_and_two_processes_are_one_run_and_a_signal_to_either_stops_it(
+    warm_peers, read, overrides, alone, tmp_path
+):
     settings = read([*overrides, *CALM, "trainer.devices=2"])
     with the_other_process_gets(signal.SIGTERM, tmp_path, at_step=5), pytest.raises(SystemExit) as end:
         fit_run(settings)
@@ -85,7 +87,7 @@ def test_one_and_two_processes_are_one_run_and_a_signal_to_either_stops_it(read,
     assert [line["loss"] for line in losses] == pytest.approx([line["loss"] for line in expected], abs=1e-5)
 
 
-def test_a_killed_process_ends_the_run_with_one_sentence(read, overrides, tmp_path):
+def test_a_killed_process_ends_the_run_with_one_sentence(warm_peers, read, overrides, tmp_path):
     settings = read([*overrides, *CALM, "trainer.devices=2", "tokens=51200000", "data.allow_repeat=true"])
     started = time.monotonic()
     with the_other_process_gets(signal.SIGKILL, tmp_path, at_step=5), pytest.raises(LostRankError) as end:

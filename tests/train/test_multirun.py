@@ -23,22 +23,8 @@ from dma_lab.train.fit_run import fit_run
 from dma_lab.train.runs import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
-POINTS = ["attention=mha,swa,dma", "trainer.log_every=1", "trainer.checkpoint_every=7"]
+POINTS = ["attention=mha,swa,dma", "tokens=15360", "trainer.log_every=1", "trainer.checkpoint_every=7"]
 OF_THE_MOMENT = {"run", "tokens_per_second", "training_seconds", "peak_memory_bytes"}
-
-
-def start(overrides: list[str]) -> subprocess.Popen[str]:
-    def heed_interrupts() -> None:  # what a shell starts in the background ignores them, and so would its children
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    return subprocess.Popen(
-        [sys.executable, "train.py", *overrides],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_interrupts,
-    )
 
 
 def runs_of(sweep: Path) -> dict[str, Path]:
@@ -95,18 +81,17 @@ def test_a_sweep_ends_with_one_table_and_names_what_failed(door, overrides, tmp_
     assert float(effective) == pytest.approx(tokens.sum() ** 2 / (tokens**2).sum(), abs=0.06)
 
 
-def test_a_killed_sweep_started_again_ends_where_an_uninterrupted_one_ends(door, overrides, tmp_path):
+def test_a_killed_sweep_started_again_ends_where_an_uninterrupted_one_ends(doors, door, overrides, tmp_path):
     cut, uncut = tmp_path / "cut", tmp_path / "uncut"
-    process = start(["-m", *overrides, *POINTS, f"output_dir={cut}"])
+    process = doors.start("train.py", ["-m", *overrides, *POINTS, f"output_dir={cut}"])
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and process.running:
         metrics = runs_of(cut).get("swa", cut) / "metrics.jsonl"
-        if metrics.exists() and len(metrics.read_text().splitlines()) >= 17:
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= 16:
             break
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
+    assert process.ended(60).returncode == -signal.SIGKILL
     status = {name: json.loads((run / "summary.json").read_text())["status"] for name, run in runs_of(cut).items()}
     assert status == {"mha": "finished", "swa": "running"}, "one was finished, one was cut, one is missing"
     assert list(cut.glob(".sweep-*")), "a killed process tidies nothing up"
@@ -148,12 +133,12 @@ def workers(parent: int) -> list[int]:
         ),
     ],
 )
-def test_a_sweep_that_breaks_off_says_how_far_it_came(overrides, tmp_path, launcher):
+def test_a_sweep_that_breaks_off_says_how_far_it_came(doors, overrides, tmp_path, launcher):
     chosen, *options = launcher
     points = ["tokens=2048,3072000", "data.allow_repeat=true", "trainer.log_every=1"]
-    process = start(["-m", *overrides, *points, f"hydra/launcher={chosen}", *options])
+    process = doors.start("train.py", ["-m", *overrides, *points, f"hydra/launcher={chosen}", *options])
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and process.running:
         summaries = [json.loads(path.read_text()) for path in tmp_path.glob("*/summary.json")]
         running = [summary for summary in summaries if summary["status"] == "running"]
         ended = [json.loads(path.read_text())["ended"] for path in tmp_path.glob(".sweep-*/000000.json")]
@@ -165,11 +150,11 @@ def test_a_sweep_that_breaks_off_says_how_far_it_came(overrides, tmp_path, launc
             os.kill(worker, signal.SIGKILL)
     else:
         process.send_signal(signal.SIGINT)
-    said, errors = process.communicate(timeout=60)
-    assert process.returncode == (1 if chosen == "joblib" else 130), errors
-    table = said[said.index("comparison") :]
+    ended = process.ended(60)
+    assert ended.returncode == (1 if chosen == "joblib" else 130), ended.stderr
+    table = ended.stdout[ended.stdout.index("comparison") :]
     assert table.count("nano") == 1
-    (line,) = [line for line in errors.splitlines() if line.startswith("stopped at: ")]
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("stopped at: ")]
     assert "tokens=3072000" in line
     assert not list(tmp_path.glob(".*"))
 
@@ -185,15 +170,15 @@ def test_a_sweep_is_refused_where_it_could_not_say_what_became_of_it(tmp_path, c
     assert f"output_dir={taken} cannot be written" in capsys.readouterr().err
 
 
-def test_two_multiruns_at_once_share_the_points(overrides, tmp_path):
+def test_two_multiruns_at_once_share_the_points(doors, overrides, tmp_path):
     points = ["-m", *overrides, *POINTS, "seed=0,1", "tokens=10240"]
-    processes = [start(points), start(points)]
-    said = [process.communicate(timeout=240) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
+    processes = [doors.start("train.py", points) for _ in range(2)]
+    ended = [process.ended(240) for process in processes]
+    assert [process.returncode for process in ended] == [0, 0], ended
     summaries = [json.loads(path.read_text()) for path in tmp_path.glob("*/summary.json")]
     assert [summary["status"] for summary in summaries] == ["finished"] * 6
     # Twelve visits to six points: six trained, six did not.
-    visits = [line for _, errors in said for line in errors.splitlines()]
+    visits = [line for process in ended for line in process.stderr.splitlines()]
     assert sum(line.startswith(("skipped: ", "finished before: ")) for line in visits) == 6
     assert any(line.startswith("skipped: ") for line in visits), "they met"
     assert not list(tmp_path.glob(".*"))
