@@ -133,6 +133,9 @@ def _ended_before(run: RunDirectory, settings: TrainSettings, known: dict[str, A
     if wrong := of_another_run(summary, known):
         run.say(f"{run.path / 'summary.json'} is of another run: it has another {', '.join(wrong)}; it is made again")
         return None
+    if summary["status"] == "finished" and summary["step"] != summary["steps"]:
+        run.say(f"{run.path / 'summary.json'} was written at step {summary['step']} of {summary['steps']}")
+        return None
     with suppress(FileNotFoundError):  # weights may have been removed to save room
         try:
             read_checkpoint(run.checkpoint, mmap=True)
