@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.packages import packages_that_attend
 from dma_lab.kernels import interval_attention, prefix_topk_expiry
+from dma_lab.kernels.causal.problem import Problem
 from dma_lab.kernels.interval.key_lists import build_key_lists
 from dma_lab.kernels.interval.key_order import backward_key_order
 from dma_lab.kernels.interval.operator import attend_lists, list_block
@@ -79,20 +81,27 @@ def live_share(expiry: Tensor) -> float:
     return live / (expiry.numel() // N * N * (N + 1) / 2)
 
 
-def dense_functions(backend: str, case: Case) -> Functions:
-    """PyTorch's causal attention over the inputs of ``case``, keys and values once for every query head."""
+def dense_functions(case: Case) -> dict[str, Functions]:
+    """Causal attention over the inputs of ``case``, keys and values once for every query head, by what computes it:
+    PyTorch's cuDNN and flash kernels, and the flash-attn packages where installed.
+    """
     group = case.q.shape[1] // case.k.shape[1]
     k, v = (tensor.repeat_interleave(group, dim=1) for tensor in (case.k, case.v))
-    q, k, v = (tensor.detach().requires_grad_() for tensor in (case.q, k, v))
+    inputs = [tensor.detach().requires_grad_() for tensor in (case.q, k, v)]
 
-    def attend() -> Tensor:
-        with sdpa_kernel(DENSE[backend]):
+    def functions(attend: Callable[..., Tensor]) -> Functions:
+        return {
+            "forward": torch.no_grad()(lambda: attend(*inputs)),
+            "total": lambda: torch.autograd.grad(attend(*inputs), inputs, case.d_out),
+        }
+
+    def sdpa(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(backend):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
-    def total() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(attend(), (q, k, v), case.d_out)
-
-    return {"forward": torch.no_grad()(attend), "total": total}
+    attends: dict[str, Callable[..., Tensor]] = {name: partial(sdpa, backend) for name, backend in DENSE.items()}
+    attends |= packages_that_attend(Problem.of(case.q, k, v))
+    return {name: functions(attend) for name, attend in attends.items()}
 
 
 def flex_function(case: Case) -> Callable[[], Tensor]:

@@ -1,10 +1,10 @@
 """Interval attention with DMA's lifetimes against dense causal attention, in one run on one GPU.
 
 "Forward" is attention alone, given its key lists; "total" is selection, index building, forward and backward. Every
-dense figure is the fastest of PyTorch's own kernels, which get as many key/value heads as there are query heads: how
-few they are is nothing to dense attention's arithmetic. The floor of a figure is the arithmetic of its live
-(query, key) pairs at the rate of the dense kernel it stands beside. All that is measured at one length takes turns;
-other packages follow it.
+dense figure is the fastest of PyTorch's own kernels and the flash-attn packages that are installed, all of which get as
+many key/value heads as there are query heads: how few they are is nothing to dense attention's arithmetic. The floor of
+a figure is the arithmetic of its live (query, key) pairs at the rate of the dense kernel it stands beside. All that is
+measured at one length takes turns; other packages follow it.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ from rich.table import Table
 
 from benchmarks.figure import draw_kernels
 from benchmarks.goals import judge_kernels, verdict_table
-from benchmarks.kernel_cases import DENSE, KINDS, PARTS, Case, dense_functions, flex_function, live_share
+from benchmarks.kernel_cases import KINDS, PARTS, Case, dense_functions, flex_function, live_share
 from benchmarks.packages import packages_beside
 from benchmarks.record import write_record
 from benchmarks.settings import KernelsSettings
 from benchmarks.timing import eager_milliseconds, in_turns, progress, require_gpu
 
-_FLASH_UP_TO = 32_768  # tokens; beyond, seconds would go into the slower of the two
+_FLASH_UP_TO = 32_768  # tokens; beyond, seconds would go into kernels of the generation before
 
 
 def bench_kernels(settings: KernelsSettings) -> Path:
@@ -66,7 +66,7 @@ def _measure(
 ) -> tuple[list[dict[str, Any]], float | None]:
     """A point of every case, by number of key/value heads and kind of scores; and FlexAttention's forward pass."""
     times = _times(N, cases, flex, bar)
-    names = [name for name in DENSE if (name, "forward") in times]
+    names = [key[0] for key in times if key[1:] == ("forward",)]
     dense = {name: {part: times[name, part] for part in ("forward", "total")} for name in names}
     best = {part: min(each[part] for each in dense.values()) for part in ("forward", "total")}
     points = []
@@ -87,9 +87,9 @@ def _times(N: int, cases: dict[tuple[int, str], Case], flex: bool, bar: Progress
     for (K, kind), case in cases.items():
         functions |= {(K, kind, part): function for part, function in case.functions().items()}
     like = max(cases.values(), key=lambda case: case.k.shape[1])
-    for name in DENSE:
-        if name == "cudnn" or N <= _FLASH_UP_TO:
-            functions |= {(name, part): function for part, function in dense_functions(name, like).items()}
+    for name, parts in dense_functions(like).items():
+        if name in ("cudnn", "flash-attn 4") or N <= _FLASH_UP_TO:
+            functions |= {(name, part): function for part, function in parts.items()}
     if flex:
         functions["flex",] = flex_function(like)
     return in_turns(functions, bar, f"{N:,} tokens")

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import forward_and_total, milliseconds
-from dma_lab.kernels import flash_attention, flash_attention_supports, interval_attention
+from dma_lab.kernels import interval_attention
+from dma_lab.kernels.causal.attention import IMPLEMENTATIONS
+from dma_lab.kernels.causal.problem import Problem
 from dma_lab.messages import announce_once
 
 Attend = Callable[..., Tensor]
@@ -46,9 +48,7 @@ def packages_beside(
         return interval_attention(q, k, v, expiry, bias=None if bias is None else bias.float(), max_live=window)
 
     if kind == "constant":
-        windowed: dict[str, Attend] = {}
-        if flash_attention_supports(q, v):
-            windowed["flash-attn"] = flash_attention
+        windowed = packages_that_attend(Problem.of(q, k, v, window=window))
         if _installed("fla"):
             windowed["fla-core"] = fla_attention
         for package, function in windowed.items():
@@ -74,6 +74,16 @@ def packages_beside(
         row = add("flash-dmattn", "its own", partial(authors_attention, mask=choose()), bias)
         row["total"] += milliseconds(choose)
     return rows
+
+
+def packages_that_attend(problem: Problem) -> dict[str, Attend]:
+    """The flash-attn packages that are installed and support ``problem``, by name: functions of q, k, v and window."""
+
+    def function(attend: Attend) -> Attend:
+        return lambda q, k, v, window=None: attend(q, k, v, window, None, None)
+
+    flash = (each for each in IMPLEMENTATIONS if each.name.startswith("flash-attn"))
+    return {each.name: function(each.attend) for each in flash if each.supports(problem) is None}
 
 
 def differences(attend: Attend, ours: Attend, inputs: Sequence[Tensor], d_out: Tensor) -> dict[str, float | None]:

@@ -23,7 +23,6 @@ from torch._dynamo.utils import counters
 from benchmarks.record import write_record
 from benchmarks.settings import TrainingSettings
 from benchmarks.training_table import print_training
-from dma_lab.attention.operators import attention_ops
 from dma_lab.messages import UserError
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.hardware import Hardware, resolve_hardware
@@ -42,7 +41,7 @@ _UNITS = {
     "step is waited for",
     "peak_memory_bytes": "largest allocation on the GPU, or of the process on a CPU",
     "seconds": "the whole point: model, compilation, steps, validation, checkpoint",
-    "attention_ops": "what one layer's forward pass calls, in order; empty where it is plain PyTorch",
+    "kernels": "what one layer's attention runs on",
 }
 
 
@@ -110,7 +109,7 @@ def _measure(settings: TrainSettings, plan: RunPlan, hardware: Hardware) -> Poin
     begun = time.perf_counter()
     point: Point = {"params_non_embedding": plan.parameters.non_embedding, "d_ff": plan.shape.d_ff}
     try:
-        point["attention_ops"] = _attention_ops(settings, plan, hardware)
+        point["kernels"] = _kernels(settings, plan, hardware)
         with tempfile.TemporaryDirectory() as runs:
             point |= _train(dataclasses.replace(settings, output_dir=runs))
     except Exception as error:
@@ -149,14 +148,11 @@ def _what_is_wrong(point: Point) -> str | None:
     return None
 
 
-def _attention_ops(settings: TrainSettings, plan: RunPlan, hardware: Hardware) -> list[str]:
-    """Operators that a layer of the run calls, on its device, at its context and in its precision."""
+def _kernels(settings: TrainSettings, plan: RunPlan, hardware: Hardware) -> str:
+    """What a layer of the run attends with, on its device, at its context and in its precision."""
     attention = build_model(settings, dataclasses.replace(plan.shape, n_layers=1)).blocks[0].attention
-    x = torch.randn(1, plan.shape.max_seq_len, plan.shape.d_model, device=hardware.device)
-    document_ids = torch.zeros_like(x[..., 0], dtype=torch.int64) if settings.data.mask_documents else None
-    autocast = torch.autocast(hardware.device.type, torch.bfloat16, enabled=hardware.precision == "bf16")
-    with autocast:
-        return attention_ops(attention.to(hardware.device), x, document_ids)
+    bf16 = hardware.precision == "bf16"
+    return attention.to(hardware.device).kernels(plan.shape.max_seq_len, packed=settings.data.mask_documents, bf16=bf16)
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:

@@ -5,13 +5,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-_KERNELS = {
-    "dma_lab::flash_attention": "flash-attn",
-    "dma_lab::interval_attention": "interval attention (Triton)",
-    "aten::_scaled_dot_product_flash_attention": "SDPA (flash)",
-    "aten::_scaled_dot_product_cudnn_attention": "SDPA (cuDNN)",
-    "aten::_scaled_dot_product_efficient_attention": "SDPA (memory-efficient)",
-}
 _RIGHT = ("parameters", "loss, first", "last", "not finite", "graph breaks", "memory, GiB", "tokens/s", "seconds")
 
 
@@ -26,9 +19,7 @@ def print_training(measured: list[dict[str, Any]], title: str) -> None:
 
 
 def _figures(run: dict[str, Any]) -> list[str]:
-    ops = run.get("attention_ops", [])
-    kernels = ", ".join(_KERNELS[op] for op in ops if op in _KERNELS) or "plain PyTorch"
-    figures = [kernels, f"{run['params_non_embedding']:,}"]
+    figures = [run.get("kernels", ""), f"{run['params_non_embedding']:,}"]
     if "loss" not in run:
         return [*figures, "failed"]
     losses = list(run["loss"].values())

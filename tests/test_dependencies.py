@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 NEEDED = [Requirement(line) for lines in (PROJECT["dependencies"], *EXTRAS.values()) for line in lines]
-ELSEWHERE = {"dma-lab", "flash-attn"}
-"""The project's own extras, and what only builds on a GPU's machine."""
+ELSEWHERE = {"dma-lab", "flash-attn", "flash-attn-4"}
+"""The project's own extras, and what is of use on a GPU's machine alone."""
 
 
 @pytest.mark.parametrize(

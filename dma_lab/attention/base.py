@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dma_lab.kernels.selection.lifetimes import check_document_ids
+from dma_lab.kernels.choice import noted_kernels
+from dma_lab.kernels.documents import Documents, check_document_ids
 from dma_lab.messages import UserError
 
 _BACKENDS: dict[str, type["AttentionBackend"]] = {}
@@ -74,8 +75,11 @@ class AttentionBackend(nn.Module, ABC):
         self.max_seq_len = max_seq_len
 
     @abstractmethod
-    def forward(self, x: Tensor, document_ids: Tensor | None = None) -> Tensor:
-        """(B, N, M) -> (B, N, M), causal; ``document_ids`` (B, N), non-decreasing, keep documents apart."""
+    def forward(self, x: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
+        """(B, N, M) -> (B, N, M), causal; ``document_ids`` (B, N), non-decreasing, keep documents apart.
+
+        A model of several layers gives all of them one ``Documents``.
+        """
 
     @abstractmethod
     def new_cache(self, batch_size: int) -> Any:
@@ -96,7 +100,22 @@ class AttentionBackend(nn.Module, ABC):
     def cache_bytes(self, seq_len: int, dtype: torch.dtype) -> int:
         """Bytes that one sequence's cache holds after ``seq_len`` tokens with activations of ``dtype``."""
 
-    def check_input(self, x: Tensor, document_ids: Tensor | None) -> None:
+    @torch.no_grad()
+    def kernels(self, seq_len: int, *, packed: bool, bf16: bool) -> str:
+        """What attention runs on for one sequence of ``seq_len`` tokens, on this module's device; found by running it.
+
+        Args:
+            packed: with document ids.
+            bf16: under autocast.
+        """
+        device = next(self.parameters()).device
+        x = torch.zeros(1, seq_len, self.d_model, device=device)
+        ids = torch.zeros(1, seq_len, dtype=torch.int64, device=device) if packed else None
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16), noted_kernels() as names:
+            self(x, ids)
+        return ", ".join(names)
+
+    def check_input(self, x: Tensor, document_ids: Tensor | Documents | None) -> None:
         """Raise ValueError unless x is (B, N <= max_seq_len, M) and ``document_ids``, if given, (B, N) integers."""
         if x.ndim != 3 or x.shape[2] != self.d_model:
             raise ValueError(f"x must have shape (B, N, {self.d_model}), not {tuple(x.shape)}.")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dma_lab.attention.base import AttentionBackend, AttentionFlops, causal_pairs
 from dma_lab.attention.heads import HeadProjections
 from dma_lab.attention.rope import RopeBase
-from dma_lab.kernels import admit_key, interval_attention, interval_attention_decode, prefix_topk_expiry
+from dma_lab.kernels import Documents, admit_key, interval_attention, interval_attention_decode, prefix_topk_expiry
 from dma_lab.kernels.decode.cache import EMPTY
 from dma_lab.messages import announce_once
 from dma_lab.settings import Count, CountOrNone
@@ -91,7 +91,7 @@ class DynamicMaskAttention(AttentionBackend, name="dma"):
         growth_bnk = self.A.to(dt_bnk.dtype) * F.softplus(dt_bnk)
         return (growth_bnk.clamp(max=MAX_EXPONENT).exp() if self.score == "exp" else growth_bnk).transpose(1, 2)
 
-    def forward(self, x: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
         self.check_input(x, document_ids)
         q, k, v = self.heads(x)
         score_bkn = self.scores(v)

@@ -47,18 +47,6 @@ class HeadProjections(nn.Module):
         return 2 * seq_len * weights
 
 
-def sdpa_is_fused(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether PyTorch's SDPA has a causal kernel on CUDA for q (B, H, N, D), k (B, K, N, D) and v (B, K, N, D_v).
-
-    Where it has none it builds N x N scores without a word. Its flash and cuDNN kernels take grouped heads in half
-    precision, its memory-efficient one widths that differ and float32, but no groups; all want multiples of 8.
-    """
-    half = q.dtype in (torch.bfloat16, torch.float16)
-    if q.shape[-1] % 8 or v.shape[-1] % 8 or q.dtype == torch.float64:
-        return False
-    return (half and v.shape[-1] == q.shape[-1] <= 256) or k.shape[1] == q.shape[1]
-
-
 @dataclass
 class KeyValueCache:
     """Keys and values seen so far, (B, K, positions kept, D) each, oldest first."""

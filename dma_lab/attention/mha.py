@@ -1,8 +1,6 @@
 """Multi-head attention with shared key/value heads: MHA (K = H), GQA (1 < K < H), MQA (K = 1).
 
-Vaswani et al. 2017; Ainslie et al., arXiv 2305.13245. PyTorch's scaled_dot_product_attention; where packed documents
-must not see each other flash-attn if it is installed, else interval attention (a key lives to its document's end). That
-also serves what PyTorch has no fused kernel for.
+Vaswani et al. 2017; Ainslie et al., arXiv 2305.13245.
 """
 
 import torch
@@ -10,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dma_lab.attention.base import AttentionBackend, AttentionFlops, causal_pairs
-from dma_lab.attention.heads import HeadProjections, KeyValueCache, sdpa_is_fused
+from dma_lab.attention.heads import HeadProjections, KeyValueCache
 from dma_lab.attention.rope import RopeBase
-from dma_lab.kernels import document_bounds, flash_attention, flash_attention_supports, interval_attention
+from dma_lab.kernels import Documents, causal_attention
 
 
 class MultiHeadAttention(AttentionBackend, name="mha"):
@@ -39,18 +37,10 @@ class MultiHeadAttention(AttentionBackend, name="mha"):
         self.heads = HeadProjections(**shape, max_seq_len=max_seq_len, qk_norm=qk_norm, rope_base=rope_base)
         self.o_proj = nn.Linear(n_heads * head_dim, d_model, bias=False)
 
-    def forward(self, x: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
         self.check_input(x, document_ids)
         q, k, v = self.heads(x)
-        if document_ids is None and (not x.is_cuda or sdpa_is_fused(q, k, v)):
-            grouped = self.n_kv_heads < self.n_heads
-            out_bhnd = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-        elif document_ids is not None and flash_attention_supports(q, v):
-            out_bhnd = flash_attention(q, k, v, document_ids=document_ids)
-        else:
-            _, end_bn = document_bounds(document_ids, x.shape[0], x.shape[1], x.device)
-            expiry_bkn = end_bn.to(torch.int32)[:, None].expand(-1, self.n_kv_heads, -1)
-            out_bhnd = interval_attention(q, k, v, expiry_bkn)
+        out_bhnd = causal_attention(q, k, v, document_ids=document_ids)
         return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
 
     def new_cache(self, batch_size: int) -> KeyValueCache:

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dma_lab.attention.base import AttentionBackend, AttentionFlops, causal_pairs
-from dma_lab.attention.heads import sdpa_is_fused
 from dma_lab.attention.rope import RopeBase, Rotary
-from dma_lab.kernels import document_bounds, interval_attention
+from dma_lab.kernels import Documents, causal_attention
 from dma_lab.messages import UserError
 from dma_lab.settings import Count
 
@@ -99,22 +98,13 @@ class MultiHeadLatentAttention(AttentionBackend, name="mla"):
         # Autocast may run the norm in float32; what is cached has one dtype.
         return self.kv_norm(c_bnr).to(c_bnr.dtype), self.rotary(k_rope_bnd, start)
 
-    def forward(self, x: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
         self.check_input(x, document_ids)
         q_bhnd = torch.cat(self.queries(x), dim=-1)
         c_bnr, k_rope_bnd = self.latents(x)
         k_nope, v = (up(c_bnr).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for up in (self.k_up, self.v_up))
         k_bhnd = torch.cat((k_nope, k_rope_bnd[:, None].expand(-1, self.n_heads, -1, -1)), dim=-1)
-        if document_ids is None and (not x.is_cuda or sdpa_is_fused(q_bhnd, k_bhnd, v)):
-            # CUDA has fused kernels for values narrower than keys. The CPU's takes equal widths alone: there zeros fill
-            # the values up, and their columns of the result are dropped.
-            values = v if v.is_cuda else F.pad(v, (0, self.rope_dim))
-            out_bhnd = F.scaled_dot_product_attention(q_bhnd, k_bhnd, values, is_causal=True, scale=self.scale)
-            out_bhnd = out_bhnd[..., : self.head_dim]
-        else:
-            _, end_bn = document_bounds(document_ids, x.shape[0], x.shape[1], x.device)
-            expiry_bhn = end_bn.to(torch.int32)[:, None].expand(-1, self.n_heads, -1)
-            out_bhnd = interval_attention(q_bhnd, k_bhnd, v, expiry_bhn, scale=self.scale)
+        out_bhnd = causal_attention(q_bhnd, k_bhnd, v, document_ids=document_ids, scale=self.scale)
         return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
 
     def new_cache(self, batch_size: int) -> LatentCache:

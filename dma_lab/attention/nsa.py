@@ -33,8 +33,7 @@ from dma_lab.attention.nsa_blocks import (
     select_blocks,
 )
 from dma_lab.attention.rope import RopeBase
-from dma_lab.attention.swa import sliding_window_attention
-from dma_lab.kernels import document_bounds
+from dma_lab.kernels import Documents, causal_attention, document_bounds
 from dma_lab.messages import UserError, announce_once
 from dma_lab.settings import Count
 
@@ -158,7 +157,7 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
                 f"of {self.max_seq_len} tokens: NSA's selected branch then sees every key."
             )
 
-    def forward(self, x: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
         self.check_input(x, document_ids)
         B, N, _ = x.shape
         reach = self.selected_blocks * self.selected_block
@@ -168,7 +167,8 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
                 f"{reach} that a query selects, and costs what dense attention costs."
             )
         q, k, v = self.heads(x)
-        sliding = sliding_window_attention(q, *self._sliding_keys_values(x), self.window, document_ids)
+        keys_values = self._sliding_keys_values(x)
+        sliding = causal_attention(q, *keys_values, window=self.window, document_ids=document_ids)
 
         start_bn, end_bn = document_bounds(document_ids, B, N, x.device)
         first_bc, before_bn = locate_blocks(start_bn, end_bn, self.block, self.stride)

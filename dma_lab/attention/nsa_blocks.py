@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dma_lab.kernels.choice import note_kernel
+
 
 def count_blocks(seq_len: int, block: int, stride: int) -> int:
     """Whole compressed blocks of one document; those of several documents in a row are never more (block >= stride)."""
@@ -133,6 +135,7 @@ def attend_selected(
     live = selected_bktj.gather(-1, block_bs[:, None, None].expand(B, K, T, S)) & visible_bts[:, None]
     if q_bhtd.is_cuda:  # The fused kernel that takes a mask wants as many key heads as query heads.
         k, v, live = (tensor.repeat_interleave(H // K, dim=1) for tensor in (k_bksd, v_bksd, live))
+        note_kernel("PyTorch's SDPA under a mask")
         with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):  # cuDNN's gradients under a mask are not to be relied on
             return F.scaled_dot_product_attention(q_bhtd, k, v, attn_mask=live, scale=scale)
     dtype = torch.promote_types(q_bhtd.dtype, torch.float32)

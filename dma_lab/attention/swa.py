@@ -1,7 +1,6 @@
 """Sliding window attention (Longformer, arXiv 2004.05150; Mistral 7B, arXiv 2310.06825): the last W keys, own included.
 
-Key j is seen by the queries ``j <= t < j + W`` of its document, a lifetime like any other, so interval attention
-computes it in O(N · W), where flash-attn is not installed, and a decoding cache never holds more than W positions.
+Key j is seen by the queries ``j <= t < j + W`` of its document, so a decoding cache never holds more than W positions.
 """
 
 import torch
@@ -11,19 +10,9 @@ from torch import Tensor, nn
 from dma_lab.attention.base import AttentionBackend, AttentionFlops, causal_pairs
 from dma_lab.attention.heads import HeadProjections, KeyValueCache
 from dma_lab.attention.rope import RopeBase
-from dma_lab.kernels import document_bounds, flash_attention, flash_attention_supports, interval_attention
+from dma_lab.kernels import Documents, causal_attention
 from dma_lab.messages import announce_once
 from dma_lab.settings import Count
-
-
-def sliding_window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, document_ids: Tensor | None) -> Tensor:
-    """Attention of q (B, H, N, D) over the last ``window`` keys of its document, own included: k, v (B, K, N, D)."""
-    if flash_attention_supports(q, v):
-        return flash_attention(q, k, v, window=window, document_ids=document_ids)
-    B, K, N, _ = k.shape
-    _, end_bn = document_bounds(document_ids, B, N, k.device)
-    expiry_bn = torch.minimum(torch.arange(N, device=k.device) + window, end_bn).to(torch.int32)
-    return interval_attention(q, k, v, expiry_bn[:, None].expand(-1, K, -1), max_live=min(window, N))
 
 
 class SlidingWindowAttention(AttentionBackend, name="swa"):
@@ -57,10 +46,10 @@ class SlidingWindowAttention(AttentionBackend, name="swa"):
         self.heads = HeadProjections(**shape, max_seq_len=max_seq_len, qk_norm=qk_norm, rope_base=rope_base)
         self.o_proj = nn.Linear(n_heads * head_dim, d_model, bias=False)
 
-    def forward(self, x: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
         self.check_input(x, document_ids)
         q, k, v = self.heads(x)
-        out_bhnd = sliding_window_attention(q, k, v, self.window, document_ids)
+        out_bhnd = causal_attention(q, k, v, window=self.window, document_ids=document_ids)
         return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
 
     def new_cache(self, batch_size: int) -> KeyValueCache:

@@ -2,13 +2,14 @@
 
 import signal
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import lightning
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from dma_lab.kernels import Documents
 from dma_lab.messages import UserError
 
 
@@ -97,6 +98,11 @@ class TokenDataModule(lightning.LightningDataModule):
             ranks=self.trainer.world_size,
         )
         return DataLoader(batches, batch_size=None, num_workers=self.num_workers, worker_init_fn=_end_with_parent)
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Find the documents while their ids lie in the host's memory: no layer then waits for a GPU to find them."""
+        ids = batch.get("document_ids")
+        return batch if ids is None else batch | {"document_ids": Documents.of(ids)}
 
 
 def _end_with_parent(worker: int) -> None:

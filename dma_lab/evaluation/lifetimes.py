@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from dma_lab.attention.dma import DynamicMaskAttention
 from dma_lab.files import whole
-from dma_lab.kernels import document_bounds, prefix_topk_expiry
+from dma_lab.kernels import Documents, document_bounds, prefix_topk_expiry
 from dma_lab.model import Transformer
 
 KINDS = ("window", "long memory", "sink", "mixed")
@@ -114,7 +114,7 @@ def measure_lifetimes(model: Transformer, tokens: Tensor, document_ids: Tensor |
     """
     expiries = []
 
-    def note(attention: nn.Module, arguments: tuple[Tensor, Tensor | None]) -> None:
+    def note(attention: nn.Module, arguments: tuple[Tensor, Documents | None]) -> None:
         assert isinstance(attention, DynamicMaskAttention)
         x, documents = arguments
         scores = attention.scores(attention.heads(x)[2])

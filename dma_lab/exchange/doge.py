@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dma_lab.data.finding import user_path
 from dma_lab.exchange.weights import our_weights
+from dma_lab.kernels import Documents
 from dma_lab.messages import UserError
 from dma_lab.model import ModelShape, Transformer
 from dma_lab.model.transformer import Block
@@ -38,7 +39,7 @@ class DogeBlock(Block):
         self.attention_residual = nn.Parameter(torch.ones(shape.d_model))
         self.feed_forward_residual = nn.Parameter(torch.ones(shape.d_model))
 
-    def forward(self, x: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
         x = self.attention_residual * x + self.attention(self.attention_norm(x), document_ids)
         return self.feed_forward_residual * x + self.feed_forward(self.feed_forward_norm(x))
 

@@ -4,7 +4,8 @@ A causal mask in which every key is seen by one run of consecutive queries needs
 the queries ``j <= t < expiry_j``. Causal attention, sliding windows, packed documents, sinks and DMA's dynamic mask are
 all of this kind.
 
-Rooms: ``selection/`` (scores to expiries), ``interval/`` (attention over lifetimes: the operator, its key lists, and
+Rooms: ``causal/`` (dense, windowed and packed attention by whatever is fastest there), ``selection/`` (scores to
+expiries), ``interval/`` (attention over lifetimes: the operator, its key lists, and
 the kernels, under the same names for any GPU in ``triton/`` and for Hopper in ``hopper/``), ``decode/`` (the cache).
 
 Dimension letters, in capitals for sizes and as suffixes of tensors (``q_bhnd``):
@@ -18,16 +19,17 @@ Dimension letters, in capitals for sizes and as suffixes of tensors (``q_bhnd``)
 ``j`` is a key's position and ``t`` a query's.
 """
 
+from dma_lab.kernels.causal.attention import causal_attention
 from dma_lab.kernels.decode.cache import admit_key, interval_attention_decode
-from dma_lab.kernels.flash import flash_attention, flash_attention_supports
+from dma_lab.kernels.documents import Documents, document_bounds
 from dma_lab.kernels.interval.attention import interval_attention
-from dma_lab.kernels.selection.lifetimes import document_bounds, prefix_topk_expiry
+from dma_lab.kernels.selection.lifetimes import prefix_topk_expiry
 
 __all__ = [
+    "Documents",
     "admit_key",
+    "causal_attention",
     "document_bounds",
-    "flash_attention",
-    "flash_attention_supports",
     "interval_attention",
     "interval_attention_decode",
     "prefix_topk_expiry",

@@ -1,8 +1,31 @@
 """Which implementation runs: Triton's kernels on CUDA, plain PyTorch elsewhere, and never silently the slow one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from dma_lab.messages import announce_once
+
+_noted: list[str] | None = None
+
+
+@contextmanager
+def noted_kernels() -> Iterator[list[str]]:
+    """A list that fills with the names of what attention runs on meanwhile, in order, each once."""
+    global _noted
+    _noted = []
+    try:
+        yield _noted
+    finally:
+        _noted = None
+
+
+@torch.compiler.assume_constant_result
+def note_kernel(name: str) -> None:
+    """Say to ``noted_kernels`` that ``name`` runs."""
+    if _noted is not None and name not in _noted:
+        _noted.append(name)
 
 
 def choose_triton(impl: str, device: torch.device, unsupported: str | None = None) -> bool:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dma_lab.attention import build_attention
+from dma_lab.kernels import Documents
 
 _INIT_STD = 0.02
 
@@ -60,7 +61,7 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.RMSNorm(shape.d_model, eps=1e-6)
         self.feed_forward = FeedForward(shape.d_model, shape.d_ff)
 
-    def forward(self, x: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), document_ids)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
@@ -92,11 +93,12 @@ class Transformer(nn.Module):
             self.head.weight = self.embedding.weight
         initialise(self, seed)
 
-    def forward(self, tokens: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
         """int64 (B, N), document ids (B, N) or none -> logits (B, N, V)."""
+        documents = None if document_ids is None else Documents.of(document_ids)
         x = self.embedding(tokens)
         for block in self.blocks:
-            x = block(x, document_ids)
+            x = block(x, documents)
         return self.head(self.norm(x))
 
     @property

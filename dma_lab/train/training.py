@@ -7,7 +7,6 @@ from typing import Any
 import lightning as L
 import torch
 
-from dma_lab.attention.operators import attention_kernels
 from dma_lab.data.module import DrawSequences, TokenDataModule
 from dma_lab.train.callbacks import CheckpointFiles, RunRecorder
 from dma_lab.train.continuing import IdentityAt, Start
@@ -127,13 +126,9 @@ def train_model(
     score = recorder.score or validate(device)
     if verdict := judge_score(trainer.global_step, score.metrics()):
         return outcome | score.metrics() | _what_diverged(verdict, task, plan)
-    outcome["kernels"] = attention_kernels(
-        module.model.to(device).blocks[0].attention,
-        plan.shape.max_seq_len,
-        device=device,
-        packed=settings.data.mask_documents,
-        bf16=hardware.precision == "bf16",
-    )
+    attention = module.model.to(device).blocks[0].attention
+    bf16 = hardware.precision == "bf16"
+    outcome["kernels"] = attention.kernels(plan.shape.max_seq_len, packed=settings.data.mask_documents, bf16=bf16)
     if run.writer:
         score.save(run.validation)
     return outcome | score.metrics() | {"status": "finished"}

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dma_lab.attention import AttentionBackend, attention_options, build_attention, registered_backends
-from dma_lab.kernels import prefix_topk_expiry
+from dma_lab.kernels import Documents, prefix_topk_expiry
 from dma_lab.messages import UserError
 
 # Option sets of each backend, for a context of 64 tokens.
@@ -85,6 +85,7 @@ def test_packed_documents_see_nothing_of_each_other(name: str, heads: tuple[int,
     lengths = [1, 30, 12, 21]
     ids = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths))[None]
     packed = attention(x, ids)
+    assert torch.equal(attention(x, Documents.of(ids)), packed)
     start = 0
     for document in range(1, 5):
         end = start + lengths[document - 1]

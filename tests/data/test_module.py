@@ -5,6 +5,7 @@ from functools import partial
 import lightning
 import pytest
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 
 from dma_lab.data.batches import batch_at, sequences_from
 from dma_lab.data.module import MicroBatches, TokenDataModule
@@ -111,3 +112,16 @@ def test_token_data_travels_to_a_process_as_its_folder(data):
     assert data.train_tokens is not None  # mapped before it travels
     assert len(pickle.dumps(data)) < 1000
     assert pickle.loads(pickle.dumps(data)).fingerprint == data.fingerprint
+
+
+def test_documents_are_found_before_a_batch_leaves_the_hosts_memory(data):
+    module = TokenDataModule(_draw(data), sequences_per_step=SEQUENCES, accumulate=1)
+    batch = _draw(data)(first=0, count=2)
+    documents = module.on_before_batch_transfer(batch, 0)["document_ids"]
+    lengths = [len(list(row)) for ids in batch["document_ids"].tolist() for _, row in itertools.groupby(ids)]
+    assert documents.offsets.diff().tolist() == lengths
+    moved = move_data_to_device({"document_ids": documents}, torch.device("meta"))["document_ids"]
+    assert (moved.ids.device.type, moved.offsets.device.type) == ("meta", "meta")
+    assert int(moved.longest) == max(lengths)  # the host reads it at every layer
+    unmasked = _draw(data, masked=False)(first=0, count=2)
+    assert module.on_before_batch_transfer(unmasked, 0)["document_ids"] is None

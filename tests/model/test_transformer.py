@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from dma_lab.attention import registered_backends
+from dma_lab.kernels import Documents
 from dma_lab.model import ModelShape, Transformer
 from dma_lab.model.accounting import count_parameters, estimate_memory, training_flops_per_sequence
 
@@ -49,6 +52,34 @@ def test_a_step_at_a_time_gives_the_same_logits(attention):
         cache = model.new_cache(2)
         steps = torch.cat([model.step(tokens[:, t : t + 1], cache) for t in range(48)], dim=1)
     torch.testing.assert_close(steps, whole, rtol=1e-4, atol=1e-5)
+
+
+class CountSearches(TorchDispatchMode):
+    """How often documents are searched for, which on a GPU the host waits for."""
+
+    searches = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        waits = ("nonzero", "_local_scalar_dense", "document_offsets", "cummax", "cummin")
+        self.searches += any(name in func.name() for name in waits)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("attention", sorted(registered_backends()))
+def test_documents_are_found_once_for_all_layers_and_both_passes(attention):
+    model = Transformer(SHAPE, attention)
+    tokens = torch.randint(64, (2, 48), generator=torch.Generator().manual_seed(0))
+    ids = (torch.arange(48) // 20).expand(2, -1)
+    with CountSearches() as anew:
+        by_ids = model(tokens, ids)
+    with CountSearches() as found:
+        documents = Documents.of(ids)
+    with CountSearches() as given:
+        by_documents = model(tokens, documents)
+        by_documents.sum().backward()
+    assert 0 < found.searches == anew.searches
+    assert given.searches == 0
+    assert torch.equal(by_documents, by_ids)
 
 
 def test_flops_of_a_training_step_are_those_of_its_matrix_products():

@@ -18,15 +18,15 @@ def test_every_run_of_a_process_is_compiled_anew_and_few_times(read, overrides, 
     """Guards and limits are Dynamo's and hold with any compiler behind it; the quickest is none."""
     compile_block = Block.compile
     monkeypatch.setattr(Block, "compile", lambda self, **options: compile_block(self, backend="eager", **options))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", GRAPHS)
     graphs = []
-    for attention in ("mha", "dma"):
-        counters.clear()
-        fit_run(read([*overrides, *COMPILED, f"attention={attention}"]))
-        graphs.append(counters["stats"]["unique_graphs"])
+    with torch._dynamo.config.patch(recompile_limit=GRAPHS):
+        for attention in ("mha", "dma"):
+            counters.clear()
+            fit_run(read([*overrides, *COMPILED, f"attention={attention}"]))
+            graphs.append(counters["stats"]["unique_graphs"])
+        branched = read([*overrides, *COMPILED, "tokens=2048", "schedule.branches=[1,2]", "attention=mha"])
+        assert len(fit_branches(branched)) == 2
     assert all(1 < count <= GRAPHS for count in graphs), graphs
-    branched = read([*overrides, *COMPILED, "tokens=2048", "schedule.branches=[1,2]", "attention=mha"])
-    assert len(fit_branches(branched)) == 2
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from dma_lab.attention import build_attention
-from dma_lab.attention.operators import attention_kernels
 from dma_lab.checkpoints import read_checkpoint, recorded, write_checkpoint
 from dma_lab.train.continuing import Start, prepare_start
 from dma_lab.train.fit_run import fit_run
@@ -25,7 +24,7 @@ def test_a_summary_names_machine_kernels_and_model_and_every_machine_that_took_s
     first = fit_run(settings)
     assert first["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
     assert (first["compiled"], first["earlier_machines"]) == (False, [])
-    assert first["kernels"] == "aten::_scaled_dot_product_flash_attention_for_cpu"
+    assert first["kernels"] == "PyTorch's SDPA"
     assert first["rung"] == "nano n_layers=2 d_model=32 head_dim=16 d_ff=96"
 
     # The same run, its steps taken on another machine, and continued here.
@@ -65,11 +64,16 @@ def test_a_rung_is_called_what_it_is(read, changed, name):
 
 
 def test_kernels_are_named_as_they_ran():
-    layer = build_attention("mha", d_model=32, n_heads=2, n_kv_heads=1, head_dim=16, max_seq_len=64)
-    device = torch.device("cpu")
-    assert attention_kernels(layer, 64, device=device, packed=True, bf16=False) == "plain PyTorch"
-    unpacked = attention_kernels(layer, 64, device=device, packed=False, bf16=False)
-    assert unpacked == "aten::_scaled_dot_product_flash_attention_for_cpu"
+    shape = {"d_model": 32, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16, "max_seq_len": 64}
+    layers = {name: build_attention(name, **shape) for name in ("mha", "nsa", "dma")}
+    interval = "interval attention (PyTorch)"
+    for name, packed, unpacked in (
+        ("mha", interval, "PyTorch's SDPA"),
+        ("nsa", *2 * [interval]),
+        ("dma", *2 * [interval]),
+    ):
+        assert layers[name].kernels(64, packed=True, bf16=False) == packed
+        assert layers[name].kernels(64, packed=False, bf16=True) == unpacked
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the capabilities are those of x86")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dma_lab.kernels.choice import choose_triton
+from dma_lab.kernels.choice import choose_triton, note_kernel
 from dma_lab.kernels.interval.reference import blockwise_interval_attention, dense_interval_attention
 
 # Above this length the (N, N) mask of the dense reference costs more than the block-wise gathers.
@@ -53,6 +53,7 @@ def interval_attention(
         from dma_lab.kernels.interval.operator import interval_attention_triton
 
         return interval_attention_triton(q, k, v, expiry, bias, scale, max_live)[0]
+    note_kernel("interval attention (PyTorch)")
     if q.shape[2] <= _DENSE_MAX_SEQ_LEN:
         return dense_interval_attention(q, k, v, expiry, bias, scale)
     return blockwise_interval_attention(q, k, v, expiry, bias, scale)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from dma_lab.kernels.choice import note_kernel
 from dma_lab.kernels.interval import tiling
 from dma_lab.kernels.interval.arguments import new_heads
 from dma_lab.kernels.interval.hopper.dkv import hopper_dkv
@@ -28,7 +29,9 @@ def list_block(q: Tensor, k: Tensor) -> int:
 def attend_lists(q: Tensor, k: Tensor, v: Tensor, lists: KeyLists, scale: float) -> tuple[Tensor, Tensor]:
     """Forward pass alone, ``lists`` being for blocks of ``list_block`` queries: output and log2 of softmax sums."""
     if hopper_supports(q, k, v):
+        note_kernel("interval attention (Hopper)")
         return hopper_forward(q, k, v, lists, scale)
+    note_kernel("interval attention (Triton)")
     tile = tiling.forward_tile(max(q.shape[-1], v.shape[-1]), q.dtype)
     return interval_forward(q, k, v, lists, list_block(q, k), scale, tile)
 

@@ -9,10 +9,16 @@ import torch
 from torch import Tensor
 
 from dma_lab.kernels.choice import choose_triton
+from dma_lab.kernels.documents import Documents, check_document_ids, document_bounds
 
 
 def prefix_topk_expiry(
-    scores: Tensor, window: int, *, recent: int = 0, document_ids: Tensor | None = None, impl: str = "auto"
+    scores: Tensor,
+    window: int,
+    *,
+    recent: int = 0,
+    document_ids: Tensor | Documents | None = None,
+    impl: str = "auto",
 ) -> Tensor:
     """Expiry of every key when each query keeps the ``window`` best-scored keys that it can see.
 
@@ -23,7 +29,8 @@ def prefix_topk_expiry(
         scores: (B, K, N), floating point.
         window: keys kept a query, at least 1.
         recent: the last ``recent`` keys (the query's own included) stay live whatever their score.
-        document_ids: (B, N) integers, non-decreasing along N; a key is never seen from another document.
+        document_ids: (B, N) integers, non-decreasing along N, or ``Documents`` made of them; a key is never seen from
+            another document.
         impl: ``triton`` (kernels for CUDA; elsewhere under Triton's interpreter only), ``torch`` (plain PyTorch), or
             ``auto``: triton on CUDA, torch elsewhere. They agree exactly.
 
@@ -56,7 +63,7 @@ def prefix_topk_expiry(
     return expiry_rn.to(torch.int32).view(B, K, N)
 
 
-def _expiry_by_triton(scores: Tensor, window: int, recent: int, document_ids: Tensor | None) -> Tensor:
+def _expiry_by_triton(scores: Tensor, window: int, recent: int, document_ids: Tensor | Documents | None) -> Tensor:
     from dma_lab.kernels.selection.counting import expiry_from_scores
 
     B, K, N = scores.shape
@@ -67,20 +74,6 @@ def _expiry_by_triton(scores: Tensor, window: int, recent: int, document_ids: Te
             for bound_bn in document_bounds(document_ids, B, N, scores.device)
         )
     return expiry_from_scores(scores_rn, window, recent, start_rn, end_rn).view(B, K, N)
-
-
-def document_bounds(document_ids: Tensor | None, B: int, N: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """First position and end (exclusive) of the document that each position belongs to: two int64 tensors (B, N)."""
-    position_n = torch.arange(N, device=device)
-    if document_ids is None:
-        return torch.zeros_like(position_n).expand(B, N), torch.full_like(position_n, N).expand(B, N)
-    opens_bn = torch.ones(B, N, dtype=torch.bool, device=device)
-    opens_bn[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-    start_bn = torch.where(opens_bn, position_n, 0).cummax(dim=1).values
-    closes_bn = opens_bn.roll(-1, dims=1)
-    closes_bn[:, -1:] = True
-    end_bn = torch.where(closes_bn, position_n + 1, N).flip(1).cummin(dim=1).values.flip(1)
-    return start_bn, end_bn
 
 
 def recency_rank(scores_rn: Tensor) -> Tensor:
@@ -120,7 +113,7 @@ def _window_threshold(rank_rn: Tensor, start_rn: Tensor, window: int) -> Tensor:
     return theta_rn.masked_fill(has_fewer, -1)
 
 
-def _check(scores: Tensor, window: int, recent: int, document_ids: Tensor | None) -> None:
+def _check(scores: Tensor, window: int, recent: int, document_ids: Tensor | Documents | None) -> None:
     if scores.ndim != 3 or not scores.is_floating_point() or scores.numel() == 0:
         raise ValueError(f"scores must be a non-empty floating tensor (B, K, N), not {_describe(scores)}.")
     if scores.shape[2] >= 2**31:
@@ -131,12 +124,6 @@ def _check(scores: Tensor, window: int, recent: int, document_ids: Tensor | None
         raise ValueError(f"recent={recent}: the number of always-kept recent keys must be 0 or more.")
     if document_ids is not None:
         check_document_ids(document_ids, scores.shape[0], scores.shape[2])
-
-
-def check_document_ids(document_ids: Tensor, B: int, N: int) -> None:
-    """Raise ValueError unless ``document_ids`` is an integer tensor (B, N)."""
-    if document_ids.shape != (B, N) or document_ids.is_floating_point():
-        raise ValueError(f"document_ids must be integers of shape ({B}, {N}), not {_describe(document_ids)}.")
 
 
 def _describe(tensor: Tensor) -> str:
