@@ -123,7 +123,7 @@ def _follow(train: Callable[..., object], ranks: Ranks) -> None:
         raise SystemExit(1) from None  # the first one says it
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(error.exit_status) from None
 
 
 def _end_with_lost(peers: Peers, over: threading.Event) -> None:
@@ -137,7 +137,7 @@ def _end_with_lost(peers: Peers, over: threading.Event) -> None:
             print(f"error: {end}", file=sys.stderr, flush=True)
             for process in peers.started:
                 process.kill()
-            os._exit(int(end.code or 0) if isinstance(end, SystemExit) else 2)
+            os._exit(int(end.code or 0) if isinstance(end, SystemExit) else end.exit_status)
 
 
 def _launchers_store(ranks: Ranks) -> dist.Store:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import ClusterEnvironment
 
-from dma_lab.messages import UserError
+from dma_lab.messages import MishapError
 from dma_lab.train.ranks import Ranks
 from dma_lab.train.runs import RunDirectory
 from dma_lab.train.signals import STOPPING
@@ -16,7 +16,7 @@ from dma_lab.train.signals import STOPPING
 _CONTINUES = "the same command continues from the last checkpoint"
 
 
-class LostRankError(UserError):
+class LostRankError(MishapError):
     """Another process of the run ended before the run did."""
 
 

@@ -22,6 +22,9 @@ class _Launcher:
     counts: tuple[str, ...]
     local_rank: str
     hosts: tuple[str, ...] = ()
+    step: str | None = None
+    """Set where it started the process. (In a batch script a job's other variables are set too, and nobody else comes.)
+    """
 
     @property
     def numbers(self) -> tuple[str, ...]:
@@ -37,6 +40,7 @@ _LAUNCHERS = (
         ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"),
         "SLURM_LOCALID",
         ("SLURM_STEP_NUM_NODES", "SLURM_NNODES"),
+        step="SLURM_STEP_ID",
     ),
     _Launcher("jsrun", "JSM_NAMESPACE_RANK", ("JSM_NAMESPACE_SIZE",), "JSM_NAMESPACE_LOCAL_RANK"),
     _Launcher("mpirun", "OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_SIZE",), "OMPI_COMM_WORLD_LOCAL_RANK"),
@@ -72,6 +76,8 @@ def find_ranks(devices: int) -> Ranks:
     for launcher in _LAUNCHERS:
         rank, count, hosts = _number([launcher.rank]), _number(launcher.counts), _number(launcher.hosts)
         if rank is None or (rank + 1 if count is None else count) == 1:
+            continue
+        if launcher.step is not None and launcher.step not in os.environ:
             continue
         named = [name for name in (launcher.rank, *launcher.counts, *launcher.hosts) if name in os.environ]
         told = ", ".join(f"{name}={os.environ[name]}" for name in named)

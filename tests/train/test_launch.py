@@ -11,20 +11,25 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
+from dma_lab.messages import MishapError, UserError
+from dma_lab.train.divergence import DivergedError
 from dma_lab.train.fit_run import fit_run
+from dma_lab.train.launch import _follow
 from dma_lab.train.peers import LostRankError
+from dma_lab.train.ranks import Ranks
 from dma_lab.train.runs import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
 # Small steps and a smooth backend: what differs then is the order of float32's sums.
 CALM = ["attention=mha", "optimizer.learning_rate=1e-3", "trainer.log_every=1", "tokens=51200"]  # 100 steps
-SRUN = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "job", "SLURM_NTASKS": "2", "SLURM_NODELIST": "localhost"}
+SRUN = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_NODELIST": "localhost"}
 
 
 def lines_of(run: Path) -> list[dict]:
@@ -101,6 +106,22 @@ def test_a_killed_process_ends_the_run_with_one_sentence(warm_peers, read, overr
     assert not torch.distributed.is_initialized()
     with RunDirectory(run).claimed():
         assert time.monotonic() - started < 60
+
+
+def _raise(error, ranks):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(UserError("a mistake."), 2), (MishapError("a full disk."), 1), (DivergedError("it diverged."), 1)],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_started_process_ends_with_its_errors_status(warm_peers, error, status):
+    process = multiprocessing.get_context("spawn").Process(target=_follow, args=(partial(_raise, error), Ranks(1, 2)))
+    process.start()
+    process.join(60)
+    assert process.exitcode == status
 
 
 def descendants(parent: int) -> set[int]:

@@ -11,7 +11,8 @@ from dma_lab.train.ranks import Ranks, find_ranks, local_rank
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "1234"}
-SRUN = {"SLURM_JOB_ID": "123456", "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}
+BATCH = {"SLURM_JOB_ID": "123456", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+SRUN = BATCH | {"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}
 JSRUN = {"JSM_NAMESPACE_RANK": "1", "JSM_NAMESPACE_SIZE": "2", "JSM_NAMESPACE_LOCAL_RANK": "1"}
 
 
@@ -41,6 +42,7 @@ def test_a_process_of_one_device_is_a_run_of_its_own(launched, variables):
         (SRUN | {"MASTER_PORT": "1234", "MASTER_ADDR": "here"}, Ranks(1, 2, True, "here", 1234)),
         # One task of a job that has more, and the batch script itself: nobody else will come.
         (SRUN | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, Ranks(count=2)),
+        (BATCH, Ranks(count=2)),
         ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, Ranks(count=2)),
         (SRUN | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, Ranks(count=2)),
         (TORCHRUN | {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}, Ranks(count=2)),
