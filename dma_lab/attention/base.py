@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,32 @@ _BACKENDS: dict[str, type["AttentionBackend"]] = {}
 def registered_backends() -> dict[str, type["AttentionBackend"]]:
     """Backend classes by name."""
     return dict(_BACKENDS)
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """What every backend is told of the model around it."""
+
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    max_seq_len: int
+    """Longest sequence, in tokens, that ``forward`` and ``step`` will see."""
+
+    def __post_init__(self) -> None:
+        for setting, value in vars(self).items():
+            if value < 1:
+                raise UserError(f"{setting}={value}: it must be at least 1.")
+        if self.n_heads % self.n_kv_heads:
+            raise UserError(
+                f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}; choose one that is."
+            )
+
+
+@dataclass(frozen=True)
+class AttentionOptions:
+    """What can be set of a backend; each has a dataclass of its own, whose annotations are what its values may be."""
 
 
 @dataclass(frozen=True)
@@ -51,28 +77,25 @@ def causal_pairs(seq_len: int, window: int | None = None) -> int:
 
 
 class AttentionBackend(nn.Module, ABC):
-    """``attn(x, document_ids)`` over a whole sequence; ``attn.step(x_t, cache)`` for the same, token by token."""
+    """``attn(x, document_ids)`` over a whole sequence; ``attn.step(x_t, cache)`` for the same, token by token.
+
+    A backend is built of a shape and its own ``Options``.
+    """
+
+    Options: ClassVar[type[AttentionOptions]]
+    options: AttentionOptions
+    """As built, with what was left to the shape decided."""
 
     def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if name is not None:
             _BACKENDS[name] = cls
 
-    def __init__(self, *, d_model: int, n_heads: int, n_kv_heads: int, head_dim: int, max_seq_len: int) -> None:
+    def __init__(self, shape: AttentionShape, options: Any) -> None:
         super().__init__()
-        for setting, value in (
-            ("d_model", d_model),
-            ("n_heads", n_heads),
-            ("n_kv_heads", n_kv_heads),
-            ("head_dim", head_dim),
-            ("max_seq_len", max_seq_len),
-        ):
-            if value < 1:
-                raise UserError(f"{setting}={value}: it must be at least 1.")
-        if n_heads % n_kv_heads:
-            raise UserError(f"n_heads={n_heads} is not a multiple of n_kv_heads={n_kv_heads}; choose one that is.")
-        self.d_model, self.n_heads, self.n_kv_heads, self.head_dim = d_model, n_heads, n_kv_heads, head_dim
-        self.max_seq_len = max_seq_len
+        self.options = options
+        self.d_model, self.max_seq_len = shape.d_model, shape.max_seq_len
+        self.n_heads, self.n_kv_heads, self.head_dim = shape.n_heads, shape.n_kv_heads, shape.head_dim
 
     @abstractmethod
     def forward(self, x: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:

@@ -9,14 +9,14 @@ lifetime a key (``dma_lab.kernels.prefix_topk_expiry``), and a decoding cache ne
 recent one wins, and their scores have no gradient.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dma_lab.attention.base import AttentionBackend, AttentionFlops, causal_pairs
+from dma_lab.attention.base import AttentionBackend, AttentionFlops, AttentionOptions, AttentionShape, causal_pairs
 from dma_lab.attention.heads import HeadProjections
 from dma_lab.attention.rope import RopeBase
 from dma_lab.kernels import Documents, admit_key, interval_attention, interval_attention_decode, prefix_topk_expiry
@@ -45,44 +45,37 @@ class LifetimeCache:
     position: int = 0
 
 
+@dataclass(frozen=True)
+class DynamicMaskOptions(AttentionOptions):
+    window: Count | None = None
+    """Keys kept a query; half of ``max_seq_len`` unless given, the paper's ratio."""
+    recent: CountOrNone = 0
+    """The last ``recent`` keys, the query's own included, are kept whatever their score."""
+    score: Literal["exp", "linear"] = "exp"
+    """``exp``: exp(A · softplus(dt)), the paper's; ``linear``: A · softplus(dt), the authors' later code."""
+    qk_norm: bool = True
+    """RMSNorm over each head's query and key."""
+    rope_base: RopeBase = 10_000.0
+
+
 class DynamicMaskAttention(AttentionBackend, name="dma"):
-    """DMA over key lifetimes.
+    """DMA over key lifetimes."""
 
-    Args:
-        window: keys kept a query; half of ``max_seq_len`` unless given, the paper's ratio.
-        recent: the last ``recent`` keys, the query's own included, are kept whatever their score.
-        score: ``exp``: exp(A · softplus(dt)), the paper's; ``linear``: A · softplus(dt), the authors' later code.
-        qk_norm: RMSNorm over each head's query and key.
-        rope_base: base of the rotary frequencies.
-    """
+    Options = DynamicMaskOptions
 
-    def __init__(
-        self,
-        *,
-        d_model: int,
-        n_heads: int,
-        n_kv_heads: int,
-        head_dim: int,
-        max_seq_len: int,
-        window: Count | None = None,
-        recent: CountOrNone = 0,
-        score: Literal["exp", "linear"] = "exp",
-        qk_norm: bool = True,
-        rope_base: RopeBase = 10_000.0,
-    ) -> None:
-        shape = {"d_model": d_model, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
-        super().__init__(**shape, max_seq_len=max_seq_len)
-        self.window = max(1, max_seq_len // 2) if window is None else window
-        if self.window >= max_seq_len:
+    def __init__(self, shape: AttentionShape, options: DynamicMaskOptions) -> None:
+        window = max(1, shape.max_seq_len // 2) if options.window is None else options.window
+        super().__init__(shape, replace(options, window=window))
+        self.window, self.recent, self.score = window, options.recent, options.score
+        if window >= shape.max_seq_len:
             announce_once(
-                f"attention.window={self.window} reaches the whole context of {max_seq_len} tokens: "
+                f"attention.window={window} reaches the whole context of {shape.max_seq_len} tokens: "
                 "DMA drops no key and differs from MHA by its bias alone."
             )
-        self.recent, self.score = recent, score
-        self.heads = HeadProjections(**shape, max_seq_len=max_seq_len, qk_norm=qk_norm, rope_base=rope_base)
-        self.dt_proj = nn.Linear(n_kv_heads * head_dim, n_kv_heads, bias=False)
-        self.A = nn.Parameter(torch.zeros(n_kv_heads))
-        self.o_proj = nn.Linear(n_heads * head_dim, d_model, bias=False)
+        self.heads = HeadProjections(shape, qk_norm=options.qk_norm, rope_base=options.rope_base)
+        self.dt_proj = nn.Linear(shape.n_kv_heads * shape.head_dim, shape.n_kv_heads, bias=False)
+        self.A = nn.Parameter(torch.zeros(shape.n_kv_heads))
+        self.o_proj = nn.Linear(shape.n_heads * shape.head_dim, shape.d_model, bias=False)
 
     def scores(self, v_bknd: Tensor) -> Tensor:
         """Score of every key, float32 or better (B, K, N), from the values (B, K, N, D): finite where they are."""

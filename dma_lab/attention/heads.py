@@ -5,31 +5,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dma_lab.attention.base import AttentionShape
 from dma_lab.attention.rope import Rotary
 
 
 class HeadProjections(nn.Module):
     """x -> q, k, v by head, with RMSNorm over each head's q and k (QK-norm, arXiv 2010.04245) and then RoPE."""
 
-    def __init__(
-        self,
-        *,
-        d_model: int,
-        n_heads: int,
-        n_kv_heads: int,
-        head_dim: int,
-        max_seq_len: int,
-        qk_norm: bool,
-        rope_base: float,
-    ) -> None:
+    def __init__(self, shape: AttentionShape, *, qk_norm: bool, rope_base: float) -> None:
         super().__init__()
-        self.head_dim = head_dim
-        self.q_proj = nn.Linear(d_model, n_heads * head_dim, bias=False)
-        self.k_proj = nn.Linear(d_model, n_kv_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(d_model, n_kv_heads * head_dim, bias=False)
-        self.q_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
-        self.rotary = Rotary(head_dim, max_seq_len, rope_base)
+        self.head_dim = shape.head_dim
+        self.q_proj = nn.Linear(shape.d_model, shape.n_heads * shape.head_dim, bias=False)
+        self.k_proj = nn.Linear(shape.d_model, shape.n_kv_heads * shape.head_dim, bias=False)
+        self.v_proj = nn.Linear(shape.d_model, shape.n_kv_heads * shape.head_dim, bias=False)
+        self.q_norm = nn.RMSNorm(shape.head_dim, eps=1e-6) if qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(shape.head_dim, eps=1e-6) if qk_norm else nn.Identity()
+        self.rotary = Rotary(shape.head_dim, shape.max_seq_len, rope_base)
 
     def forward(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, N, M), whose first token is at position ``start`` -> q (B, H, N, D), k and v (B, K, N, D)."""

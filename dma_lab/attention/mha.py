@@ -3,39 +3,34 @@
 Vaswani et al. 2017; Ainslie et al., arXiv 2305.13245.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dma_lab.attention.base import AttentionBackend, AttentionFlops, causal_pairs
+from dma_lab.attention.base import AttentionBackend, AttentionFlops, AttentionOptions, AttentionShape, causal_pairs
 from dma_lab.attention.heads import HeadProjections, KeyValueCache
 from dma_lab.attention.rope import RopeBase
 from dma_lab.kernels import Documents, causal_attention
 
 
+@dataclass(frozen=True)
+class MultiHeadOptions(AttentionOptions):
+    qk_norm: bool = True
+    """RMSNorm over each head's query and key."""
+    rope_base: RopeBase = 10_000.0
+
+
 class MultiHeadAttention(AttentionBackend, name="mha"):
-    """Every query sees every key before it.
+    """Every query sees every key before it."""
 
-    Args:
-        qk_norm: RMSNorm over each head's query and key.
-        rope_base: base of the rotary frequencies.
-    """
+    Options = MultiHeadOptions
 
-    def __init__(
-        self,
-        *,
-        d_model: int,
-        n_heads: int,
-        n_kv_heads: int,
-        head_dim: int,
-        max_seq_len: int,
-        qk_norm: bool = True,
-        rope_base: RopeBase = 10_000.0,
-    ) -> None:
-        shape = {"d_model": d_model, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
-        super().__init__(**shape, max_seq_len=max_seq_len)
-        self.heads = HeadProjections(**shape, max_seq_len=max_seq_len, qk_norm=qk_norm, rope_base=rope_base)
-        self.o_proj = nn.Linear(n_heads * head_dim, d_model, bias=False)
+    def __init__(self, shape: AttentionShape, options: MultiHeadOptions) -> None:
+        super().__init__(shape, options)
+        self.heads = HeadProjections(shape, qk_norm=options.qk_norm, rope_base=options.rope_base)
+        self.o_proj = nn.Linear(shape.n_heads * shape.head_dim, shape.d_model, bias=False)
 
     def forward(self, x: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
         self.check_input(x, document_ids)

@@ -9,13 +9,13 @@ Absorbed, MLA is attention with one key and value for all heads: ``q_nope . (W_u
 ``W_uv`` comes after the sum over values. So decoding reads the latents as they lie in the cache.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dma_lab.attention.base import AttentionBackend, AttentionFlops, causal_pairs
+from dma_lab.attention.base import AttentionBackend, AttentionFlops, AttentionOptions, AttentionShape, causal_pairs
 from dma_lab.attention.rope import RopeBase, Rotary
 from dma_lab.kernels import Documents, causal_attention
 from dma_lab.messages import UserError
@@ -37,54 +37,50 @@ class LatentCache:
         return held
 
 
+@dataclass(frozen=True)
+class MultiHeadLatentOptions(AttentionOptions):
+    kv_rank: Count | None = None
+    """Width of c_kv; min(256, d_model / 4) unless given."""
+    q_rank: Count | None = None
+    """Width of the queries' latent ``RMSNorm(W_dq x)``; queries come from x itself unless given."""
+    rope_dim: Count | None = None
+    """Width of the rotated part, even; half of ``head_dim`` unless given, the paper's ratio."""
+    rope_base: RopeBase = 10_000.0
+
+
 class MultiHeadLatentAttention(AttentionBackend, name="mla"):
     """Every query sees every key before it. MLA has no key/value heads: ``n_kv_heads`` is taken and changes nothing.
 
     There is no QK-norm: MLA's norms are those on its latents.
-
-    Args:
-        kv_rank: width of c_kv; min(256, d_model / 4) unless given.
-        q_rank: width of the queries' latent ``RMSNorm(W_dq x)``; queries come from x itself unless given.
-        rope_dim: width of the rotated part, even; half of ``head_dim`` unless given, the paper's ratio.
-        rope_base: base of the rotary frequencies.
     """
 
-    def __init__(
-        self,
-        *,
-        d_model: int,
-        n_heads: int,
-        n_kv_heads: int,
-        head_dim: int,
-        max_seq_len: int,
-        kv_rank: Count | None = None,
-        q_rank: Count | None = None,
-        rope_dim: Count | None = None,
-        rope_base: RopeBase = 10_000.0,
-    ) -> None:
-        shape = {"d_model": d_model, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
-        super().__init__(**shape, max_seq_len=max_seq_len)
-        self.kv_rank = max(1, min(256, d_model // 4)) if kv_rank is None else kv_rank
-        self.rope_dim = max(2, head_dim // 4 * 2) if rope_dim is None else rope_dim
-        for setting, rank in (("kv_rank", self.kv_rank), ("q_rank", q_rank)):
+    Options = MultiHeadLatentOptions
+
+    def __init__(self, shape: AttentionShape, options: MultiHeadLatentOptions) -> None:
+        d_model, n_heads, head_dim, q_rank = shape.d_model, shape.n_heads, shape.head_dim, options.q_rank
+        kv_rank = max(1, min(256, d_model // 4)) if options.kv_rank is None else options.kv_rank
+        rope_dim = max(2, head_dim // 4 * 2) if options.rope_dim is None else options.rope_dim
+        super().__init__(shape, replace(options, kv_rank=kv_rank, rope_dim=rope_dim))
+        self.kv_rank, self.rope_dim = kv_rank, rope_dim
+        for setting, rank in (("kv_rank", kv_rank), ("q_rank", q_rank)):
             if rank is not None and not 1 <= rank <= d_model:
                 raise UserError(f"attention.{setting}={rank}: choose from 1 to d_model={d_model}, which it compresses.")
-        if self.rope_dim % 2 or self.rope_dim > max(2, d_model):
+        if rope_dim % 2 or rope_dim > max(2, d_model):
             raise UserError(
-                f"attention.rope_dim={self.rope_dim}: RoPE turns pairs; choose an even number up to d_model={d_model}."
+                f"attention.rope_dim={rope_dim}: RoPE turns pairs; choose an even number up to d_model={d_model}."
             )
-        qk_dim = head_dim + self.rope_dim
+        qk_dim = head_dim + rope_dim
         self.scale = qk_dim**-0.5
         self.q_down = nn.Identity() if q_rank is None else nn.Linear(d_model, q_rank, bias=False)
         self.q_norm = nn.Identity() if q_rank is None else nn.RMSNorm(q_rank, eps=1e-6)
         self.q_proj = nn.Linear(d_model if q_rank is None else q_rank, n_heads * qk_dim, bias=False)
         # W_dkv and, below it, W_kr: one product makes all that is cached.
-        self.kv_down = nn.Linear(d_model, self.kv_rank + self.rope_dim, bias=False)
-        self.kv_norm = nn.RMSNorm(self.kv_rank, eps=1e-6)
-        self.k_up = nn.Linear(self.kv_rank, n_heads * head_dim, bias=False)
-        self.v_up = nn.Linear(self.kv_rank, n_heads * head_dim, bias=False)
+        self.kv_down = nn.Linear(d_model, kv_rank + rope_dim, bias=False)
+        self.kv_norm = nn.RMSNorm(kv_rank, eps=1e-6)
+        self.k_up = nn.Linear(kv_rank, n_heads * head_dim, bias=False)
+        self.v_up = nn.Linear(kv_rank, n_heads * head_dim, bias=False)
         self.o_proj = nn.Linear(n_heads * head_dim, d_model, bias=False)
-        self.rotary = Rotary(self.rope_dim, max_seq_len, rope_base)
+        self.rotary = Rotary(rope_dim, shape.max_seq_len, options.rope_base)
 
     def queries(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
         """q_nope (B, H, N, head_dim) and the rotated q_rope (B, H, N, rope_dim)."""

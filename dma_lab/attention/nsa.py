@@ -13,7 +13,7 @@ within the block is what φ's own position embeddings are for.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dma_lab.attention.base import AttentionBackend, AttentionFlops, causal_pairs
+from dma_lab.attention.base import AttentionBackend, AttentionFlops, AttentionOptions, AttentionShape, causal_pairs
 from dma_lab.attention.heads import HeadProjections, KeyValueCache
 from dma_lab.attention.nsa_blocks import (
     attend_compressed,
@@ -43,12 +43,12 @@ _QUERY_CHUNK = 2048  # queries whose logits exist at a time
 class KeyValueProjections(nn.Module):
     """Keys and values of one branch: x (B, N, M) -> k and v, (B, K, N, D) each, neither normed nor rotated."""
 
-    def __init__(self, d_model: int, n_kv_heads: int, head_dim: int, qk_norm: bool) -> None:
+    def __init__(self, shape: AttentionShape, qk_norm: bool) -> None:
         super().__init__()
-        self.head_dim = head_dim
-        self.k_proj = nn.Linear(d_model, n_kv_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(d_model, n_kv_heads * head_dim, bias=False)
-        self.k_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
+        self.head_dim = shape.head_dim
+        self.k_proj = nn.Linear(shape.d_model, shape.n_kv_heads * shape.head_dim, bias=False)
+        self.v_proj = nn.Linear(shape.d_model, shape.n_kv_heads * shape.head_dim, bias=False)
+        self.k_norm = nn.RMSNorm(shape.head_dim, eps=1e-6) if qk_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         k_bnkd, v_bnkd = (projection(x).unflatten(-1, (-1, self.head_dim)) for projection in (self.k_proj, self.v_proj))
@@ -82,51 +82,49 @@ class SparseCache:
     position: int = 0
 
 
+@dataclass(frozen=True)
+class NativeSparseOptions(AttentionOptions):
+    """Sizes default to the paper's (512, 32, 16, 64) from a context of 2048 on, and to their ratio to it below."""
+
+    window: Count | None = None
+    """Keys of the sliding branch, the query's own included; min(512, max_seq_len / 4) unless given."""
+    block: Count | None = None
+    """Tokens a compressed block; 32, less below a context of 2048, unless given."""
+    stride: Count | None = None
+    """Tokens from one compressed block to the next; half a block unless given."""
+    selected_block: Count | None = None
+    """Tokens a selection block; two compressed blocks unless given."""
+    selected_blocks: Count = 16
+    """Selection blocks a query reads: its document's first, its own, the one before, and the best."""
+    qk_norm: bool = True
+    """RMSNorm over each head's query and each branch's keys, compressed ones as they come from φ."""
+    rope_base: RopeBase = 10_000.0
+
+
 class NativeSparseAttention(AttentionBackend, name="nsa"):
-    """NSA. Sizes default to the paper's (512, 32, 16, 64) from a context of 2048 on, and to their ratio to it below.
+    """NSA."""
 
-    Args:
-        window: keys of the sliding branch, the query's own included; min(512, max_seq_len / 4) unless given.
-        block: tokens a compressed block; 32, less below a context of 2048, unless given.
-        stride: tokens from one compressed block to the next; half a block unless given.
-        selected_block: tokens a selection block; two compressed blocks unless given.
-        selected_blocks: selection blocks a query reads: its document's first, its own, the one before, and the best.
-        qk_norm: RMSNorm over each head's query and each branch's keys, compressed ones as they come from φ.
-        rope_base: base of the rotary frequencies.
-    """
+    Options = NativeSparseOptions
 
-    def __init__(
-        self,
-        *,
-        d_model: int,
-        n_heads: int,
-        n_kv_heads: int,
-        head_dim: int,
-        max_seq_len: int,
-        window: Count | None = None,
-        block: Count | None = None,
-        stride: Count | None = None,
-        selected_block: Count | None = None,
-        selected_blocks: Count = 16,
-        qk_norm: bool = True,
-        rope_base: RopeBase = 10_000.0,
-    ) -> None:
-        shape = {"d_model": d_model, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
-        super().__init__(**shape, max_seq_len=max_seq_len)
-        self.window = min(512, max(1, max_seq_len // 4)) if window is None else window
-        self.block = 2 * min(16, max(1, max_seq_len // 128)) if block is None else block
-        self.stride = max(1, self.block // 2) if stride is None else stride
-        self.selected_block = 2 * self.block if selected_block is None else selected_block
-        self.selected_blocks = selected_blocks
+    def __init__(self, shape: AttentionShape, options: NativeSparseOptions) -> None:
+        N = shape.max_seq_len
+        window = min(512, max(1, N // 4)) if options.window is None else options.window
+        block = 2 * min(16, max(1, N // 128)) if options.block is None else options.block
+        stride = max(1, block // 2) if options.stride is None else options.stride
+        selected_block = 2 * block if options.selected_block is None else options.selected_block
+        settled = replace(options, window=window, block=block, stride=stride, selected_block=selected_block)
+        super().__init__(shape, settled)
+        self.window, self.block, self.stride, self.selected_block = window, block, stride, selected_block
+        self.selected_blocks = options.selected_blocks
         self._check_sizes()
-        self.heads = HeadProjections(**shape, max_seq_len=max_seq_len, qk_norm=qk_norm, rope_base=rope_base)
+        self.heads = HeadProjections(shape, qk_norm=options.qk_norm, rope_base=options.rope_base)
         """The query, and the selected branch's keys and values."""
-        self.compressed = KeyValueProjections(d_model, n_kv_heads, head_dim, qk_norm)
-        self.sliding = KeyValueProjections(d_model, n_kv_heads, head_dim, qk_norm)
-        self.compress_k = BlockCompression(self.block, head_dim)
-        self.compress_v = BlockCompression(self.block, head_dim)
-        self.gate_proj = nn.Linear(d_model, 3 * n_heads, bias=False)
-        self.o_proj = nn.Linear(n_heads * head_dim, d_model, bias=False)
+        self.compressed = KeyValueProjections(shape, options.qk_norm)
+        self.sliding = KeyValueProjections(shape, options.qk_norm)
+        self.compress_k = BlockCompression(block, shape.head_dim)
+        self.compress_v = BlockCompression(block, shape.head_dim)
+        self.gate_proj = nn.Linear(shape.d_model, 3 * shape.n_heads, bias=False)
+        self.o_proj = nn.Linear(shape.n_heads * shape.head_dim, shape.d_model, bias=False)
 
     def _check_sizes(self) -> None:
         block, stride, selected_block = self.block, self.stride, self.selected_block

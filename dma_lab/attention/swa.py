@@ -3,11 +3,13 @@
 Key j is seen by the queries ``j <= t < j + W`` of its document, so a decoding cache never holds more than W positions.
 """
 
+from dataclasses import dataclass, replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dma_lab.attention.base import AttentionBackend, AttentionFlops, causal_pairs
+from dma_lab.attention.base import AttentionBackend, AttentionFlops, AttentionOptions, AttentionShape, causal_pairs
 from dma_lab.attention.heads import HeadProjections, KeyValueCache
 from dma_lab.attention.rope import RopeBase
 from dma_lab.kernels import Documents, causal_attention
@@ -15,36 +17,30 @@ from dma_lab.messages import announce_once
 from dma_lab.settings import Count
 
 
+@dataclass(frozen=True)
+class SlidingWindowOptions(AttentionOptions):
+    window: Count | None = None
+    """Keys a query sees; half of ``max_seq_len`` unless given."""
+    qk_norm: bool = True
+    """RMSNorm over each head's query and key."""
+    rope_base: RopeBase = 10_000.0
+
+
 class SlidingWindowAttention(AttentionBackend, name="swa"):
-    """Every query sees the last ``window`` keys of its document, its own included.
+    """Every query sees the last ``window`` keys of its document, its own included."""
 
-    Args:
-        window: keys a query sees; half of ``max_seq_len`` unless given.
-        qk_norm: RMSNorm over each head's query and key.
-        rope_base: base of the rotary frequencies.
-    """
+    Options = SlidingWindowOptions
 
-    def __init__(
-        self,
-        *,
-        d_model: int,
-        n_heads: int,
-        n_kv_heads: int,
-        head_dim: int,
-        max_seq_len: int,
-        window: Count | None = None,
-        qk_norm: bool = True,
-        rope_base: RopeBase = 10_000.0,
-    ) -> None:
-        shape = {"d_model": d_model, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
-        super().__init__(**shape, max_seq_len=max_seq_len)
-        self.window = max(1, max_seq_len // 2) if window is None else window
-        if self.window >= max_seq_len:
+    def __init__(self, shape: AttentionShape, options: SlidingWindowOptions) -> None:
+        window = max(1, shape.max_seq_len // 2) if options.window is None else options.window
+        super().__init__(shape, replace(options, window=window))
+        self.window = window
+        if window >= shape.max_seq_len:
             announce_once(
-                f"attention.window={self.window} reaches the whole context of {max_seq_len} tokens: SWA is then MHA."
+                f"attention.window={window} reaches the whole context of {shape.max_seq_len} tokens: SWA is then MHA."
             )
-        self.heads = HeadProjections(**shape, max_seq_len=max_seq_len, qk_norm=qk_norm, rope_base=rope_base)
-        self.o_proj = nn.Linear(n_heads * head_dim, d_model, bias=False)
+        self.heads = HeadProjections(shape, qk_norm=options.qk_norm, rope_base=options.rope_base)
+        self.o_proj = nn.Linear(shape.n_heads * shape.head_dim, shape.d_model, bias=False)
 
     def forward(self, x: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
         self.check_input(x, document_ids)

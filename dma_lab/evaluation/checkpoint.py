@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from yaml import YAMLError
 
-from dma_lab.attention import attention_options
+from dma_lab.attention import AttentionConfig
 from dma_lab.checkpoints import read_checkpoint, recorded
 from dma_lab.data.finding import user_path
 from dma_lab.data.store import META_FILE, TokenData, TornCacheError, read_meta
@@ -61,21 +61,15 @@ class TrainedRun:
             UserError: the weights are not those of config.yaml's model.
         """
         shape = self._shape
-        name = self.config["attention"]["name"]
-        options = {option: value for option, value in self.config["attention"].items() if option != "name"}
         with torch.device("meta"):
-            trained = Transformer(shape, name, options)
+            trained = Transformer(shape, AttentionConfig.read(self.config["attention"]))
         self._check_weights(trained)
-        # Options left open take their values from max_seq_len: what training gave them is written down here.
-        attention = trained.blocks[0].attention
-        options |= {
-            option: getattr(attention, option)
-            for option in attention_options(name)
-            if options.get(option) is None and hasattr(attention, option)
-        }
+        # Options left open took their values from training's context.
+        options = trained.attention.written()
         if rope_base is not None:
             options["rope_base"] = rope_base
-        model = Transformer(replace(shape, max_seq_len=max_seq_len or shape.max_seq_len), name, options)
+        shape = replace(shape, max_seq_len=max_seq_len or shape.max_seq_len)
+        model = Transformer(shape, AttentionConfig.read(options))
         model.load_state_dict(self.weights)
         return model.eval()
 

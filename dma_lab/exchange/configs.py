@@ -5,10 +5,9 @@ feed-forward layers; DMA is Doge. RMSNorm's epsilon is 1e-6 in all of ours and t
 a width of the heads other than d_model / n_heads is one too.
 """
 
-import inspect
 from typing import Any
 
-from dma_lab.attention import AttentionBackend, attention_options
+from dma_lab.attention import AttentionConfig
 from dma_lab.model import ModelShape
 
 
@@ -16,25 +15,15 @@ class NoStockArchitectureError(Exception):
     """No architecture of transformers computes what the model does. The message is the reason, a clause."""
 
 
-def settled_options(attention: AttentionBackend, name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Every option of the backend ``name`` as ``attention`` has it, those left open in ``options`` included."""
-    parameters = inspect.signature(type(attention).__init__).parameters
-    return {
-        option: getattr(attention, option, parameters[option].default) if value is None else value
-        for option, value in ((option, options.get(option)) for option in attention_options(name))
-    }
-
-
-def stock_config(shape: ModelShape, name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """The config.json of the architecture that computes what the model does.
-
-    Args:
-        name, options: the attention backend and all its options (``settled_options``).
+def stock_config(shape: ModelShape, attention: AttentionConfig) -> dict[str, Any]:
+    """The config.json of the architecture that computes what a model of this ``shape`` with this attention does.
 
     Raises:
         NoStockArchitectureError: there is none.
     """
     config: dict[str, Any]
+    options = attention.written()
+    name = options["name"]
     match name:
         case "mha" if options["qk_norm"]:
             config = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
@@ -93,7 +82,7 @@ def stock_config(shape: ModelShape, name: str, options: dict[str, Any]) -> dict[
     }
 
 
-def custom_config(shape: ModelShape, name: str, options: dict[str, Any]) -> dict[str, Any]:
+def custom_config(shape: ModelShape, attention: AttentionConfig) -> dict[str, Any]:
     """The config.json that ``modeling_dma_lab.py`` reads; arguments as of ``stock_config``."""
     return {
         "model_type": "dma_lab",
@@ -102,7 +91,7 @@ def custom_config(shape: ModelShape, name: str, options: dict[str, Any]) -> dict
             "AutoConfig": "modeling_dma_lab.DmaLabConfig",
             "AutoModelForCausalLM": "modeling_dma_lab.DmaLabForCausalLM",
         },
-        "attention": {"name": name, **options},
+        "attention": attention.written(),
         **_size(shape),
     }
 

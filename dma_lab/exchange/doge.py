@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dma_lab.attention import AttentionConfig
 from dma_lab.data.finding import user_path
 from dma_lab.exchange.weights import our_weights
 from dma_lab.kernels import Documents
@@ -34,8 +35,8 @@ _FIXED = {
 class DogeBlock(Block):
     """A block whose residual stream is scaled, dimension by dimension, where it is added to."""
 
-    def __init__(self, shape: ModelShape, options: dict[str, Any]) -> None:
-        super().__init__(shape, "dma", options)
+    def __init__(self, shape: ModelShape, attention: AttentionConfig) -> None:
+        super().__init__(shape, attention)
         self.attention_residual = nn.Parameter(torch.ones(shape.d_model))
         self.feed_forward_residual = nn.Parameter(torch.ones(shape.d_model))
 
@@ -49,11 +50,11 @@ class DogeBlock(Block):
 
 
 class DogeTransformer(Transformer):
-    """Our model with DMA and Doge's residual scales; ``options`` are DMA's."""
+    """Our model with DMA and Doge's residual scales."""
 
-    def __init__(self, shape: ModelShape, options: dict[str, Any]) -> None:
-        super().__init__(shape, "dma", options)
-        self.layers = nn.ModuleList(DogeBlock(shape, options) for _ in range(shape.n_layers))
+    def __init__(self, shape: ModelShape, attention: AttentionConfig) -> None:
+        super().__init__(shape, attention)
+        self.layers = nn.ModuleList(DogeBlock(shape, attention) for _ in range(shape.n_layers))
 
 
 def import_doge(folder: Path) -> DogeTransformer:
@@ -64,9 +65,9 @@ def import_doge(folder: Path) -> DogeTransformer:
             weights other than its config.json says; or the weights are kept as a pickle, which is not read.
     """
     path = user_path(folder, "folder")
-    shape, options = _read_config(path / "config.json")
+    shape, attention = _read_config(path / "config.json")
     weights = our_weights(_read_weights(path), shape)
-    model = DogeTransformer(shape, options)
+    model = DogeTransformer(shape, attention)
     ours = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     theirs = {name: tuple(weight.shape) for name, weight in weights.items()}
     for name in [*ours, *theirs]:
@@ -79,7 +80,7 @@ def import_doge(folder: Path) -> DogeTransformer:
     return model.eval()
 
 
-def _read_config(file: Path) -> tuple[ModelShape, dict[str, Any]]:
+def _read_config(file: Path) -> tuple[ModelShape, AttentionConfig]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         if config.get("model_type") != "doge":
@@ -103,7 +104,8 @@ def _read_config(file: Path) -> tuple[ModelShape, dict[str, Any]]:
             max_seq_len=rope.get("original_max_position_embeddings", config["max_position_embeddings"]),
             tie_embeddings=config.get("tie_word_embeddings", False),
         )
-        return shape, {"window": config.get("keep_window_size", 2048), "rope_base": float(rope["rope_theta"])}
+        options = {"window": config.get("keep_window_size", 2048), "rope_base": float(rope["rope_theta"])}
+        return shape, AttentionConfig.of("dma", options)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{file} cannot be read as a Doge's ({type(error).__name__}: {error}).") from error
 

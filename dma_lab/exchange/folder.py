@@ -15,7 +15,7 @@ from dma_lab.data.finding import user_path
 from dma_lab.data.store import TokenData
 from dma_lab.data.tokenizer import save_for_transformers
 from dma_lab.evaluation.checkpoint import open_run
-from dma_lab.exchange.configs import NoStockArchitectureError, custom_config, settled_options, stock_config
+from dma_lab.exchange.configs import NoStockArchitectureError, custom_config, stock_config
 from dma_lab.exchange.doge import DogeTransformer
 from dma_lab.exchange.model_card import DOGE_TRANSFORMERS, model_card
 from dma_lab.exchange.weights import stock_weights, untied
@@ -46,23 +46,13 @@ def export_run(run_directory: Path, to: Path, format: str = "auto") -> Path:
         data = run.data
     else:
         announce_once(f"{run_directory} was trained on no text: no tokenizer goes along.")
-    options = dict(run.config["attention"])
-    return export_model(run.model(), options.pop("name"), options, to, format, data=data)
+    return export_model(run.model(), to, format, data=data)
 
 
-def export_model(
-    model: Transformer,
-    attention: str,
-    options: dict[str, Any],
-    to: Path,
-    format: str = "auto",
-    *,
-    data: TokenData | None = None,
-) -> Path:
+def export_model(model: Transformer, to: Path, format: str = "auto", *, data: TokenData | None = None) -> Path:
     """Write the model to the new folder ``to``, which appears whole or not at all; returns it.
 
     Args:
-        attention, options: the backend that the model was built with.
         to: a path where nothing is, or an empty folder.
         format: ``stock``, an architecture that transformers has; ``custom``, with a modeling file that imports
             dma_lab (``trust_remote_code=True``); ``auto``, stock where one computes the same. Of DMA that is custom:
@@ -75,8 +65,7 @@ def export_model(
     """
     to = user_path(to, "to")
     _check(to, format)
-    options = settled_options(model.blocks[0].attention, attention, options)
-    config, weights, modeling_file = _described(model, attention, options, format)
+    config, weights, modeling_file = _described(model, format)
     config |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     if data is not None:
         config |= {"bos_token_id": data.separator_id, "eos_token_id": data.separator_id}
@@ -88,20 +77,19 @@ def export_model(
         if data is not None:
             save_for_transformers(data.tokenizer_file, folder, model.shape.max_seq_len)
         readme = folder / "README.md"
-        readme.write_text(model_card(config, attention), encoding="utf-8")
+        readme.write_text(model_card(config, model.attention.name), encoding="utf-8")
         for file in folder.iterdir():  # safetensors lets nobody else read what it writes
             file.chmod(readme.stat().st_mode)
     return to
 
 
-def _described(
-    model: Transformer, attention: str, options: dict[str, Any], format: str
-) -> tuple[dict[str, Any], dict[str, Tensor], Path | None]:
+def _described(model: Transformer, format: str) -> tuple[dict[str, Any], dict[str, Tensor], Path | None]:
     """config.json, the weights by name, and the modeling file of the custom format."""
+    attention = model.attention.name
     imported = isinstance(model, DogeTransformer)  # which of equal keys it keeps is Doge's affair
     if format != "custom":
         try:
-            config = stock_config(model.shape, attention, options)
+            config = stock_config(model.shape, model.attention)
         except NoStockArchitectureError as reason:
             if format == "stock":
                 raise UserError(f"format=stock: {reason}; choose format=custom.") from None
@@ -109,9 +97,10 @@ def _described(
         else:
             if attention != "dma" or imported or format == "stock":
                 if attention == "dma":
+                    window = model.attention.written()["window"]
                     announce_once(
                         f"this folder wants transformers {DOGE_TRANSFORMERS} or later: Doge attends to later tokens "
-                        f"before that. Past attention.window={options['window']} tokens its logits differ from this "
+                        f"before that. Past attention.window={window} tokens its logits differ from this "
                         "model's where keys score the same (format=custom computes the same)."
                     )
                 return config, stock_weights(model.state_dict(), model.shape, attention), None
@@ -122,7 +111,7 @@ def _described(
     if imported:
         raise UserError(f"format={format} has no place for a Doge's residual scales; choose format=stock.")
     weights = {f"model.{name}": weight for name, weight in untied(model.state_dict(), model.shape).items()}
-    return custom_config(model.shape, attention, options), weights, MODELING_FILE
+    return custom_config(model.shape, model.attention), weights, MODELING_FILE
 
 
 def _check(to: Path, format: str) -> None:

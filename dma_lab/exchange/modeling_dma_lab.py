@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
+from dma_lab.attention import AttentionConfig
 from dma_lab.attention.rope import Rotary
 from dma_lab.model import ModelShape, Transformer
 
@@ -30,8 +31,7 @@ class DmaLabForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: DmaLabConfig) -> None:
         super().__init__(config)
-        options = dict(config.attention)
-        self.model = Transformer(shape_of(config), options.pop("name"), options)
+        self.model = Transformer(shape_of(config), AttentionConfig.read(config.attention))
         self.post_init()
 
     def forward(

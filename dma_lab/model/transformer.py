@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dma_lab.attention import build_attention
+from dma_lab.attention import AttentionConfig, AttentionShape
 from dma_lab.kernels import Documents
 
 _INIT_STD = 0.02
@@ -29,6 +29,10 @@ class ModelShape:
     max_seq_len: int
     tie_embeddings: bool = True
 
+    @property
+    def attention(self) -> AttentionShape:
+        return AttentionShape(self.d_model, self.n_heads, self.n_kv_heads, self.head_dim, self.max_seq_len)
+
 
 class FeedForward(nn.Module):
     """SwiGLU (Shazeer 2020, arXiv 2002.05202): down(silu(gate x) * up x)."""
@@ -46,18 +50,10 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
-    def __init__(self, shape: ModelShape, attention: str, options: dict[str, Any]) -> None:
+    def __init__(self, shape: ModelShape, attention: AttentionConfig) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(shape.d_model, eps=1e-6)
-        self.attention = build_attention(
-            attention,
-            d_model=shape.d_model,
-            n_heads=shape.n_heads,
-            n_kv_heads=shape.n_kv_heads,
-            head_dim=shape.head_dim,
-            max_seq_len=shape.max_seq_len,
-            **options,
-        )
+        self.attention = attention.build(shape.attention)
         self.feed_forward_norm = nn.RMSNorm(shape.d_model, eps=1e-6)
         self.feed_forward = FeedForward(shape.d_model, shape.d_ff)
 
@@ -75,18 +71,24 @@ class Transformer(nn.Module):
 
     Args:
         shape: the size.
-        attention: name of the backend (``dma_lab.attention.registered_backends``).
-        options: the backend's options.
+        attention: the backend, as a config has it, or its name alone.
+        options: with a name, the backend's options.
         seed: fixes every initial weight (``initialise``).
     """
 
     def __init__(
-        self, shape: ModelShape, attention: str, options: dict[str, Any] | None = None, *, seed: int = 0
+        self,
+        shape: ModelShape,
+        attention: AttentionConfig | str,
+        options: dict[str, Any] | None = None,
+        *,
+        seed: int = 0,
     ) -> None:
         super().__init__()
-        self.shape = shape
+        config = AttentionConfig.of(attention, options or {}) if isinstance(attention, str) else attention
+        self.shape, self._attention_name = shape, config.name
         self.embedding = nn.Embedding(shape.vocab_size, shape.d_model)
-        self.layers = nn.ModuleList(Block(shape, attention, options or {}) for _ in range(shape.n_layers))
+        self.layers = nn.ModuleList(Block(shape, config) for _ in range(shape.n_layers))
         self.norm = nn.RMSNorm(shape.d_model, eps=1e-6)
         self.head = nn.Linear(shape.d_model, shape.vocab_size, bias=False)
         if shape.tie_embeddings:
@@ -104,6 +106,11 @@ class Transformer(nn.Module):
     @property
     def blocks(self) -> list[Block]:
         return cast(list[Block], list(self.layers))
+
+    @property
+    def attention(self) -> AttentionConfig:
+        """The backend with all its options, those decided that were left to the shape."""
+        return AttentionConfig(self._attention_name, self.blocks[0].attention.options)
 
     def new_cache(self, batch_size: int) -> list[Any]:
         """An empty decoding cache: one a layer."""

@@ -1,6 +1,5 @@
 """One run from settings to summary: prepare the data, find the run's directory, train or continue, score, sum up."""
 
-import dataclasses
 import signal
 import sys
 from collections.abc import Sequence
@@ -85,7 +84,7 @@ def fit_run(
             logged = last_step(run)
             start = prepare_start(run, identity_at, shorter)
             peers.wait()  # the others find the checkpoint that the writer chose
-            run.write_config(dataclasses.asdict(settings))
+            run.write_config(settings.written())
             machine = machine_in_words(known)
             summary = known | {
                 "steps_shared": start.steps_shared,
@@ -185,7 +184,7 @@ def _known_before(
         "study": settings.study,
         "model": settings.model.name,
         "rung": rung_name(vars(settings.model)),
-        "attention": settings.attention["name"],
+        "attention": settings.attention.name,
         "match": settings.match,
         "seed": settings.seed,
         "params_total": plan.parameters.total,

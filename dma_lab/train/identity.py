@@ -19,7 +19,7 @@ def run_name(settings: TrainSettings, fingerprint: str, precision: str) -> str:
     trainer = settings.trainer
     defining = {
         "model": dataclasses.asdict(settings.model),
-        "attention": settings.attention,
+        "attention": settings.attention.written(),
         "match": settings.match,
         "budget": [
             settings.tokens,
@@ -32,7 +32,7 @@ def run_name(settings: TrainSettings, fingerprint: str, precision: str) -> str:
         "trainer": [trainer.context, trainer.tokens_per_step, trainer.validation_tokens, precision],
         "seed": settings.seed,
     }
-    return f"{settings.study}-{settings.model.name}-{settings.attention['name']}-s{settings.seed}-{identity(defining)}"
+    return f"{settings.study}-{settings.model.name}-{settings.attention.name}-s{settings.seed}-{identity(defining)}"
 
 
 def state_identity(settings: TrainSettings, steps: int, fingerprint: str, precision: str, step: int) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def state_identity(settings: TrainSettings, steps: int, fingerprint: str, precis
     trainer = settings.trainer
     named = {
         "model": dataclasses.asdict(settings.model),
-        "attention": settings.attention,
+        "attention": settings.attention.written(),
         "optimizer": dataclasses.asdict(settings.optimizer),
         # Of text; recall has no such setting.
         "data": {name: value for name, value in vars(settings.data).items() if name == "mask_documents"},

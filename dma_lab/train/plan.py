@@ -191,8 +191,7 @@ def _meta_model(settings: TrainSettings, shape: ModelShape) -> Transformer:
 
 def build_model(settings: TrainSettings, shape: ModelShape) -> Transformer:
     """The model with its initial weights, on the current default device."""
-    options = {option: value for option, value in settings.attention.items() if option != "name"}
-    return Transformer(shape, settings.attention["name"], options, seed=settings.seed)
+    return Transformer(shape, settings.attention, seed=settings.seed)
 
 
 def _micro_batches(settings: TrainSettings, sequences: int, hardware: Hardware) -> int:

@@ -1,17 +1,18 @@
 """The typed form of conf/train.yaml: checked once at the door, plain values from there on."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, PlainValidator, Tag
 
 import dma_lab.settings
-from dma_lab.attention import check_options
+from dma_lab.attention import AttentionConfig
 from dma_lab.data.mqar import RecallSettings
 from dma_lab.data.settings import DataSettings
 from dma_lab.messages import UserError
-from dma_lab.settings import STRICT, Count, CountOrNone, Fraction, Name, Positive, Seed, Text, Tokens, Width, shown
+from dma_lab.settings import STRICT, Count, CountOrNone, Fraction, Name, Positive, Seed, Text, Tokens, Width
 
 Layers = Annotated[int, Field(gt=0, le=512)]
 Multiple = Annotated[float, Field(gt=0, le=1e6)]
@@ -113,7 +114,7 @@ class TrainSettings:
     """Budget in the dense-equivalent FLOP of the MHA rung, so that all backends of a rung train on the same tokens."""
     output_dir: Text
     model: RungSettings
-    attention: dict[str, Any]
+    attention: Annotated[AttentionConfig, PlainValidator(AttentionConfig.read)]
     data: Annotated[
         Annotated[DataSettings, Tag("<text>")] | Annotated[RecallSettings, Tag("<recall>")],
         Discriminator(_kind_of_data),
@@ -122,6 +123,10 @@ class TrainSettings:
     schedule: ScheduleSettings
     trainer: TrainerSettings
     logger: LoggerSettings
+
+    def written(self) -> dict[str, Any]:
+        """As a config file has them."""
+        return dataclasses.asdict(self) | {"attention": self.attention.written()}
 
 
 @dataclass(frozen=True)
@@ -151,10 +156,6 @@ def read_plan_settings(config: DictConfig) -> PlanSettings:
 
 def _check_values(settings: TrainSettings) -> None:
     model, trainer, schedule = settings.model, settings.trainer, settings.schedule
-    name = settings.attention.get("name")
-    if not isinstance(name, str):
-        raise UserError(f"attention.name={shown(name)} is no name; choose a backend, as in attention=dma.")
-    check_options(name, {option: value for option, value in settings.attention.items() if option != "name"})
     if model.n_heads * model.head_dim != model.d_model:
         raise UserError(
             f"model.n_heads={model.n_heads} of model.head_dim={model.head_dim} make {model.n_heads * model.head_dim} "

@@ -5,7 +5,6 @@ first run that the process trains is the agent's; further ones (branches) stand 
 the sweep: an agent expects one result of a command.
 """
 
-import dataclasses
 import json
 import os
 import re
@@ -66,7 +65,7 @@ def wandb_log(settings: TrainSettings, run: RunDirectory, logged: int) -> Iterat
         entity=settings.logger.entity,
         dir=str(run.path),
         mode=mode,  # type: ignore[arg-type]  # and says so itself when it knows no such mode
-        config=dataclasses.asdict(settings),
+        config=settings.written(),
         resume="allow" if mode == "online" else None,
         reinit="finish_previous",
     )

@@ -62,7 +62,7 @@ def pair(request, run, tmp_path_factory):
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
     folder = tmp_path_factory.mktemp("exported") / "model"
-    export_model(model, attention, options, folder, format, data=run.data)
+    export_model(model, folder, format, data=run.data)
     with pytest.MonkeyPatch.context() as patch:
         modules = str(tmp_path_factory.mktemp("modules"))
         patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", modules)

@@ -50,7 +50,7 @@ def pair(trained_run, tmp_path_factory):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    folder = export_model(model, "mha", {}, tmp_path_factory.mktemp("exported") / "model", "stock", data=data)
+    folder = export_model(model, tmp_path_factory.mktemp("exported") / "model", "stock", data=data)
     ours = HarnessModel(
         model,
         data.load_tokenizer(),

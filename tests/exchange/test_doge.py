@@ -71,15 +71,14 @@ def test_a_doge_with_the_config_of_published_ones_is_read(tmp_path):
 @torch.no_grad()
 def test_an_imported_doge_is_exported_with_its_residual_scales(tmp_path):
     theirs, tokens = save_doge(tmp_path / "theirs", keep_window_size=23), distinct_tokens()
-    options = {"window": 23}
-    back = export_model(import_doge(tmp_path / "theirs"), "dma", options, tmp_path / "back", "stock")
+    back = export_model(import_doge(tmp_path / "theirs"), tmp_path / "back", "stock")
     weights, same = load_file(back / "model.safetensors"), load_file(tmp_path / "theirs" / "model.safetensors")
     assert weights.keys() == same.keys()
     assert all(torch.equal(weights[name], same[name]) for name in same)
     loaded = AutoModelForCausalLM.from_pretrained(back)
     torch.testing.assert_close(loaded(tokens).logits, theirs(tokens).logits)
     with pytest.raises(UserError, match="format=custom has no place for a Doge's residual scales; choose format=stock"):
-        export_model(import_doge(back), "dma", options, tmp_path / "custom", "custom")
+        export_model(import_doge(back), tmp_path / "custom", "custom")
 
 
 def spoil(folder: Path, how: str) -> None:

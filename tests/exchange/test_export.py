@@ -72,7 +72,7 @@ def assert_same_logits(folder: Path, model: Transformer, tokens: torch.Tensor, *
 )
 def test_a_stock_architecture_gives_the_same_logits(tmp_path, attention, options, shape, architecture):
     model = make_model(attention, options, **shape)
-    folder = export_model(model, attention, options, tmp_path / "folder", "stock")
+    folder = export_model(model, tmp_path / "folder", "stock")
     assert_same_logits(folder, model, distinct_tokens())
     assert AutoModelForCausalLM.from_pretrained(folder).config.architectures == [f"{architecture}ForCausalLM"]
 
@@ -83,7 +83,7 @@ def test_in_bf16_theirs_is_as_near_to_float32_as_ours(tmp_path, attention):
     """bf16 rounds single logits by far more than 1e-3, each implementation in its own way."""
     options = {"window": 64} if attention == "dma" else {}
     model, tokens = make_model(attention, options), distinct_tokens()
-    folder = export_model(model, attention, options, tmp_path / "folder", "stock")
+    folder = export_model(model, tmp_path / "folder", "stock")
     exact, ours = model(tokens), model.bfloat16()(tokens)
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)(tokens).logits
     assert theirs.dtype == torch.bfloat16
@@ -121,7 +121,7 @@ def test_a_run_becomes_a_folder_in_one_command(doors, trained_run, tmp_path):
 def test_doge_differs_in_nothing_but_which_of_equally_scored_keys_it_keeps(tmp_path, monkeypatch, capfd):
     print_once.cache_clear()
     model = make_model("dma", {"window": 23})
-    folder, tokens = export_model(model, "dma", {"window": 23}, tmp_path / "folder", "stock"), distinct_tokens() // 3
+    folder, tokens = export_model(model, tmp_path / "folder", "stock"), distinct_tokens() // 3
     said = capfd.readouterr().err
     assert "wants transformers 5.18 or later" in said
     assert "Past attention.window=23 tokens its logits differ from this model's where keys score the same" in said
@@ -143,14 +143,14 @@ def test_dma_is_exported_exactly_unless_stock_is_asked_for(tmp_path, capfd):
     """Half of the context is past the window, and every token stands there three times: many keys score the same."""
     print_once.cache_clear()
     model = make_model("dma", {})
-    folder = export_model(model, "dma", {}, tmp_path / "folder")
+    folder = export_model(model, tmp_path / "folder")
     said = capfd.readouterr().err
     assert "Doge keeps others than this model: modeling_dma_lab.py goes along" in said
     assert AutoConfig.from_pretrained(folder, trust_remote_code=True).attention["window"] == 32
     tokens = distinct_tokens() // 3
     assert_same_logits(folder, model, tokens, trust_remote_code=True)
     with pytest.raises(AssertionError):  # as it would be with other keys
-        assert_same_logits(export_model(model, "dma", {}, tmp_path / "doge", "stock"), model, tokens)
+        assert_same_logits(export_model(model, tmp_path / "doge", "stock"), model, tokens)
 
 
 @torch.no_grad()
@@ -163,7 +163,7 @@ def test_doge_does_not_look_ahead_in_any_transformers_that_the_project_takes(tmp
     assert requirement.name == "transformers"
     assert not list(requirement.specifier.filter(["5.16.1", "5.17.0", "5.17.9"]))
     assert list(requirement.specifier.filter(["5.18.0", transformers.__version__]))[-1] == transformers.__version__
-    folder = export_model(make_model("dma", {"window": 23}), "dma", {"window": 23}, tmp_path / "folder", "stock")
+    folder = export_model(make_model("dma", {"window": 23}), tmp_path / "folder", "stock")
     assert "**Use transformers 5.18 or later.**" in (folder / "README.md").read_text()
     tokens, changed = distinct_tokens(), distinct_tokens()
     changed[:, -1] = (changed[:, -1] + 7) % 128
@@ -175,7 +175,7 @@ def test_doge_does_not_look_ahead_in_any_transformers_that_the_project_takes(tmp
 def test_what_is_exported_can_be_read_by_whom_the_umask_lets(tmp_path):
     before = os.umask(0o027)
     try:
-        folder = export_model(make_model("dma", {}), "dma", {}, tmp_path / "folder")
+        folder = export_model(make_model("dma", {}), tmp_path / "folder")
     finally:
         os.umask(before)
     assert {file.name: oct(file.stat().st_mode & 0o777) for file in folder.iterdir()} == dict.fromkeys(
@@ -204,11 +204,11 @@ def test_what_no_stock_architecture_computes_is_refused_with_the_reason(
 ):
     model = make_model(attention, options, **shape)
     with pytest.raises(UserError) as refusal:
-        export_model(model, attention, options, tmp_path / "stock", "stock")
+        export_model(model, tmp_path / "stock", "stock")
     assert reason in str(refusal.value)
     assert str(refusal.value).endswith("; choose format=custom.")
     assert not (tmp_path / "stock").exists()
-    folder = export_model(model, attention, options, tmp_path / "auto")
+    folder = export_model(model, tmp_path / "auto")
     assert f"{reason}: modeling_dma_lab.py goes along" in capfd.readouterr().err
     assert (folder / "modeling_dma_lab.py").is_file()
 
@@ -269,7 +269,7 @@ def test_a_folder_that_cannot_be_finished_is_not_begun(tmp_path, monkeypatch):
 
     monkeypatch.setattr("dma_lab.exchange.folder.shutil.copyfile", full_disk)  # what comes last, after the weights
     with pytest.raises(UserError, match=r"cannot be written .*No space left"):
-        export_model(make_model("nsa", {}), "nsa", {}, tmp_path / "folder")
+        export_model(make_model("nsa", {}), tmp_path / "folder")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -289,7 +289,7 @@ def custom(request, tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     attention, options = request.param
     model = make_model(attention, options, tie_embeddings=attention != "mla")
-    folder = export_model(model, attention, options, tmp_path / "folder", "custom")
+    folder = export_model(model, tmp_path / "folder", "custom")
     return model, folder
 
 

@@ -95,7 +95,7 @@ def test_every_point_is_a_run_that_the_door_accepts_and_differs_from_the_others(
         for point in wandb_points(kind):
             settings = read_settings(compose("train", agent_command(kind, point)[3:]))
             assert settings.logger.name == "wandb"
-            assert settings.attention["name"] == point["attention"]
+            assert settings.attention.name == point["attention"]
             assert settings.model.name == point["model"]
             seen.add(repr(settings))
             if point["attention"] == "mha":  # the other backends of a rung see the same tokens

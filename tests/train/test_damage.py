@@ -14,6 +14,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from dma_lab.attention import AttentionConfig
 from dma_lab.checkpoints import read_checkpoint, recorded, write_checkpoint
 from dma_lab.messages import MishapError, UserError
 from dma_lab.report.collect import read_run
@@ -267,7 +268,7 @@ def test_states_are_told_apart_by_all_that_led_to_them(settings_in):
     same = state()
     assert state(seed=1) != same
     assert state(match="none") != same
-    assert state(attention=settings.attention | {"rope_base": 5000.0}) != same
+    assert state(attention=AttentionConfig.of("mha", {"rope_base": 5000.0})) != same
     assert state("model", d_ff=128) != same
     assert state("data", mask_documents=False) != same
     assert state("optimizer", weight_decay=0.2) != same

@@ -21,7 +21,7 @@ def test_chinchilla_experiments_differ_in_the_attention_node_alone(read, rung):
 
 
 def test_a_command_line_override_wins_over_the_experiment(read):
-    assert read(["experiment=chinchilla_dma", "attention=mha"]).attention["name"] == "mha"
+    assert read(["experiment=chinchilla_dma", "attention=mha"]).attention.name == "mha"
 
 
 def test_every_backend_has_a_config_that_lists_its_options():

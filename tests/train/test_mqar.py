@@ -146,7 +146,7 @@ def test_every_point_of_the_grid_can_be_planned(read):
         )
         plan = plan_run(settings, settings.data.vocab_size, resolve_hardware(settings.trainer))
         assert (plan.shape.d_model, plan.shape.max_seq_len, plan.sequences_per_step) == (256, 2048, 8)
-        assert settings.attention.get("window", 512) == 512
+        assert settings.attention.written().get("window", 512) == 512
 
 
 @pytest.mark.slow

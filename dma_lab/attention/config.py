@@ -1,0 +1,71 @@
+"""A config's ``attention`` node, read once: the name of a backend and its options, each of the type it declares."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from dma_lab.attention.base import AttentionBackend, AttentionOptions, AttentionShape, registered_backends
+from dma_lab.messages import UserError
+from dma_lab.settings import shown
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Which attention a model has."""
+
+    name: str
+    """One of ``registered_backends()``."""
+    options: AttentionOptions
+    """Of the backend's own kind."""
+
+    @classmethod
+    def of(cls, name: str, options: Mapping[str, Any]) -> "AttentionConfig":
+        """The backend ``name`` with its defaults and ``options``.
+
+        Raises:
+            UserError: there is no such backend or option, or an option is of another type than the backend declares.
+        """
+        known = _checks(name)
+        for option, value in options.items():
+            if option not in known:
+                raise UserError(
+                    f"attention.{shown(option)} is no option of attention={name}; it has: {', '.join(known)}."
+                )
+            try:
+                known[option].validate_python(value, strict=True)
+            except ValidationError as error:
+                said = error.errors()[0]["msg"]
+                raise UserError(f"attention.{option}={shown(value)}: {said[0].lower()}{said[1:]}.") from error
+        return cls(name, registered_backends()[name].Options(**options))
+
+    @classmethod
+    def read(cls, node: Any) -> "AttentionConfig":
+        """``name`` and options side by side, as a config file has them. Raises UserError as ``of`` does."""
+        if not isinstance(node, Mapping) or not isinstance(node.get("name"), str):
+            name = node.get("name") if isinstance(node, Mapping) else node
+            raise UserError(f"attention.name={shown(name)} is no name; choose a backend, as in attention=dma.")
+        return cls.of(node["name"], {option: value for option, value in node.items() if option != "name"})
+
+    def written(self) -> dict[str, Any]:
+        """What ``read`` reads, every option there."""
+        return {"name": self.name, **asdict(self.options)}
+
+    def build(self, shape: AttentionShape) -> AttentionBackend:
+        """Raises UserError when the backend cannot do this shape."""
+        return registered_backends()[self.name](shape, self.options)
+
+
+def attention_options(name: str) -> dict[str, Any]:
+    """Options that the backend ``name`` takes, and their types. Raises UserError when there is no such backend."""
+    backends = registered_backends()
+    if name not in backends:
+        raise UserError(f"attention={shown(name)} is not known; choose one of: {', '.join(sorted(backends))}.")
+    return {option.name: option.type for option in fields(backends[name].Options)}
+
+
+@functools.cache
+def _checks(name: str) -> dict[str, TypeAdapter[Any]]:
+    return {option: TypeAdapter(kind) for option, kind in attention_options(name).items()}
