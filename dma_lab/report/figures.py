@@ -12,8 +12,8 @@ from dma_lab.report.document import Figure, Heatmap, Series
 from dma_lab.report.growth import curves_of, parabolas_of
 from dma_lab.report.laws import Laws, band
 from dma_lab.scaling.envelope import fit_envelope
-from dma_lab.scaling.fit import ParametricFit
 from dma_lab.scaling.isoflop import budgets
+from dma_lab.scaling.trainings import TrainingsFit
 
 _POSITION_BINS = 24
 _CURVE_BINS = 20
@@ -26,7 +26,7 @@ def loss_against_compute(runs: Sequence[Run], laws: Laws, which: Literal["flops_
     for backend in dict.fromkeys(run.backend for run in runs):
         own = [run for run in runs if run.backend == backend]
         law = laws.get(backend)
-        if isinstance(law, ParametricFit):
+        if isinstance(law, TrainingsFit):
             # A size may be two shapes, whose tokens cost differently.
             for size in sorted({(run.params, _flops_per_token(run, which)) for run in own}):
                 alike = [run for run in own if (run.params, _flops_per_token(run, which)) == size]
@@ -34,12 +34,16 @@ def loss_against_compute(runs: Sequence[Run], laws: Laws, which: Literal["flops_
         x, y = [run.summary[which] for run in own], [run.summary["val_loss"] for run in own]
         series.append(Series(backend, "points", x, y, hover=[run.label for run in own]))
     name = "executed" if which == "flops_executed" else "dense-equivalent"
-    fitted = any(isinstance(law, ParametricFit) for law in laws.values())
+    fitted = any(isinstance(law, TrainingsFit) for law in laws.values())
     return Figure(
         f"loss-{name}",
         f"Loss against {name} compute",
         "Each point is a finished run."
-        + (" A line is the backend's fitted law at one size, shaded: its 95 % bootstrap band." if fitted else ""),
+        + (
+            " A line is the backend's fitted law at one size, shaded: 95 % of what the trainings leave open of it."
+            if fitted
+            else ""
+        ),
         f"training compute, {name} (FLOP)",
         "validation loss (nats a token)",
         series,
@@ -51,7 +55,7 @@ def _flops_per_token(run: Run, which: str) -> float:
     return run.summary[which] / run.summary["tokens"]
 
 
-def _law_at(law: ParametricFit, runs: Sequence[Run], which: str) -> list[Series]:
+def _law_at(law: TrainingsFit, runs: Sequence[Run], which: str) -> list[Series]:
     summaries = [run.summary for run in runs]
     tokens = np.array([summary["tokens"] for summary in summaries], float)
     if len(set(tokens)) < 2:
@@ -89,7 +93,8 @@ def isoflop(runs: Sequence[Run]) -> Figure | None:
         "isoflop",
         "Loss against size at equal compute",
         "Points: runs whose dense-equivalent compute agrees within 10 %, a thin line joining the sizes' means. A thick "
-        "line is the parabola in log N of such a budget, where it has a minimum within the sizes run: approach 2.",
+        "line is the parabola in log N of such a budget, where it has a minimum within the sizes run: approach 2. Its "
+        "minima are biased even without noise (arXiv 2603.22339).",
         "non-embedding parameters",
         "validation loss (nats a token)",
         series,

@@ -1,6 +1,7 @@
 """How the best size and length of training grow with compute, and what they are at a budget."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,14 @@ from dma_lab.messages import UserError
 from dma_lab.report.collect import Run
 from dma_lab.report.conditions import TUNED, without
 from dma_lab.report.document import Block, Notice, Table
-from dma_lab.report.laws import BOOTSTRAP, Laws
+from dma_lab.report.laws import Laws
 from dma_lab.scaling.cost import Cost
 from dma_lab.scaling.envelope import Curve, fit_envelope
-from dma_lab.scaling.fit import ParametricFit
 from dma_lab.scaling.interval import Interval, percentile_interval
 from dma_lab.scaling.isoflop import Parabola, budgets, fit_isoflop, fit_parabola
-from dma_lab.scaling.optimum import compute_optimal
+from dma_lab.scaling.optimum import Optimum
 from dma_lab.scaling.power_law import PowerLaw
+from dma_lab.scaling.trainings import TrainingsFit
 
 AHEAD = (1, 10, 100)
 """Budgets that are looked ahead to, in multiples of the largest one run."""
@@ -51,37 +52,67 @@ def parabolas_of(runs: Sequence[Run]) -> tuple[list[Parabola], list[str]]:
     return found, refused
 
 
-def growth(runs: Sequence[Run], laws: Laws) -> list[Block]:
-    """How the best size and tokens grow with compute, by approaches 1, 2 and 3."""
-    rows, refused = [], []
+@dataclass(frozen=True)
+class Exponents:
+    """Of N* ∝ C^a and D* ∝ C^b of one backend, by one approach."""
+
+    backend: str
+    approach: str
+    a: float
+    b: float
+    intervals: tuple[Interval, Interval] | None = None
+    """95 %, of a and of b; the law's alone: what moves the minima of the others is bias, too, which no resampling
+    shows."""
+
+
+def exponents_of(runs: Sequence[Run], laws: Laws) -> tuple[list[Exponents], list[str]]:
+    """How the best size and tokens grow with compute, by approaches 3, 2 and 1; and why, where there is none."""
+    found, refused = [], []
     for backend in dict.fromkeys(run.backend for run in runs):
         own = [run for run in runs if run.backend == backend]
+        if isinstance(law := laws.get(backend), TrainingsFit):
+            found.append(_by_law(backend, law))
         parabolas, without = parabolas_of(own)
         refused += [f"{backend}, approach 2: {reason}" for reason in without]
-        approaches = (("1, envelope", lambda own=own: _envelope(own)), ("2, isoFLOP", lambda p=parabolas: _isoflop(p)))
+        approaches = (("2, isoFLOP", lambda p=parabolas: _isoflop(p)), ("1, envelope", lambda own=own: _envelope(own)))
         for name, fit in approaches:
             try:
-                rows.append((backend, name, *(_exponent(law) for law in fit())))
+                of_size, of_tokens = fit()
+                found.append(Exponents(backend, name, of_size.exponent, of_tokens.exponent))
             except UserError as error:
                 refused.append(f"{backend}, approach {name[0]}: {error}")
-        if isinstance(law := laws.get(backend), ParametricFit):
-            rows.append((backend, "3, law", *_by_law(law)))
+    return found, refused
+
+
+def growth(exponents: Sequence[Exponents], refused: Sequence[str]) -> list[Block]:
+    """The exponents as a table, and what is refused."""
     blocks: list[Block] = []
-    if rows:
+    if exponents:
         blocks.append(
             Table(
-                "How the best size and the best number of tokens grow with compute, N* ∝ C^a and D* ∝ C^b, by the "
-                "envelope of each size's losses over its budgets, by the minima of isoFLOP parabolas (both at "
-                "dense-equivalent compute) and by the law (at 6 N D); 95 % bootstrap intervals, a dash where the runs "
-                "leave none.",
+                "How the best size and the best number of tokens grow with compute, N* ∝ C^a and D* ∝ C^b: by the law "
+                "(at 6 N D), which is to be preferred; by the minima of isoFLOP parabolas, which miss the exponents "
+                "even without noise wherever a loss is no parabola in log N and sizes do not lie evenly about the "
+                "minimum (arXiv 2603.22339); by the envelope of each size's losses over its budgets, which knows "
+                "handovers between the sizes run alone (both at dense-equivalent compute). The law's 95 % intervals "
+                "are over trainings; none is given of the others, whose bias it would leave out.",
                 ("attention", "approach", "a (size)", "b (tokens)"),
-                rows,
+                [(own.backend, own.approach, *_texts(own)) for own in exponents],
                 frozenset(("attention", "approach")),
             )
         )
     if refused:
         blocks.append(Notice("Approaches that these runs do not suffice for:", refused))
     return blocks
+
+
+def _texts(own: Exponents) -> tuple[str, str]:
+    if own.intervals is None:
+        return f"{own.a:.2f} -", f"{own.b:.2f} -"
+    a, b = (
+        f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, (low, high) in zip((own.a, own.b), own.intervals, strict=True)
+    )
+    return a, b
 
 
 def curves_of(runs: Sequence[Run]) -> list[Curve]:
@@ -103,59 +134,47 @@ def _envelope(runs: Sequence[Run]) -> tuple[PowerLaw, PowerLaw]:
     curves = curves_of(runs)
     if not curves:
         raise UserError("no size was run at two budgets, which a curve needs.")
-    found = fit_envelope(curves, bootstrap=BOOTSTRAP)
+    found = fit_envelope(curves)
     return found.params_law, found.tokens_law
 
 
 def _isoflop(parabolas: Sequence[Parabola]) -> tuple[PowerLaw, PowerLaw]:
-    found = fit_isoflop(parabolas, bootstrap=BOOTSTRAP)
+    found = fit_isoflop(parabolas)
     return found.params, found.tokens
 
 
-def _exponent(law: PowerLaw) -> str:
-    if law.exponent_interval is None or not np.isfinite(law.exponent_interval).all():
-        return f"{law.exponent:.2f} -"
-    return f"{law.exponent:.2f} [{law.exponent_interval[0]:.2f}, {law.exponent_interval[1]:.2f}]"
-
-
-def _by_law(law: ParametricFit) -> tuple[str, str]:
+def _by_law(backend: str, law: TrainingsFit) -> Exponents:
     assert law.samples is not None
     alpha, beta = law.samples[:, 3], law.samples[:, 4]
     a, total = law.beta / (law.alpha + law.beta), alpha + beta
-    cells = []
-    for value, drawn in ((a, beta / total), (1 - a, alpha / total)):
-        low, high = percentile_interval(drawn)
-        cells.append(f"{value:.2f} [{low:.2f}, {high:.2f}]")
-    return cells[0], cells[1]
+    return Exponents(
+        backend, "3, law", a, 1 - a, (percentile_interval(beta / total), percentile_interval(alpha / total))
+    )
 
 
-def optima(runs: Sequence[Run], laws: Laws) -> list[Block]:
+def optima(found: Mapping[str, Sequence[Optimum]]) -> list[Block]:
     """What every law would train for a budget, at executed compute as the backend's own runs count it."""
-    largest = max(column(runs, "flops_executed"))
     rows: list[tuple[str, ...]] = []
     opens = set()
-    for backend, law in laws.items():
-        if not isinstance(law, ParametricFit):
-            continue
-        cost = cost_of([run for run in runs if run.backend == backend])
+    for backend, budgets_of in found.items():
         opens.add(len(rows))
-        for ahead in AHEAD:
-            best = compute_optimal(law, ahead * largest, cost)
-            rows.append(
-                (
-                    backend,
-                    f"{best.flops:.2e}",
-                    _with_interval(best.params, best.params_interval, ".2e"),
-                    _with_interval(best.tokens, best.tokens_interval, ".2e"),
-                    _with_interval(best.loss, best.loss_interval, ".3f"),
-                )
+        rows += [
+            (
+                backend,
+                f"{best.flops:.2e}",
+                _with_interval(best.params, best.params_interval, ".2e"),
+                _with_interval(best.tokens, best.tokens_interval, ".2e"),
+                _with_interval(best.loss, best.loss_interval, ".3f"),
             )
+            for best in budgets_of
+        ]
     if not rows:
         return []
     return [
         Table(
             "Compute-optimal size and tokens by each backend's law (approach 3), and the loss they come to, at the "
-            "largest executed budget run and, by extrapolation, at 10 and 100 times that; 95 % bootstrap intervals.",
+            "largest executed budget run and, by extrapolation, at 10 and 100 times that; 95 % intervals over "
+            "trainings.",
             ("attention", "executed FLOP", "parameters", "tokens", "loss"),
             rows,
             frozenset(("attention",)),
@@ -165,5 +184,5 @@ def optima(runs: Sequence[Run], laws: Laws) -> list[Block]:
 
 
 def _with_interval(value: float, interval: Interval | None, digits: str) -> str:
-    assert interval is not None, "laws of a report are bootstrapped"
+    assert interval is not None, "laws of a report have draws"
     return f"{value:{digits}} [{interval[0]:{digits}}, {interval[1]:{digits}}]"

@@ -1,6 +1,6 @@
 """A scaling law for every backend that has the runs for one, and curves to draw of it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,12 +8,15 @@ from numpy.typing import NDArray
 
 from dma_lab.messages import UserError
 from dma_lab.report.collect import Run
-from dma_lab.scaling.fit import ParametricFit, fit_parametric
+from dma_lab.report.conditions import WARMUP, without
+from dma_lab.scaling.frontier import law_loss
+from dma_lab.scaling.trainings import TrainingsFit, fit_trainings
 
-BOOTSTRAP = 100
 _STEEPEST = 2.0
 """No exponent of a loss is known to come near it; the published grid of starts ends there."""
-Laws = dict[str, ParametricFit | str]
+_FLATTEST = 0.02
+"""An exponent below is none: a hundredfold takes a tenth off its term."""
+Laws = dict[str, TrainingsFit | str]
 
 
 def best_runs(runs: Iterable[Run]) -> list[Run]:
@@ -30,18 +33,29 @@ def best_runs(runs: Iterable[Run]) -> list[Run]:
     return list(best.values())
 
 
-def fit_laws(runs: Sequence[Run], progress: Callable[[str], None]) -> Laws:
-    """By backend: the law fitted to its runs (non-embedding parameters, tokens, validation loss), or why there is none.
+def training_of(run: Run) -> Hashable:
+    """Equal in the branches of one training, and in plain runs that equal them: these share its noise."""
+    return run.backend, without(run.conditions, frozenset({"tokens", WARMUP}))
 
-    Deterministic. Of runs that differ only in their seed every one is a point. ``progress`` is told what comes next.
+
+def points_of(runs: Sequence[Run]) -> tuple[list[float], list[float], list[float], list[int]]:
+    """Non-embedding parameters, tokens, validation losses and trainings (numbered) of one backend's runs."""
+    numbers: dict[Hashable, int] = {}
+    training = [numbers.setdefault(training_of(run), len(numbers)) for run in runs]
+    tokens, loss = ([run.summary[name] for run in runs] for name in ("tokens", "val_loss"))
+    return [run.params for run in runs], tokens, loss, training
+
+
+def fit_laws(runs: Sequence[Run], progress: Callable[[str], None]) -> Laws:
+    """By backend: the law fitted to its runs, or why there is none. Deterministic.
+
+    ``progress`` is told what comes next.
     """
     laws: Laws = {}
     for backend in dict.fromkeys(run.backend for run in runs):
-        own = [run for run in runs if run.backend == backend]
-        points = ([run.params for run in own], *([run.summary[of] for run in own] for of in ("tokens", "val_loss")))
         progress(f"fitting {backend}")
         try:
-            fit = fit_parametric(*points, bootstrap=BOOTSTRAP)
+            fit = fit_trainings(*points_of([run for run in runs if run.backend == backend]))
         except UserError as error:
             laws[backend] = str(error)
         else:
@@ -49,22 +63,21 @@ def fit_laws(runs: Sequence[Run], progress: Callable[[str], None]) -> Laws:
     return laws
 
 
-def vagueness(fit: ParametricFit) -> str | None:
+def vagueness(fit: TrainingsFit) -> str | None:
     """What the runs leave open of the law, if that is too much: an exponent that could as well be 0, or anything."""
     assert fit.intervals is not None
     exponents = {"α (of size)": fit.intervals["alpha"], "β (of tokens)": fit.intervals["beta"]}
     vague = [
-        f"{name} in [{low:.2g}, {high:.2g}]" for name, (low, high) in exponents.items() if low <= 0 or high > _STEEPEST
+        f"{name} in [{low:.2g}, {high:.2g}]"
+        for name, (low, high) in exponents.items()
+        if low < _FLATTEST or high > _STEEPEST
     ]
     return f"the runs do not fix the exponents, {' and '.join(vague)}" if vague else None
 
 
-def band(fit: ParametricFit, params: float, tokens: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
-    """95 % bootstrap band of the law for one size of model over ``tokens``."""
+def band(fit: TrainingsFit, params: float, tokens: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
+    """95 % band of the law, noise apart, for one size of model over ``tokens``."""
     assert fit.samples is not None
-    E, A, B, alpha, beta = fit.samples.T[..., None]
-    # In logarithms: a resample of few runs may have an A beyond all floats that its alpha makes small again.
-    with np.errstate(divide="ignore"):
-        by_size, by_tokens = np.log(A) - alpha * np.log(params), np.log(B) - beta * np.log(tokens)
-    low, high = np.quantile(E + np.exp(by_size) + np.exp(by_tokens), (0.025, 0.975), axis=0)
+    drawn = law_loss(fit.samples[:, None], np.log(params), np.log(tokens))
+    low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
     return low, high

@@ -9,13 +9,12 @@ from dma_lab.messages import UserError
 from dma_lab.report import figures, tables
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import BASELINE, Run, Unreadable
-from dma_lab.report.comparison import NO_SPREAD, Comparison, Difference, compare
+from dma_lab.report.comparison import NO_SPREAD, Comparison, Difference
 from dma_lab.report.document import Block, Document, Figure, Heatmap, Notice, Section, Table
 from dma_lab.report.evaluations import evaluations
-from dma_lab.report.laws import best_runs, fit_laws
 from dma_lab.report.lifetimes import run_lifetimes
 from dma_lab.report.predictions import predictions
-from dma_lab.scaling.fit import ParametricFit
+from dma_lab.report.statistics import Statistics, compute_statistics
 from dma_lab.train.hardware import MACHINE
 
 _SHOWN_LIFETIMES = 3
@@ -58,15 +57,15 @@ def _cohort(
     training = Section("Training", [figures.training_curves(members)])
     if not finished:
         return [Section("Comparison", [f"Runs of {name}.", Notice("No run of this group is finished.")]), training], []
-    compared = compare(finished)
-    sections = [_comparison(name, compared), _scaling(finished, progress), training]
+    found = compute_statistics(finished, progress)
+    sections = [_comparison(name, found.comparison), _scaling(found), training]
     if recall := figures.recall(finished):
         sections.append(Section("Recall", [recall]))
     if position := figures.loss_by_position(finished):
         sections.append(Section("Position in the context", [position]))
     if evaluated := evaluations(finished):
         sections.append(evaluated)
-    return [*sections, _lifetimes(finished, progress)], compared.pairs
+    return [*sections, _lifetimes(finished, progress)], found.comparison.pairs
 
 
 def _overview(runs: Sequence[Run], problems: Sequence[Unreadable], groups: dict[str, list[Run]]) -> Section:
@@ -138,9 +137,9 @@ def _comparison(name: str, comparison: Comparison) -> Section:
     return Section("Comparison", blocks)
 
 
-def _scaling(finished: Sequence[Run], progress: Callable[[str], None]) -> Section:
+def _scaling(found: Statistics) -> Section:
     blocks: list[Block] = []
-    best = best_runs(finished)
+    best, finished, laws = found.best, found.finished, found.laws
     if len(best) < len(finished):
         blocks.append(
             Notice(
@@ -155,15 +154,14 @@ def _scaling(finished: Sequence[Run], progress: Callable[[str], None]) -> Sectio
         blocks.append(
             Notice(f"Contexts differ ({listed} tokens). Laws put down to size what a longer context contributes.")
         )
-    laws = fit_laws(best, progress)
     refused = [f"{backend}: {reason}" for backend, reason in laws.items() if isinstance(reason, str)]
     if refused:
         blocks.append(Notice("Where the runs do not suffice, no scaling law is given.", refused))
     blocks += [figures.loss_against_compute(best, laws, which) for which in ("flops_executed", "flops")]
-    if any(isinstance(law, ParametricFit) for law in laws.values()):
-        blocks.append(tables.law_parameters(laws))
+    if found.fitted:
+        blocks.append(tables.law_parameters(found.fitted))
     blocks += [figure for figure in (figures.isoflop(best), figures.envelope(best)) if figure]
-    blocks += predictions(best, laws, progress)
+    blocks += predictions(found)
     return Section("Scaling", blocks)
 
 

@@ -1,8 +1,10 @@
 """The report's tables, and the same numbers as points.csv."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from dma_lab.report.collect import BY_TASK, COSTS, IDENTITY, OUTCOME, Run, Unreadable
 from dma_lab.report.comparison import (
@@ -16,9 +18,8 @@ from dma_lab.report.comparison import (
 )
 from dma_lab.report.conditions import SHAPED, without
 from dma_lab.report.document import Table
-from dma_lab.report.laws import Laws
 from dma_lab.scaling.documents import LEAST_DOCUMENTS
-from dma_lab.scaling.fit import ParametricFit
+from dma_lab.scaling.trainings import TrainingsFit
 
 _DIFFERENCE = (
     *("difference", "document_interval_low", "document_interval_high", "documents", "effective_documents"),
@@ -106,17 +107,20 @@ def over_trainings(cells: Sequence[OverTrainings]) -> Table:
     )
 
 
-def law_parameters(laws: Laws) -> Table:
-    """E, A, B, α, β of every backend that has a law."""
+def law_parameters(laws: Mapping[str, TrainingsFit]) -> Table:
+    """E, A, B, α, β of every backend that has a law, and the noise of its trainings."""
     rows = []
     for backend, law in laws.items():
-        if isinstance(law, ParametricFit):
-            assert law.intervals is not None
-            cells = (f"{getattr(law, name):.4g} [{low:.3g}, {high:.3g}]" for name, (low, high) in law.intervals.items())
-            rows.append((backend, *cells, f"{law.objective:.3g}"))
+        assert law.intervals is not None
+        cells = (f"{getattr(law, name):.4g} [{low:.3g}, {high:.3g}]" for name, (low, high) in law.intervals.items())
+        of_training, of_branch = np.median(law.noise, axis=0)
+        noise = f"{of_branch:.4f}" if not law.noise[:, 0].any() else f"{of_training:.4f} + {of_branch:.4f}"
+        rows.append((backend, *cells, f"{law.trainings}", noise))
     return Table(
-        "L(N, D) = E + A/N^α + B/D^β, nats a token, with 95 % bootstrap intervals; Huber loss on log L (δ = 1e-3).",
-        ("attention", "E", "A", "B", "α", "β", "objective"),
+        "L(N, D) = E + A/N^α + B/D^β, nats a token, by least squares, with 95 % intervals over trainings: branches of "
+        "one training share its noise. Noise: standard deviation of a training's and, after a +, of what each branch "
+        "adds, nats.",
+        ("attention", "E", "A", "B", "α", "β", "trainings", "noise"),
         rows,
         frozenset(("attention",)),
     )

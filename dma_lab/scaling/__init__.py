@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from dma_lab.scaling.isoflop import fit_isoflop, fit_parabola
     from dma_lab.scaling.joint import fit_joint
     from dma_lab.scaling.optimum import compute_multiplier, compute_optimal
+    from dma_lab.scaling.shared_floor import share_floor
+    from dma_lab.scaling.trainings import TrainingsFit, fit_trainings
 
 _HOME = {
     "Curve": "envelope",
     "ParametricFit": "fit",
+    "TrainingsFit": "trainings",
     "compute_multiplier": "optimum",
     "compute_optimal": "optimum",
     "fit_envelope": "envelope",
@@ -24,11 +27,14 @@ _HOME = {
     "fit_joint": "joint",
     "fit_parabola": "isoflop",
     "fit_parametric": "fit",
+    "fit_trainings": "trainings",
     "hold_out_largest": "held_out",
+    "share_floor": "shared_floor",
 }
 __all__ = [
     "Curve",
     "ParametricFit",
+    "TrainingsFit",
     "compute_multiplier",
     "compute_optimal",
     "fit_envelope",
@@ -36,7 +42,9 @@ __all__ = [
     "fit_joint",
     "fit_parabola",
     "fit_parametric",
+    "fit_trainings",
     "hold_out_largest",
+    "share_floor",
 ]
 
 

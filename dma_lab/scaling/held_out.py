@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dma_lab.scaling.fit import ParametricFit, fit_parametric
-from dma_lab.scaling.frontier import law_loss
 from dma_lab.scaling.interval import Interval, percentile_interval
 from dma_lab.scaling.objective import take_points
+from dma_lab.scaling.trainings import TrainingsFit, fit_trainings
 
 Vector = NDArray[np.float64]
 
@@ -17,12 +16,15 @@ Vector = NDArray[np.float64]
 class HeldOut:
     """Runs of the largest size, and what the law of all smaller ones predicts of them; (runs,) each."""
 
-    law: ParametricFit
+    law: TrainingsFit
     params: float
     tokens: Vector
     loss: Vector
     """Measured, nats a token."""
     predicted: Vector
+    mean_error_interval: Interval
+    """95 %, of the mean of ``errors``, were the law to go on: what the smaller sizes leave open of it, and the noise of
+    the largest size's trainings."""
 
     @property
     def errors(self) -> Vector:
@@ -39,27 +41,22 @@ class HeldOut:
         """Mean absolute error as a share of the measured loss."""
         return float(np.abs(self.errors / self.loss).mean())
 
-    @property
-    def mean_error_interval(self) -> Interval | None:
-        """95 %, of the mean of ``errors``: what the bootstrap of the small rungs leaves open. None without one."""
-        if self.law.samples is None:
-            return None
-        drawn = law_loss(self.law.samples[:, None], np.log(self.params), np.log(self.tokens))
-        return percentile_interval(drawn.mean(axis=1) - self.loss.mean())
-
 
 def hold_out_largest(
-    params: ArrayLike, tokens: ArrayLike, loss: ArrayLike, *, delta: float = 1e-3, bootstrap: int = 0, seed: int = 0
+    params: ArrayLike, tokens: ArrayLike, loss: ArrayLike, training: ArrayLike, *, seed: int = 0
 ) -> HeldOut:
-    """Fit the law to all runs but those of the largest size, and predict these; arguments as of ``fit_parametric``.
+    """Fit the law to all runs but those of the largest size, and predict these; arguments as of ``fit_trainings``.
 
     Raises:
         UserError: the smaller sizes' runs do not suffice for a law.
     """
     params, tokens, loss = (np.asarray(values, float) for values in (params, tokens, loss))
+    training = np.asarray(training)
     take_points(params, tokens, loss)  # of a size that is none, no run would be the largest
     largest = params == params.max()
     small = ~largest
-    law = fit_parametric(params[small], tokens[small], loss[small], delta=delta, bootstrap=bootstrap, seed=seed)
+    law = fit_trainings(params[small], tokens[small], loss[small], training[small], seed=seed)
     size = float(params.max())
-    return HeldOut(law, size, tokens[largest], loss[largest], law.predict(size, tokens[largest]))
+    drawn = law.predicted(params[largest], tokens[largest], training[largest], seed)
+    interval = percentile_interval(drawn.mean(axis=1) - loss[largest].mean())
+    return HeldOut(law, size, tokens[largest], loss[largest], law.predict(size, tokens[largest]), interval)

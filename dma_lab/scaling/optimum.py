@@ -41,7 +41,8 @@ class Multiplier:
     loss: float
     """What the other comes to with it, compute-optimally trained: nats a token."""
     multiplier: float
-    """FLOP to reach that loss over ``flops``; infinite where the law never comes so low."""
+    """FLOP to reach that loss over ``flops``; infinite where the law never comes so low. The middle of the draws, where
+    there are any."""
     interval: Interval | None = None
     """95 %; its upper end is infinite when the resamples do not exclude that the loss is never reached."""
     unreached: float = 0.0
@@ -70,9 +71,8 @@ def compute_multiplier(
 ) -> Multiplier:
     """Compute that ``law``'s backend needs to match the other's best loss for ``flops``, as a multiple of them.
 
-    Row i of both laws' ``samples`` is taken together. When both were fitted with one seed to runs at the same points
-    listed in the same order, that is a paired bootstrap: what a run's data and seed did to both cancels. Laws fitted
-    with different seeds are resampled independently, as runs of different points must be.
+    Row i of both laws' ``samples`` is taken together: they are draws of both at once (``share_floor``), or, of laws
+    fitted by ``fit_parametric`` with one seed to runs at the same points listed in the same order, a paired bootstrap.
 
     Raises:
         ValueError: when the laws have different numbers of resamples.
@@ -90,4 +90,6 @@ def compute_multiplier(
         raise ValueError("the two laws have different numbers of resamples; fit both with the same `bootstrap`.")
     drawn = ratios(law.samples, other.samples)[1]
     interval, unreached = percentile_interval(drawn), float(np.isinf(drawn).mean())
-    return Multiplier(flops, float(loss), float(multiplier), interval, unreached)
+    # Sorted, not interpolated: half way between a number and infinity lies nothing.
+    middle = float(np.quantile(drawn, 0.5, method="inverted_cdf"))
+    return Multiplier(flops, float(loss), middle, interval, unreached)

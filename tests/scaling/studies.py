@@ -25,6 +25,8 @@ class Study:
     document_tokens: np.ndarray
     differences: np.ndarray
     """(backend - 1, size, seed, budget, documents): summed over tokens, to mha of the same seed."""
+    noise: np.ndarray
+    """(backend,): standard deviation of a run's loss, nats."""
     true: np.ndarray
     """(backend - 1, size, budget): the difference over all seeds and documents."""
 
@@ -75,5 +77,6 @@ def make_study(
         run + own @ counts / counts.sum(),
         counts,
         by_document[1:] - by_document[:1],
+        spread.ravel(),
         true[1:] - true[:1],
     )

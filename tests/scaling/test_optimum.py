@@ -96,6 +96,7 @@ def fit_from(start, points, seed):
     return with_intervals(fit, resampled_minima(minimum[1], [points], ONE_LAW, 1e-3, 60, seed))
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_at_their_rate_and_pairing_narrows_those_of_multipliers():
     """Studies of two backends whose runs share most of their noise, as runs on the same data do."""
     params, tokens = grid(5)

@@ -1,0 +1,99 @@
+"""What a group of runs comes to, computed first and in one object: tables, figures and sentences are made of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from dma_lab.messages import UserError
+from dma_lab.report.collect import BASELINE, Run
+from dma_lab.report.comparison import Comparison, compare
+from dma_lab.report.growth import AHEAD, Exponents, column, cost_of, exponents_of
+from dma_lab.report.laws import Laws, best_runs, fit_laws, points_of
+from dma_lab.scaling.held_out import HeldOut, hold_out_largest
+from dma_lab.scaling.optimum import Multiplier, Optimum, compute_multiplier, compute_optimal
+from dma_lab.scaling.shared_floor import share_floor
+from dma_lab.scaling.trainings import TrainingsFit
+
+
+@dataclass(frozen=True)
+class ToMatch:
+    """Executed compute that a backend needs for the loss of compute-optimal MHA, as a multiple of MHA's."""
+
+    law: TrainingsFit
+    """Of the backend, with E shared with MHA's."""
+    multipliers: list[Multiplier]
+    """At ``AHEAD`` times the largest budget that MHA was run at."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of the finished runs of one cohort; dictionaries are by backend, refusals are whole lines."""
+
+    finished: list[Run]
+    comparison: Comparison
+    best: list[Run]
+    """Of runs that differ in a tuned setting alone the best: what laws are fitted to."""
+    laws: Laws
+    exponents: list[Exponents]
+    optima: dict[str, list[Optimum]]
+    """At ``AHEAD`` times the largest executed budget run."""
+    to_match: dict[str, ToMatch] = field(default_factory=dict)
+    held_out: dict[str, HeldOut] = field(default_factory=dict)
+    no_exponents: list[str] = field(default_factory=list)
+    no_match: list[str] = field(default_factory=list)
+    no_held_out: list[str] = field(default_factory=list)
+
+    @property
+    def fitted(self) -> dict[str, TrainingsFit]:
+        """The laws that there are."""
+        return {backend: law for backend, law in self.laws.items() if isinstance(law, TrainingsFit)}
+
+    @property
+    def trainings(self) -> dict[str, int]:
+        """How many trainings each backend has among ``best``."""
+        return {
+            backend: len(set(points_of([run for run in self.best if run.backend == backend])[3]))
+            for backend in dict.fromkeys(run.backend for run in self.best)
+        }
+
+
+def compute_statistics(finished: Sequence[Run], progress: Callable[[str], None]) -> Statistics:
+    """All that the report says of ``finished``, which are a cohort's; ``progress`` is told what comes next."""
+    best = best_runs(finished)
+    laws = fit_laws(best, progress)
+    exponents, no_exponents = exponents_of(best, laws)
+    found = Statistics(list(finished), compare(finished), best, laws, exponents, {}, no_exponents=no_exponents)
+    largest = max(column(best, "flops_executed"))
+    for backend, law in found.fitted.items():
+        own = [run for run in best if run.backend == backend]
+        found.optima[backend] = [compute_optimal(law, ahead * largest, cost_of(own)) for ahead in AHEAD]
+        progress(f"comparing laws of {backend} and {BASELINE}")
+        if backend != BASELINE:
+            _match(found, backend, own)
+        progress(f"holding out the largest size of {backend}")
+        try:
+            found.held_out[backend] = hold_out_largest(*points_of(own))
+        except UserError as error:
+            found.no_held_out.append(f"{backend}: {error}")
+    for backend, refusal in laws.items():
+        if isinstance(refusal, str) and backend != BASELINE:
+            found.no_match.append(f"{backend}: {refusal}")
+    if not isinstance(laws.get(BASELINE), TrainingsFit):
+        found.no_match.extend(f"{backend}: {BASELINE} has no law to be compared with" for backend in found.fitted)
+    return found
+
+
+def _match(found: Statistics, backend: str, own: Sequence[Run]) -> None:
+    law, baseline = found.fitted[backend], found.fitted.get(BASELINE)
+    if baseline is None:
+        return
+    theirs = [run for run in found.best if run.backend == BASELINE]
+    try:
+        shared, shared_baseline = share_floor(law, baseline)
+    except UserError as error:
+        found.no_match.append(f"{backend}: {error}")
+        return
+    largest = max(column(theirs, "flops_executed"))
+    costs = cost_of(own), cost_of(theirs)
+    found.to_match[backend] = ToMatch(
+        shared, [compute_multiplier(shared, shared_baseline, ahead * largest, *costs) for ahead in AHEAD]
+    )

@@ -1,0 +1,111 @@
+"""The law with its noise: branches of one training share a part of it, and E, A and B are linear given the rest.
+
+Loss of a run = E + A / N^alpha + B / D^beta + u + e, nats a token: u, normal, is the training's and the same in all of
+its branches, e, normal, the branch's own. Given the exponents and the ratio of the two variances, E, A and B are those
+of generalised least squares in closed form (variable projection, Golub and Pereyra 1973).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dma_lab.scaling.objective import Points
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Normal equations of candidates (m,): the law's linear part alone, and with its exponents' derivatives."""
+
+    matrix: Vector
+    """(m, 5, 5): of the columns of E, A and B, and of A's and B's times their log N and log D."""
+    right: Vector
+    """(m, 3): the first three columns against the losses."""
+    total: Vector
+    """(m,): weighted sum of squared losses."""
+    log_weights: Vector
+    """(m,): sum of the logarithms of all weights."""
+    scale: Vector
+    """(m, 2): natural logarithms of A and B where their coefficients are 1."""
+
+    @property
+    def linear(self) -> Vector:
+        """(m, 3, 3), of E and of A's and B's terms where they are largest."""
+        return self.matrix[:, :3, :3] + 1e-14 * self.matrix[:, :1, :1] * np.eye(3)
+
+    @property
+    def best(self) -> tuple[Vector, Vector]:
+        """Coefficients (m, 3) of least squares, and the weighted squares (m,) that they leave."""
+        found = np.linalg.solve(self.linear, self.right[..., None])[..., 0]
+        left = self.total - (self.right * found).sum(axis=1)
+        # Below a billionth of the loss no noise is told from rounding.
+        return np.asarray(found), np.asarray(np.maximum(left, 1e-18 * self.total))
+
+
+class Trainings:
+    """Runs of one backend, each with the training that it is a branch of.
+
+    Args:
+        points: (runs,) parameters, tokens and losses.
+        training: (runs,) equal entries share a training.
+    """
+
+    def __init__(self, points: Points, training: ArrayLike) -> None:
+        labels, of = np.unique(np.asarray(training), return_inverse=True)
+        counts = np.bincount(of)
+        rows, branches = [], []
+        for label, count in enumerate(counts):
+            own = np.flatnonzero(of == label)
+            # Orthonormal: the mean of the branches, which has all of their shared noise, and contrasts that have none.
+            basis = np.linalg.qr(np.column_stack((np.ones(count), np.eye(count)[:, 1:])))[0]
+            turned = np.zeros((count, len(of)))
+            turned[:, own] = basis.T
+            rows.append(turned)
+            branches += [count, *[0] * (count - 1)]
+        self.trainings = len(labels)
+        self.runs = len(of)
+        self.branched = len(of) > len(labels)
+        """Whether any training has two branches: else the two noises are one."""
+        self._turn = np.concatenate(rows)
+        self._branches = np.array(branches)
+        self._loss = self._turn @ np.exp(points.log_l)
+        self._ones = self._turn.sum(axis=1)
+        # From the least size and number of tokens: there the terms are largest.
+        self._from = points.log_n.min(), points.log_d.min()
+        self._u, self._v = points.log_n - self._from[0], points.log_d - self._from[1]
+        self._middle = self._u.mean(), self._v.mean()
+
+    def normal(self, log_alpha: Vector, log_beta: Vector, log_ratio: Vector) -> Normal:
+        """Normal equations at every candidate (m,).
+
+        ``log_ratio``: natural logarithm of the variance of a whole training's mean over that of its branches' own,
+        both times the number of branches: 0 where branches share no noise.
+        """
+        alpha, beta = np.exp(log_alpha)[:, None], np.exp(log_beta)[:, None]
+        shared = np.expm1(log_ratio)[:, None] / max(self._branches.max(), 1)
+        weights = 1 / (1 + self._branches * shared)
+        x, y = np.exp(-alpha * self._u), np.exp(-beta * self._v)
+        columns = np.stack(
+            (
+                np.broadcast_to(self._ones, weights.shape),
+                x @ self._turn.T,
+                y @ self._turn.T,
+                (x * (self._u - self._middle[0])) @ self._turn.T,
+                (y * (self._v - self._middle[1])) @ self._turn.T,
+            ),
+            axis=1,
+        )
+        weighted = columns * weights[:, None]
+        return Normal(
+            weighted @ columns.transpose(0, 2, 1),
+            (weighted @ self._loss)[:, :3],
+            weights @ self._loss**2,
+            np.log(weights).sum(axis=1),
+            np.concatenate((alpha * self._from[0], beta * self._from[1]), axis=1),
+        )
+
+    def shared_of(self, log_ratio: ArrayLike) -> Vector:
+        """Variance of a training's noise over that of a branch's own."""
+        return np.expm1(np.asarray(log_ratio, float)) / max(self._branches.max(), 1)

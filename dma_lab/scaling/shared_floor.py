@@ -1,0 +1,53 @@
+"""Laws of two backends that share E: the loss that no model of the text can go below is the text's, not a backend's."""
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import gaussian_kde
+
+from dma_lab.messages import UserError
+from dma_lab.scaling.interval import percentile_interval
+from dma_lab.scaling.trainings import DRAWS, TrainingsFit, Vector
+
+_NEAREST = 8
+_LEAST = 50
+"""Draws of one law, by their weight, at whose E the other has any."""
+
+
+def share_floor(law: TrainingsFit, other: TrainingsFit, *, seed: int = 0) -> tuple[TrainingsFit, TrainingsFit]:
+    """Both laws given that their E is one: row i of both ``samples`` is a draw of the two at once.
+
+    Their trainings are taken to be independent, so the density of both given one E is the product of theirs: draws of
+    the one are weighted by the other's density of E, and each is joined to a draw of the other with the same E, to
+    within the neighbouring few of thousands.
+
+    Raises:
+        UserError: no E suits both.
+    """
+    generator = np.random.default_rng(seed)
+    ours, theirs = _samples(law), _samples(other)
+    weights = gaussian_kde(theirs[:, 0])(ours[:, 0])
+    if not weights.sum() > 0 or weights.sum() ** 2 / (weights**2).sum() < _LEAST:
+        low, high = (percentile_interval(samples[:, 0]) for samples in (ours, theirs))
+        raise UserError(
+            f"no E suits both laws, {low[0]:.3g} to {low[1]:.3g} and {high[0]:.3g} to {high[1]:.3g}, though it is the "
+            "text's and no backend's; run sizes and numbers of tokens that are further apart."
+        )
+    chosen = generator.choice(len(ours), DRAWS, p=weights / weights.sum())
+    order = np.argsort(theirs[:, 0])
+    at = np.searchsorted(theirs[order, 0], ours[chosen, 0]) + generator.integers(-_NEAREST, _NEAREST, DRAWS)
+    joined = order[np.clip(at, 0, len(order) - 1)]
+    return _given(law, chosen, ours[chosen, 0]), _given(other, joined, ours[chosen, 0])
+
+
+def _samples(law: TrainingsFit) -> Vector:
+    assert law.samples is not None
+    return law.samples
+
+
+def _given(law: TrainingsFit, rows: NDArray[np.intp], floor: Vector) -> TrainingsFit:
+    assert law.intervals is not None
+    samples = np.column_stack((floor, _samples(law)[rows, 1:]))
+    intervals = {name: percentile_interval(samples[:, i]) for i, name in enumerate(law.intervals)}
+    return dataclasses.replace(law, intervals=intervals, samples=samples, noise=law.noise[rows])

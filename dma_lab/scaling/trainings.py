@@ -1,0 +1,232 @@
+"""The law fitted to trainings by least squares, and what its parameters may be given the noise that the runs show.
+
+Branches of one training share its noise, so a ladder with three branches a size has not three times the evidence of
+one without. How much they share, and how large it is, is estimated with the law, and is uncertain by the few trainings
+that tell it: intervals are wider than a bootstrap of the points makes them.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize
+
+from dma_lab.messages import UserError
+from dma_lab.scaling.fit import ParametricFit
+from dma_lab.scaling.frontier import law_loss
+from dma_lab.scaling.identification import require_enough, require_identified, require_plane, require_spread
+from dma_lab.scaling.interval import Interval, percentile_interval
+from dma_lab.scaling.objective import ONE_LAW, one_blas_thread, take_points
+from dma_lab.scaling.projection import Trainings, Vector
+
+DRAWS = 2000
+LEAST_TRAININGS = 4
+"""Their means fix E, A and alpha; one more is the first to tell of noise."""
+_LOG_EXPONENTS = float(np.log(0.005)), float(np.log(6.0))
+_LOG_RATIO = 14.0
+"""Largest: branches' own noise then has a thousandth of the training's standard deviation."""
+_RATIOS = np.linspace(0.0, _LOG_RATIO, 141)[:-1]
+_WALKERS, _BURN, _THIN = 128, 60, 3
+_SHARES = ("E", "A", "B", "alpha", "beta")
+
+
+@dataclass(frozen=True)
+class TrainingsFit(ParametricFit):
+    """The law of least squares. ``objective``: weighted sum of squared residuals, nats². ``samples`` and ``intervals``:
+    draws of what the law may be given the runs, and the middle 95 % of them."""
+
+    noise: NDArray[np.float64] = dataclasses.field(default_factory=lambda: np.zeros((0, 2)), repr=False)
+    """(draws, 2): standard deviations of a training's noise and of a branch's own, nats, one pair a row of
+    ``samples``."""
+    trainings: int = 0
+
+    def predicted(self, params: ArrayLike, tokens: ArrayLike, training: ArrayLike, seed: int = 0) -> Vector:
+        """(draws, runs): losses that runs to come may have, a training's noise shared by its branches."""
+        assert self.samples is not None
+        laws = law_loss(self.samples[:, None], np.log(np.asarray(params, float)), np.log(np.asarray(tokens, float)))
+        generator = np.random.default_rng(seed)
+        labels, of = np.unique(np.asarray(training), return_inverse=True)
+        shared = self.noise[:, :1] * generator.normal(size=(len(laws), len(labels)))
+        return laws + shared[:, of] + self.noise[:, 1:] * generator.normal(size=laws.shape)
+
+    def predicted_interval(self, params: float, tokens: float) -> Interval:
+        """95 %, of the loss of one training to come."""
+        return percentile_interval(self.predicted([params], [tokens], [0])[:, 0])
+
+
+@one_blas_thread
+def fit_trainings(
+    params: ArrayLike, tokens: ArrayLike, loss: ArrayLike, training: ArrayLike, *, seed: int = 0
+) -> TrainingsFit:
+    """Fit the law to runs, some of which may be branches of one training.
+
+    Draws are of the posterior under a reference prior (Bernardo 1979; Jeffreys' rule for the law given the noise, flat
+    in the logarithms of the two noises), with E, A and B above 0: of such intervals the share that holds the truth is
+    near their name, which simulations check (tests/scaling/coverage.py). E, A, B and the noise are drawn exactly given
+    exponents and ratio of the noises; those by an affine-invariant ensemble (Goodman and Weare 2010).
+
+    Args:
+        params: (runs,) parameters of each run's model.
+        tokens: (runs,) training tokens.
+        loss: (runs,) final losses, nats a token.
+        training: (runs,) equal entries are branches of one training.
+        seed: of the draws.
+
+    Raises:
+        UserError: as ``fit_parametric`` with intervals, and for fewer than 4 trainings.
+    """
+    points = take_points(params, tokens, loss)
+    require_enough(points)
+    require_plane(points)
+    require_spread(points)
+    runs = Trainings(points, training)
+    if runs.trainings < LEAST_TRAININGS:
+        raise UserError(
+            f"{runs.trainings} trainings tell no noise beside a law's E, A and α, and branches of one training share "
+            f"its noise; run at least {LEAST_TRAININGS}: more sizes, or more seeds."
+        )
+    start = _lowest(runs, 0.0)
+    _require_within(start)
+    generator = np.random.default_rng(seed)
+    ratio = float(np.median(_ratios(runs, start, generator, 500))) if runs.branched else 0.0
+    best = _lowest(runs, ratio, start)
+    _require_within(best)
+    row, objective = _law(runs, best, ratio)
+    at = np.array([row[3], row[4], *np.log(np.maximum(row[:3], 1e-300))])
+    require_identified(at, [points], ONE_LAW)
+    samples, noise = _draws(runs, best, ratio, generator)
+    intervals = {name: percentile_interval(samples[:, i]) for i, name in enumerate(_SHARES)}
+    E, A, B, alpha, beta = map(float, row)
+    return TrainingsFit(E, A, B, alpha, beta, objective, intervals, samples, noise, runs.trainings)
+
+
+def _require_within(log_exponents: Vector) -> None:
+    """Refuse (UserError) exponents at an end of what is searched."""
+    for value, name, what in zip(log_exponents, ("α", "β"), ("sizes", "numbers of tokens"), strict=True):
+        if not _LOG_EXPONENTS[0] + 0.01 < value < _LOG_EXPONENTS[1] - 0.01:
+            raise UserError(
+                f"the law that comes closest has {name} = {np.exp(value):.2g}: these runs follow no power of {what}; "
+                f"run {what} further apart, or more seeds."
+            )
+
+
+def _lowest(runs: Trainings, ratio: float, start: Vector | None = None) -> Vector:
+    """Logarithms of the exponents (2,) of least squares: the best of a fine grid, polished."""
+
+    def squares(log_exponents: Vector) -> Vector:
+        a, b = np.clip(log_exponents, *_LOG_EXPONENTS).T
+        return runs.normal(a, b, np.full(len(a), ratio)).best[1]
+
+    if start is None:
+        axis = np.linspace(np.log(0.01), np.log(4.0), 48)
+        grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
+        start = grid[squares(grid).argmin()]
+    unit = float(squares(start[None])[0])
+    found = minimize(
+        lambda at: float(squares(at[None])[0]) / unit,
+        start,
+        method="Nelder-Mead",
+        options={"xatol": 1e-6, "fatol": 1e-10, "maxiter": 1000, "initial_simplex": start + 0.05 * np.eye(3, 2, -1)},
+    )
+    return np.clip(found.x, *_LOG_EXPONENTS)
+
+
+def _law(runs: Trainings, exponents: Vector, ratio: float) -> tuple[Vector, float]:
+    """E, A, B, alpha, beta (5,) of least squares given exponents, and the squares left."""
+    normal = runs.normal(*(np.array([value]) for value in (*exponents, ratio)))
+    (coefficients,), (left,) = normal.best
+    A, B = coefficients[1:] * np.exp(normal.scale[0])
+    return np.array([coefficients[0], A, B, *np.exp(exponents)]), float(left)
+
+
+def _log_density(runs: Trainings, z: Vector, reference: Vector) -> Vector:
+    """(m,): of z (m, 3), logarithms of the exponents and of the ratio; E, A, B and the noise integrated out.
+
+    Without the prior's factor A · B, and without E, A, B > 0: the draws of these bring both.
+    """
+    low, high = _LOG_EXPONENTS
+    inside = ((z[:, :2] > low) & (z[:, :2] < high)).all(axis=1) & (z[:, 2] >= 0) & (z[:, 2] < _LOG_RATIO)
+    density = np.full(len(z), -np.inf)
+    if not inside.any():
+        return density
+    z = z[inside]
+    normal = runs.normal(*z.T)
+    value = (
+        (normal.log_weights - _log_det(normal.linear) - (runs.runs - 3) * np.log(normal.best[1])) / 2
+        # Jeffreys' rule for the law's parameters given the ratio; at the best law it says nothing of the ratio.
+        + (_log_det(normal.matrix) - np.interp(z[:, 2], _RATIOS, reference)) / 2
+        + z[:, :2].sum(axis=1)
+    )
+    density[inside] = np.where(np.isfinite(value), value, -np.inf)
+    return density
+
+
+def _log_det(matrix: Vector) -> Vector:
+    return np.asarray(np.linalg.slogdet(matrix)[1])
+
+
+def _ratios(runs: Trainings, exponents: Vector, generator: np.random.Generator, count: int) -> Vector:
+    """(count,) logarithms of the ratio of the noises, given the exponents."""
+    if not runs.branched:
+        return np.zeros(count)
+    at = np.column_stack((np.tile(exponents, (len(_RATIOS), 1)), _RATIOS))
+    density = _log_density(runs, at, _log_det(runs.normal(*at.T).matrix))
+    share = np.exp(density - density.max())
+    return generator.choice(_RATIOS, count, p=share / share.sum())
+
+
+def _draws(runs: Trainings, best: Vector, ratio: float, generator: np.random.Generator) -> tuple[Vector, Vector]:
+    """Laws (draws, 5) and noises (draws, 2)."""
+    normal = runs.normal(*(np.array([value]) for value in (*best, ratio)))
+    (coefficients,), (left,) = normal.best
+    # How far the exponents may lie from the best, by the curvature there: where the ensemble begins.
+    columns = np.array([1, 1, 1, *-coefficients[1:] * np.exp(best)])
+    covariance = np.linalg.pinv(normal.matrix[0] * np.outer(columns, columns))[3:, 3:] * left / (runs.runs - 5)
+    spread = np.linalg.cholesky(covariance + 1e-18 * np.eye(2))
+    spread *= min(1.0, 0.4 / np.sqrt(np.trace(covariance)))
+    walkers = np.column_stack(
+        (best + generator.normal(size=(_WALKERS, 2)) @ spread.T, _ratios(runs, best, generator, _WALKERS))
+    )
+    walkers[:, :2] = np.clip(walkers[:, :2], _LOG_EXPONENTS[0] + 1e-6, _LOG_EXPONENTS[1] - 1e-6)
+    dimensions = 3 if runs.branched else 2
+    a, b = np.tile(best, (len(_RATIOS), 1)).T
+    reference = _log_det(runs.normal(a, b, _RATIOS).matrix)
+    density = _log_density(runs, walkers, reference)
+    half, kept = _WALKERS // 2, []
+    for step in range(_BURN + _THIN * -(-2 * DRAWS // _WALKERS)):
+        for own, others in ((slice(0, half), slice(half, None)), (slice(half, None), slice(0, half))):
+            stretch = (1 + generator.random(half)) ** 2 / 2
+            other = walkers[others][generator.integers(half, size=half)]
+            moved = other + stretch[:, None] * (walkers[own] - other)
+            moved_density = _log_density(runs, moved, reference)
+            gain = (dimensions - 1) * np.log(stretch) + moved_density - density[own]
+            taken = np.log(generator.random(half)) < gain
+            walkers[own] = np.where(taken[:, None], moved, walkers[own])
+            density[own] = np.where(taken, moved_density, density[own])
+        if step >= _BURN and step % _THIN == 0:
+            kept.append(walkers.copy())
+    return _drawn_laws(runs, np.concatenate(kept), generator)
+
+
+def _drawn_laws(runs: Trainings, z: Vector, generator: np.random.Generator) -> tuple[Vector, Vector]:
+    """E, A, B and the noise given exponents and ratio z (m, 3), drawn and weighted by the prior's A · B, above 0."""
+    normal = runs.normal(*z.T)
+    coefficients, left = normal.best
+    variance = left / generator.chisquare(runs.runs - 3, len(z))
+    root = np.linalg.cholesky(np.linalg.inv(normal.linear))
+    coefficients = coefficients + np.sqrt(variance)[:, None] * np.einsum(
+        "mij,mj->mi", root, generator.normal(size=(len(z), 3))
+    )
+    weight = np.where((coefficients > 0).all(axis=1), coefficients[:, 1] * coefficients[:, 2], 0.0)
+    if (weight > 0).sum() < len(z) // 100:
+        raise UserError(
+            "given their noise, hardly any law with E, A and B above 0 fits these runs; run sizes and numbers of "
+            "tokens that are further apart, or more seeds."
+        )
+    chosen = generator.choice(len(z), DRAWS, p=weight / weight.sum())
+    with np.errstate(over="ignore"):
+        scaled = coefficients[:, 1:] * np.exp(normal.scale)
+    laws = np.column_stack((coefficients[:, 0], scaled, np.exp(z[:, :2])))
+    noise = np.sqrt(np.column_stack((variance * runs.shared_of(z[:, 2]), variance)))
+    return laws[chosen], noise[chosen]

@@ -1,0 +1,137 @@
+"""Laws of least squares over trainings: against other libraries, covariances written out, and known noise."""
+
+import numpy as np
+import pytest
+from scipy.optimize import curve_fit, minimize
+from scipy.stats import t as student
+
+from dma_lab.messages import UserError
+from dma_lab.scaling.fit import ParametricFit
+from dma_lab.scaling.objective import take_points
+from dma_lab.scaling.projection import Trainings
+from dma_lab.scaling.shared_floor import share_floor
+from dma_lab.scaling.trainings import fit_trainings
+
+LAW = ParametricFit(E=1.7, A=400.0, B=2000.0, alpha=0.34, beta=0.37, objective=0.0)
+
+
+def runs(seeds=1, of_training=0.0, of_branch=0.003, branches=4, seed=0, law=LAW):
+    """Six sizes; every training branches into budgets."""
+    params = np.repeat(np.geomspace(5e7, 5e9, 6), branches * seeds)
+    tokens = np.tile(np.geomspace(1e9, 1e11, branches), 6 * seeds)
+    training = np.repeat(np.arange(6 * seeds), branches)
+    generator = np.random.default_rng(seed)
+    noise = of_training * generator.normal(size=6 * seeds)[training] + of_branch * generator.normal(size=len(params))
+    return params, tokens, law.predict(params, tokens) + noise, training
+
+
+def law(points, E, A, B, alpha, beta):
+    params, tokens = points
+    return E + A * (params / 1e9) ** -alpha + B * (tokens / 1e10) ** -beta
+
+
+def test_without_branches_law_and_intervals_are_those_of_scipys_least_squares():
+    """At this noise the law is all but linear, where Student's t by the covariance is right."""
+    params, tokens, loss, _ = runs(of_branch=0.001)
+    fit = fit_trainings(params, tokens, loss, np.arange(len(loss)))
+    start = 1.7, 400 * 1e9**-0.34, 2000 * 1e10**-0.37, 0.34, 0.37
+    best, covariance = curve_fit(law, (params, tokens), loss, start)
+    assert (fit.E, fit.alpha, fit.beta) == pytest.approx((best[0], best[3], best[4]), rel=1e-4)
+    assert (1e9**-fit.alpha * fit.A, 1e10**-fit.beta * fit.B) == pytest.approx(tuple(best[1:3]), rel=1e-4)
+    assert fit.objective == pytest.approx(np.square(law((params, tokens), *best) - loss).sum(), rel=1e-6)
+    reach = student.ppf(0.975, len(loss) - 5) * np.sqrt(np.diag(covariance))
+    for name, index in (("E", 0), ("alpha", 3), ("beta", 4)):
+        low, high = fit.intervals[name]
+        assert (high - low) / (2 * reach[index]) == pytest.approx(1, abs=0.08), name
+        assert (low + high) / 2 == pytest.approx(best[index], abs=0.25 * reach[index]), name
+    assert np.median(fit.noise[:, 1]) == pytest.approx(0.001, rel=0.4)
+    assert not fit.noise[:, 0].any()
+
+
+def test_the_law_of_branches_is_that_of_their_covariance_written_out():
+    params, tokens, loss, training = runs(of_training=0.02)
+    runs_of = Trainings(take_points(params, tokens, loss), training)
+    log_ratio = 5.0
+    shared = float(runs_of.shared_of(log_ratio))
+    covariance = np.eye(len(loss)) + shared * (training[:, None] == training)
+    exponents = np.log([0.3, 0.4])
+    normal = runs_of.normal(*(np.array([value]) for value in (*exponents, log_ratio)))
+    (coefficients,), (left,) = normal.best
+    A, B = coefficients[1:] * np.exp(normal.scale[0])
+    columns = np.column_stack((np.ones(len(loss)), params**-0.3, tokens**-0.4))
+    inverse = np.linalg.inv(covariance)
+    expected = np.linalg.solve(columns.T @ inverse @ columns, columns.T @ inverse @ loss)
+    assert (coefficients[0], A, B) == pytest.approx(tuple(expected), rel=1e-6)
+    off = loss - columns @ expected
+    assert left == pytest.approx(off @ inverse @ off, rel=1e-6)
+    assert normal.log_weights[0] == pytest.approx(-np.linalg.slogdet(covariance)[1])
+
+
+def test_no_simplex_over_all_five_parameters_ends_lower():
+    """On noisy sets, against the sum of squares written out."""
+    for seed in range(3):
+        params, tokens, loss, training = runs(of_branch=0.03, branches=3, seed=seed)
+        fit = fit_trainings(params, tokens, loss, np.arange(len(training)))
+        squares = lambda at: np.square(law((params, tokens), *at) - loss).sum() * 1e4  # noqa: B023, E731
+        found = (fit.E, fit.A * 1e9**-fit.alpha, fit.B * 1e10**-fit.beta, fit.alpha, fit.beta)
+        for start in (found, (1.7, 0.35, 0.4, 0.34, 0.37)):
+            other = minimize(squares, start, method="Nelder-Mead", options={"maxfev": 10_000, "adaptive": True})
+            assert squares(found) <= other.fun * (1 + 1e-6)
+
+
+def test_the_noise_that_branches_share_is_found_and_counts():
+    params, tokens, loss, training = runs(seeds=4, of_training=0.02, of_branch=0.004)
+    fit = fit_trainings(params, tokens, loss, training)
+    assert np.median(fit.noise, axis=0) == pytest.approx((0.02, 0.004), rel=0.3)
+    assert fit.trainings == 24
+    width = np.diff(fit.intervals["alpha"])
+    # One training for every four points that look like four.
+    apart = np.diff(fit_trainings(params, tokens, loss, np.arange(len(loss))).intervals["alpha"])
+    assert width > 1.4 * apart
+
+
+def test_a_training_to_come_varies_by_law_and_noise():
+    fit = fit_trainings(*runs(seeds=4, of_training=0.02, of_branch=0.004))
+    low, high = fit.predicted_interval(1e9, 1e10)
+    assert high - low == pytest.approx(2 * 1.96 * np.hypot(0.02, 0.004), rel=0.35)
+    drawn = fit.predicted([1e9, 1e9, 1e9], [1e9, 1e10, 1e10], [0, 0, 1])
+    spread = (drawn - drawn.mean(axis=0)).std(axis=0)
+    together, apart = ((drawn[:, 0] - drawn[:, i]).std() for i in (1, 2))
+    assert together < 0.4 * apart, "branches of one training have its luck"
+    assert spread == pytest.approx([np.hypot(0.02, 0.004)] * 3, rel=0.4)
+
+
+def test_three_trainings_and_runs_that_follow_no_power_are_refused():
+    params, tokens, loss, _ = runs()
+    kept = params < 6e8
+    size = np.searchsorted(np.unique(params), params)
+    with pytest.raises(UserError, match="3 trainings tell no noise"):
+        fit_trainings(params[kept], tokens[kept], loss[kept], size[kept])
+    with pytest.raises(UserError, match=r"follow no power|at its bound|hardly any law|does not fall"):
+        fit_trainings(params, tokens, np.random.default_rng(0).uniform(3, 4, len(loss)), size)
+
+
+def test_draws_are_seeded():
+    one, again, other = (fit_trainings(*runs(), seed=seed) for seed in (0, 0, 1))
+    assert (one.samples == again.samples).all()
+    assert (one.samples != other.samples).any()
+    assert one.row == pytest.approx(other.row, rel=0.05)
+
+
+def test_a_shared_floor_is_where_both_laws_allow_it_and_narrows_both():
+    better = ParametricFit(E=1.7, A=360.0, B=1800.0, alpha=0.34, beta=0.37, objective=0.0)
+    quiet = {"seeds": 2, "of_branch": 0.001}  # where draws are nearly normal
+    one, two = fit_trainings(*runs(seed=1, **quiet)), fit_trainings(*runs(seed=2, law=better, **quiet))
+    ours, theirs = share_floor(one, two)
+    assert (ours.samples[:, 0] == theirs.samples[:, 0]).all()
+    # The product of two nearly normal densities, weighted by their precisions.
+    means, variances = (np.array([function(fit.samples[:, 0]) for fit in (one, two)]) for function in (np.mean, np.var))
+    expected = (means / variances).sum() / (1 / variances).sum()
+    assert ours.samples[:, 0].mean() == pytest.approx(expected, abs=0.2 * np.sqrt(variances.min()))
+    assert ours.samples[:, 0].std() == pytest.approx((1 / variances).sum() ** -0.5, rel=0.15)
+    # What goes with E within a law still does.
+    before, after = (np.polyfit(fit.samples[:, 0], fit.samples[:, 3], 1)[0] for fit in (one, ours))
+    assert after == pytest.approx(before, rel=0.15)
+    far = ParametricFit(E=2.5, A=400.0, B=2000.0, alpha=0.34, beta=0.37, objective=0.0)
+    with pytest.raises(UserError, match="no E suits both laws"):
+        share_floor(one, fit_trainings(*runs(law=far)))
