@@ -39,7 +39,6 @@ def open_script(
     """``python DOOR ARGUMENTS…`` in ``folder``, which says what it says into files beside ``said``."""
     become(folder, said, environment, server)
     try:
-        refuse_unreadable_ranks()
         if before is not None:
             before()
         sys.argv = [door, *arguments]
@@ -57,6 +56,7 @@ def become(folder: Path, said: Path | None, environment: Mapping[str, str], serv
     os.environ.update(environment)
     os.chdir(folder)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    refuse_unreadable_ranks()
     rank_zero_only.rank = _get_rank() or 0  # type: ignore[attr-defined]
     # Processes that it starts are forks of the same one. (Python's own children of a fork server would start another.)
     forkserver._forkserver._forkserver_address = server  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Faults on purpose, many of each kind, and how they are counted: every trial ends in one of five ways.
+"""Faults on purpose, many of each kind, and how they are counted: every trial ends in one of seven ways.
 
 A test takes the ``trials`` fixture, tries what it is about as often as its form asks for, and counts every trial. It
 fails at its end if any trial ended badly, and says for each way of going wrong the shortest fault that led there.
@@ -12,6 +12,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import time
 import traceback
@@ -24,14 +25,16 @@ import pytest
 
 from dma_lab.messages import UserError
 from tests.doors import Doors
-from tests.faults.doors import TINY, Command, FaultyDoors
-from tests.faults.results import results_in
+from tests.faults.doors import HANGS, TINY, Command, FaultyDoors
+from tests.faults.results import difference, results_in
 
-SURVIVED, REFUSED = "survived", "refused"
-SILENTLY_WRONG, TRACEBACK, TOO_SLOW = "silently wrong", "traceback", "too slow"
-ENDS = (SURVIVED, REFUSED, SILENTLY_WRONG, TRACEBACK, TOO_SLOW)
-"""The right result; one sentence that says what is wrong; another result than the right one, without a word; anything
-else that a program says when it ends (a traceback, several sentences); no end within the time given."""
+SURVIVED, REFUSED, LATE = "survived", "refused", "late"
+SILENTLY_WRONG, TRACEBACK, TOO_SLOW, HUNG = "silently wrong", "traceback", "too slow", "hung"
+ENDS = (SURVIVED, REFUSED, LATE, SILENTLY_WRONG, TRACEBACK, TOO_SLOW, HUNG)
+"""The right result; one sentence that says what is wrong; a signal that came when nothing was left to stop; another
+result than the right one, without a word; anything else that a program says when it ends (a traceback, several
+sentences); an end after more time than was given; none, until it was killed."""
+GOOD = (SURVIVED, REFUSED, LATE)
 
 _SHOWN = 20
 
@@ -53,7 +56,7 @@ class Trials:
     def count(self, fault: str, end: str, why: str = "") -> None:
         assert end in ENDS
         self.ends[end] += 1
-        if end not in (SURVIVED, REFUSED):
+        if end not in GOOD:
             way = f"{end}: {why}" if why else end
             self.bad[way] = min(self.bad.get(way, fault), fault, key=len)
 
@@ -93,6 +96,8 @@ class Trials:
 
     def of_process(self, process: subprocess.CompletedProcess[str]) -> tuple[str, str]:
         """How a door ended, status 0 taken for the right result, and why it did where that is bad."""
+        if process.returncode == HANGS:
+            return HUNG, (process.stderr.splitlines() or [""])[-1]
         errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
         if "Traceback (most recent call last)" in process.stderr:
             return TRACEBACK, process.stderr.splitlines()[-1]
@@ -101,6 +106,16 @@ class Trials:
         if process.returncode == 0:
             return SURVIVED, ""
         return TRACEBACK, f"status {process.returncode}, {len(errors)} sentences"
+
+    def of_cut(self, process: subprocess.CompletedProcess[str], sent: int) -> tuple[str, str]:
+        """How a door ended to which the signal ``sent`` was sent, or to another process of its run."""
+        if process.returncode == -signal.SIGKILL == -sent:
+            return SURVIVED, ""
+        if process.returncode == 128 + sent:
+            cut = "Traceback" in process.stderr
+            return (TRACEBACK, process.stderr.splitlines()[-1]) if cut else (SURVIVED, "")
+        end, why = self.of_process(process)
+        return (LATE if end == SURVIVED else end), why
 
     @staticmethod
     def _of_sentence(said: str, must_name: tuple[str, ...]) -> tuple[str, str]:
@@ -118,6 +133,18 @@ class Trials:
         ways = [f"  {way}\n    {fault}" for way, fault in list(self.bad.items())[:_SHOWN]]
         more = [f"  … and {len(self.bad) - _SHOWN} ways more"] if len(self.bad) > _SHOWN else []
         return "\n".join([f"{self.summary()}", *ways, *more]) if ways else ""
+
+
+def worst(ends: list[tuple[str, str]], folder: Path) -> tuple[str, str]:
+    """Of the ends of a trial's processes in ``folder`` the worst, and why; a good one is the first's."""
+    end, why = next((found for found in ends if found[0] not in GOOD), ends[0])
+    return end, why.replace(str(folder), "")
+
+
+def short_and_long(short: int, long: int) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "number", [pytest.param(short, id="short"), pytest.param(long, id="long", marks=pytest.mark.faults)]
+    )
 
 
 @pytest.fixture
@@ -179,6 +206,20 @@ def workplace(uncut: Path, tmp_path: Path) -> Callable[[], Path]:
         return folder
 
     return made
+
+
+@pytest.fixture
+def continued(doors: FaultyDoors) -> Callable[..., tuple[str, str]]:
+    """Gives the command once more, undisturbed, and says how that ended: it has to come to what is expected."""
+
+    def once_more(command: Command, folder: Path, expected: dict[str, dict[str, Any]]) -> tuple[str, str]:
+        process = doors.open(command, folder)
+        if process.returncode != 0 or "Traceback" in process.stderr:
+            return TRACEBACK, f"continued: {(process.stderr.splitlines() or [''])[-1]}"
+        wrong = difference(folder, expected)
+        return (SILENTLY_WRONG, f"continued: {wrong}") if wrong else (SURVIVED, "")
+
+    return once_more
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import functools
 import json
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ TINY = (
 CONTEXT = ("suite=context", "suite.lengths=[16,32]", "checkpoint=???")
 EXPORT = ("to=exported", "checkpoint=???")
 REPORT = ("runs=runs", "output_dir=report")
+HANGS = 1000
+"""Stands for the status of a process that does not end; none has it."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,26 @@ class Command:
         return [*self.overrides, *(f"{name}={value}" for name, value in self.settings.items())]
 
 
+class FaultyOpened(Opened):
+    """A door that was opened, and whose file events are counted."""
+
+    def __init__(self, opened: Opened, counted: Path) -> None:
+        super().__init__(opened.process, opened.said)
+        self._counted = counted
+
+    def ended(self, seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
+        """Its status and what it said; ``HANGS`` for a process that had to be killed after ``seconds``."""
+        try:
+            return super().ended(seconds)
+        except subprocess.TimeoutExpired as late:
+            return subprocess.CompletedProcess([], HANGS, stdout=str(late.stdout), stderr=str(late.stderr))
+
+    @property
+    def events(self) -> int:
+        """File events that were counted; of a process that came to its end."""
+        return int(json.loads(self._counted.read_text()))
+
+
 class FaultyDoors:
     """Opens doors with a fault."""
 
@@ -72,29 +94,32 @@ class FaultyDoors:
         self.doors = doors
 
     def start(
-        self, command: Command, folder: Path, fault: Fault | None = None, environment: Mapping[str, str] | None = None
-    ) -> Opened:
+        self,
+        command: Command,
+        folder: Path,
+        fault: Fault | None = None,
+        environment: Mapping[str, str] | None = None,
+        before: Callable[[], object] | None = None,
+    ) -> FaultyOpened:
         """Open a door in the working directory ``folder``, below which file events are counted if a fault is given.
 
         Args:
             environment: what is set there beside what is set here.
+            before: called there before the door is opened; it gets there pickled.
         """
-        before = functools.partial(_prepare, command, folder, fault, self._counted(folder))
+        counted = folder.with_name(f"{folder.name}.events")
+        prepare = functools.partial(_prepare, before, command, folder, fault, counted)
         env = {**os.environ, **(environment or {})}
-        return self.doors.start(f"{command.door}.py", command.arguments, folder=folder, env=env, before=before)
+        opened = self.doors.start(f"{command.door}.py", command.arguments, folder=folder, env=env, before=prepare)
+        return FaultyOpened(opened, counted)
 
     def open(self, command: Command, folder: Path, *arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
         return self.start(command, folder, *arguments, **options).ended()
 
-    def events(self, folder: Path) -> int:
-        """File events that the last door counted there that came to its end."""
-        return int(json.loads(self._counted(folder).read_text()))
 
-    def _counted(self, folder: Path) -> Path:
-        return folder.with_name(f"{folder.name}.events")
-
-
-def _prepare(*arguments: Any) -> None:
+def _prepare(before: Callable[[], object] | None, *arguments: Any) -> None:
     from tests.faults import warm  # which is in the process that this one is a fork of, and in no other
 
+    if before is not None:
+        before()
     warm.prepare(*arguments)

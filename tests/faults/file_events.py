@@ -2,8 +2,7 @@
 
 Events are calls on files below ``root``: opening, making directories, writing (every write that reaches the system),
 fsync, renaming and unlinking. Before event number n the process is killed, or signalled, or the event fails with an
-errno as the system would report it, that once or from then on. Nothing is forced to the disk: no fault here cuts the
-power, and disks are slow.
+errno as the system would report it, that once or from then on. No fault here cuts the power.
 """
 
 import builtins
@@ -68,8 +67,8 @@ class FileEvents:
             os.fstat(descriptor)
             if self._below(os.readlink(f"/proc/self/fd/{descriptor}")):
                 self._event("os.fsync")
+            fsync(descriptor)
 
-        assert fsync is not counted_fsync
         os.fsync = counted_fsync
         events, opened = self, io.open
 

@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.doors import KILLED
-from tests.faults.conftest import REFUSED, SILENTLY_WRONG, SURVIVED, TRACEBACK
+from tests.faults.conftest import SILENTLY_WRONG, short_and_long, worst
 from tests.faults.file_events import Fault
 from tests.faults.results import difference
 
@@ -16,51 +15,33 @@ ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS, errno.ESTALE)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
-def short_and_long(short: int, long: int) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize(
-        "number", [pytest.param(short, id="short"), pytest.param(long, id="long", marks=pytest.mark.faults)]
-    )
-
-
 @pytest.fixture(scope="module")
 def events(doors, tiny, expected, tmp_path_factory) -> int:
     """File events of the uninterrupted run from the data's preparation on, which counting does not change."""
     folder = tmp_path_factory.mktemp("counted")
-    assert doors.open(tiny, folder, Fault()).returncode == 0
+    opened = doors.start(tiny, folder, Fault())
+    assert opened.ended().returncode == 0
     assert difference(folder, expected) == ""
-    assert doors.events(folder) > 100
-    return doors.events(folder)
+    assert opened.events > 100
+    return opened.events
 
 
 @pytest.fixture
-def cut_and_continued(doors, tiny, expected, trials, draw, workplace, tmp_path) -> Callable[..., None]:
+def cut_and_continued(doors, tiny, expected, trials, continued, draw, workplace) -> Callable[..., None]:
     """Counts a trial: the faults one after the other, each met by the same command; then that command alone."""
 
     def tried(*faults: Fault) -> None:
         folder = workplace()
         if draw.random() < 0.2:
             shutil.rmtree(folder / "cache")
-        what, end, why = " then ".join(map(str, faults)), SURVIVED, ""
+        what, ends = " then ".join(map(str, faults)), []
         for fault in faults:
             process = doors.open(tiny, folder, fault)
-            if process.returncode == KILLED and not fault.is_error:
-                continue
-            if not fault.is_error and process.returncode == 128 + fault.number:
-                if "Traceback" in process.stderr:
-                    end, why = TRACEBACK, process.stderr.splitlines()[-1]
-                continue
-            end, why = trials.of_process(process)
-            if end == SURVIVED and (wrong := difference(folder, expected)):
-                end, why = SILENTLY_WRONG, wrong
-            if end not in (SURVIVED, REFUSED):
-                break
-        if end in (SURVIVED, REFUSED):
-            process = doors.open(tiny, folder)
-            if process.returncode != 0 or "Traceback" in process.stderr:
-                end, why = TRACEBACK, f"continued: {(process.stderr.splitlines() or [''])[-1]}"
-            elif wrong := difference(folder, expected):
-                end, why = SILENTLY_WRONG, f"continued: {wrong}"
-        trials.count(what, end, why.replace(str(folder), ""))
+            ends.append(trials.of_process(process) if fault.is_error else trials.of_cut(process, fault.number))
+            if process.returncode == 0 and (wrong := difference(folder, expected)):
+                ends.append((SILENTLY_WRONG, wrong))
+        ends.append(continued(tiny, folder, expected))
+        trials.count(what, *worst(ends, folder))
         shutil.rmtree(folder)
 
     return tried

@@ -1,11 +1,8 @@
 """A signal at every stage of a sweep: it ends at once, says so, and the same command continues it."""
 
 import functools
-import importlib
 import itertools
-import os
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,28 +10,11 @@ import pytest
 import torch
 
 from dma_lab.run_summary import read_summary
+from tests.moments import signal_group_at
 
 # Steps 1 to 4 and 1 to 6; every second one is followed by a validation and a checkpoint.
 POINTS = ["tokens=2048,3072", "trainer.log_every=1", "trainer.validate_every=2", "trainer.checkpoint_every=2"]
 OF_THE_MOMENT = {"run", "tokens_per_second", "training_seconds", "peak_memory_bytes"}
-
-
-def interrupt_at(function: str, number: int, sent: int) -> None:
-    """Have this process, and those that it starts, get the signal ``sent`` as ``function`` is called that often."""
-    os.setsid()  # with those that it starts, as Ctrl-C reaches them
-    module, path = function.split(":")
-    *parents, name = path.split(".")
-    owner = functools.reduce(getattr, parents, importlib.import_module(module))
-    original, calls = getattr(owner, name), itertools.count(1)
-
-    @functools.wraps(original)
-    def interrupted(*args, **kwargs):
-        if next(calls) == number:
-            os.killpg(os.getpgrp(), sent)
-            time.sleep(0.3)  # whoever dies of it is dead
-        return original(*args, **kwargs)
-
-    setattr(owner, name, interrupted)
 
 
 def results(sweep: Path) -> dict:
@@ -86,7 +66,7 @@ SIGNALS = itertools.cycle([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 @pytest.mark.parametrize(("moment", "sent"), list(zip(MOMENTS.values(), SIGNALS, strict=False)), ids=MOMENTS)
 def test_an_interrupted_sweep_ends_and_the_same_command_continues_it(doors, tiny_run, uncut, tmp_path, moment, sent):
     command = ["-m", *tiny_run, *POINTS, f"output_dir={tmp_path}"]
-    ended = doors.open("train.py", command, before=functools.partial(interrupt_at, *moment, sent))
+    ended = doors.open("train.py", command, before=functools.partial(signal_group_at, *moment, sent))
     said = ended.stdout + ended.stderr
     assert ended.returncode == 128 + sent, said
     assert "failed" not in said
