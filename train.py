@@ -5,6 +5,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from dma_lab.door import open_door
+from dma_lab.report.sweep import show_runs
 from dma_lab.train.branches import fit_branches
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.settings import read_settings
@@ -20,4 +21,4 @@ def main(config: DictConfig) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    open_door(main, "train")
+    open_door(main, "train", show_runs)

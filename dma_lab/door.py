@@ -7,8 +7,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,10 +19,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from dma_lab.messages import UserError
+from dma_lab.messages import RunHeldError, UserError
 from dma_lab.settings import shown
-from dma_lab.train.runs import RunHeldError
 from dma_lab.train.signals import end_at_once
+from dma_lab.train.sweep import SweepCallback
+from dma_lab.train.sweep_points import FailedPoint, HeldPoint
 from dma_lab.train.wandb_run import agents_arguments
 
 _READABLE = 300  # characters
@@ -31,27 +31,18 @@ _COMPOSING = ("hydra/_internal/config_loader_impl", "hydra/core/override_parser"
 _CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
 
 
-@dataclass(frozen=True)
-class FailedPoint:
-    """What a failed point of a multirun returns in place of its result. Plain text: it may cross processes."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class HeldPoint:
-    """What a point of a multirun returns whose run another process trains."""
-
-    run: str
-    """The run's directory."""
-
-
-def open_door(main: Callable[[DictConfig], Any], config_name: str) -> None:
+def open_door(
+    main: Callable[[DictConfig], Any],
+    config_name: str,
+    show_runs: Callable[[Sequence[Path]], None] = lambda directories: None,
+) -> None:
     """Run ``main`` on the config that the command line composes from ``conf/``; a UserError gives its exit status.
 
     In a multirun a point that fails does not stop the others: it returns a ``FailedPoint``. One that another process
-    trains is left to that: it returns a ``HeldPoint``. SIGTERM and SIGUSR1 unwind as Ctrl-C does: status 128 + signal.
+    trains is left to that: it returns a ``HeldPoint``. At the end ``show_runs`` gets the directories of finished runs.
+    SIGTERM and SIGUSR1 unwind as Ctrl-C does: status 128 + signal.
     """
+    SweepCallback.show_runs = staticmethod(show_runs)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, end_at_once)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors and exits by itself, with status 1

@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from pathlib import Path
 
 import torch
 
@@ -19,6 +20,14 @@ class MishapError(UserError):
     """What befell the machine, not a mistake of the user's: a disk that is full, or gone. The same form of message."""
 
     exit_status = 1
+
+
+class RunHeldError(UserError):
+    """Another process trains the run in ``path``."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} is being trained by another process; wait for it or stop it.")
+        self.path = path
 
 
 @torch.compiler.assume_constant_result

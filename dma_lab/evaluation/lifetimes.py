@@ -12,6 +12,7 @@ observed keys are counted. A key *survives* when it lives 1.5 W queries or longe
 - *mixed* otherwise: keys leave early, but not at one age.
 """
 
+import contextlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +23,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dma_lab.attention.dma import DynamicMaskAttention
+from dma_lab.data.batches import validation_batches
+from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.files import whole
 from dma_lab.kernels import Documents, document_bounds, prefix_topk_expiry
+from dma_lab.messages import UserError
 from dma_lab.model import Transformer
 
 KINDS = ("window", "long memory", "sink", "mixed")
 OBSERVED = 1.5
 """How far a key's document must reach beyond it, in windows."""
+_TOKENS = 8192
+"""Validation tokens that a run's lifetimes are measured on, or one sequence where that is longer."""
 _BINS = 30
 _FIRST = 4
 
@@ -133,3 +139,31 @@ def measure_lifetimes(model: Transformer, tokens: Tensor, document_ids: Tensor |
     assert isinstance(attentions[0], DynamicMaskAttention)
     start, end = document_bounds(document_ids, tokens.shape[0], tokens.shape[1], tokens.device)
     return Lifetimes(np.stack(expiries), start.cpu().numpy(), end.cpu().numpy(), attentions[0].window)
+
+
+def run_lifetimes(path: Path) -> Lifetimes:
+    """Lifetimes of the finished DMA run in ``path`` on the first validation tokens, noted in its lifetimes.npz.
+
+    Raises:
+        UserError: the run is not of text, or its checkpoint or its token files are gone or are not its own.
+    """
+    noted = path / "lifetimes.npz"
+    if noted.exists():
+        try:
+            return Lifetimes.load(noted)
+        except Exception as error:  # whatever a damaged archive raises
+            raise UserError(f"{noted} is damaged ({error}); delete it to have it made again.") from error
+    trained = open_run(path)
+    settings, context = trained.config["data"], trained.context
+    if settings["source"] == "mqar":
+        raise UserError("lifetimes are measured on text, and it was trained on recall.")
+    batches = validation_batches(
+        trained.data, context=context, sequences=max(1, _TOKENS // context), max_tokens=max(_TOKENS, context)
+    )
+    batch = next(batches)
+    lifetimes = measure_lifetimes(
+        trained.model(), batch["tokens"], batch["document_ids"] if settings["mask_documents"] else None
+    )
+    with contextlib.suppress(OSError):  # runs that one may only read are measured every time
+        lifetimes.save(noted)
+    return lifetimes

@@ -1,6 +1,5 @@
 """Run directories to runs: what can be read of each, and what it came to."""
 
-import fcntl
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from dma_lab.messages import UserError
 from dma_lab.report.conditions import TUNED, Conditions, conditions_of, of_the_model, without
 from dma_lab.run_summary import read_summary
 from dma_lab.train.rung import rung_name
+from dma_lab.train.status import status_in_words
 
 BASELINE = "mha"
 IDENTITY = (
@@ -156,34 +156,6 @@ def read_run(path: Path, name: str) -> Run | Unreadable:
     scores = _scores(path / "validation.npz")
     status = status_in_words(path, summary)
     return Run(path, name, summary, config, metrics, scores, status, conditions, rung, summary["attention"])
-
-
-def status_in_words(path: Path, summary: dict[str, Any]) -> str:
-    """``finished``, or what became of the run in ``path`` instead."""
-    status = summary["status"]
-    if status == "finished":
-        return status
-    if status == "diverged":
-        return f"diverged at step {summary.get('step', '?')}: {summary.get('reason', 'no reason given')}"
-    if status == "failed":
-        return f"failed: {summary.get('reason', 'no reason given')}"
-    if status == "running":
-        return "running" if _is_held(path / "run.lock") else "killed before its end; the same command continues it"
-    if status == "interrupted":
-        return f"interrupted at step {summary.get('step', '?')} of {summary['steps']}; the same command continues it"
-    return str(status)
-
-
-def _is_held(lock: Path) -> bool:
-    """Whether a process holds the run."""
-    try:
-        with lock.open() as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from dma_lab.evaluation.lifetimes import KINDS, Lifetimes
+from dma_lab.evaluation.lifetimes import KINDS, Lifetimes, run_lifetimes
 from dma_lab.messages import UserError
 from dma_lab.report import figures, tables
 from dma_lab.report.cohorts import cohorts
@@ -12,7 +12,6 @@ from dma_lab.report.collect import BASELINE, Run, Unreadable
 from dma_lab.report.comparison import NO_SPREAD, Comparison, Difference
 from dma_lab.report.document import Block, Document, Figure, Heatmap, Notice, Section, Table
 from dma_lab.report.evaluations import evaluations
-from dma_lab.report.lifetimes import run_lifetimes
 from dma_lab.report.predictions import predictions
 from dma_lab.report.statistics import Statistics, compute_statistics
 from dma_lab.train.hardware import MACHINE
@@ -174,7 +173,7 @@ def _lifetimes(finished: Sequence[Run], progress: Callable[[str], None]) -> Sect
     for run in own:
         progress(f"lifetimes of {run.name}")
         try:
-            measured.append((run, run_lifetimes(run)))
+            measured.append((run, run_lifetimes(run.path)))
         except UserError as error:
             blocks.append(Notice(f"No lifetimes of {run.name}: {error}"))
     if measured:

@@ -1,4 +1,4 @@
-"""The arithmetic of scaling: the ladder of sizes, matching, and laws fitted to runs. Pure functions, no torch.
+"""The arithmetic of scaling: laws fitted to runs. Pure functions, no torch.
 
 Fits are imported when they are first named: they need scipy, which training does without.
 """

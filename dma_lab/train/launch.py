@@ -19,10 +19,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from dma_lab.messages import UserError
+from dma_lab.messages import RunHeldError, UserError
 from dma_lab.train.peers import LostRankError, Peers
 from dma_lab.train.ranks import Ranks
-from dma_lab.train.runs import RunDirectory, RunHeldError
+from dma_lab.train.runs import RunDirectory
 
 _TIMEOUT = timedelta(minutes=5)
 """To meet: processes that are started together import and prepare at different speeds."""

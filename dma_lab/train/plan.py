@@ -15,8 +15,8 @@ from dma_lab.model.accounting import (
     estimate_memory,
     training_flops_per_sequence,
 )
-from dma_lab.scaling.ladder import reference_parameters
-from dma_lab.scaling.matching import match_width
+from dma_lab.model.ladder import reference_parameters
+from dma_lab.model.matching import match_width
 from dma_lab.train.hardware import Hardware
 from dma_lab.train.optim import schedule_phases
 from dma_lab.train.settings import RungSettings, ScheduleSettings, TrainSettings

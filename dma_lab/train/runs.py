@@ -25,17 +25,9 @@ from omegaconf import OmegaConf
 
 from dma_lab.data.build import NO_ROOM
 from dma_lab.files import copy_whole, make_directory, remove_partials, sync, write_whole
-from dma_lab.messages import MishapError, UserError
+from dma_lab.messages import MishapError, RunHeldError, UserError
 from dma_lab.run_summary import SUMMARY, read_summary, write_summary
 from dma_lab.seals import finite
-
-
-class RunHeldError(UserError):
-    """Another process trains the run in ``path``."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(f"{path} is being trained by another process; wait for it or stop it.")
-        self.path = path
 
 
 class RunDirectory:

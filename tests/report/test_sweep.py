@@ -6,15 +6,17 @@ from types import SimpleNamespace
 import pytest
 from omegaconf import OmegaConf
 
-from dma_lab.report.sweep import SweepReport
+from dma_lab.report.sweep import show_runs
+from dma_lab.train.sweep import SweepCallback
 
 
 @pytest.fixture
-def end(tmp_path, capsys):
+def end(tmp_path, capsys, monkeypatch):
     """Ends a multirun of one point for each list of summaries given; returns its status, stdout and stderr."""
 
     def run(*points: list[dict]) -> tuple[int, str, str]:
-        report = SweepReport()
+        monkeypatch.setattr(SweepCallback, "show_runs", staticmethod(show_runs))
+        report = SweepCallback()
         report.on_multirun_start(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path / "sweep")}}}))
         for number, summaries in enumerate(points):
             config = OmegaConf.create({"hydra": {"job": {"num": number}, "overrides": {"task": [f"point={number}"]}}})

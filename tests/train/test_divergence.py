@@ -17,6 +17,7 @@ from dma_lab.data.module import TokenDataModule
 from dma_lab.door import open_door
 from dma_lab.evaluation.perplexity import ValidationScore
 from dma_lab.model import ModelShape, Transformer
+from dma_lab.report.sweep import show_runs
 from dma_lab.train.callbacks import RunRecorder
 from dma_lab.train.divergence import DivergedError, DivergenceWatch
 from dma_lab.train.fit_run import fit_run
@@ -141,7 +142,7 @@ def test_the_door_says_what_diverged_and_what_to_change(overrides, tmp_path, mon
     for said in ("diverged, at step 4", "diverged before, at step 4"):
         monkeypatch.setattr(sys, "argv", ["train.py", *overrides, *BLOWN])
         with pytest.raises(SystemExit) as end:
-            open_door(train.main, "train")
+            open_door(train.main, "train", show_runs)
         assert end.value.code == 1
         *_, line = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ")
@@ -155,7 +156,7 @@ def test_a_multirun_goes_on_past_a_point_that_diverged(overrides, tmp_path, monk
     points = [*BLOWN[:2], "optimizer.learning_rate=1e30,1e-3"]
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", *overrides, *points])
     with pytest.raises(SystemExit) as end:
-        open_door(train.main, "train")
+        open_door(train.main, "train", show_runs)
     assert end.value.code == 1
     (failed,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
     assert "learning_rate=1e+30" in failed

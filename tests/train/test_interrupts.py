@@ -44,7 +44,7 @@ def uncut(doors, tiny_run, tmp_path_factory):
 
 LIGHTNING = "lightning.pytorch.trainer.connectors"
 MOMENTS = {
-    "as a point begins": ("dma_lab.report.sweep:SweepReport.on_job_start", 2),
+    "as a point begins": ("dma_lab.train.sweep:SweepCallback.on_job_start", 2),
     "while its data is prepared": ("dma_lab.train.fit_run:prepare_task", 2),
     "while its first summary is written": ("dma_lab.train.runs:RunDirectory.write_summary", 3),
     "while the model is built": ("dma_lab.train.training:build_model", 2),

@@ -17,10 +17,10 @@ import torch
 from hydra._internal.callbacks import Callbacks
 from omegaconf import OmegaConf
 
-from dma_lab.report.sweep_points import Point, SweepPoints
 from dma_lab.run_summary import read_summary
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.runs import RunDirectory
+from dma_lab.train.sweep_points import Point, SweepPoints
 
 ROOT = Path(__file__).resolve().parents[2]
 POINTS = ["attention=mha,swa,dma", "tokens=15360", "trainer.log_every=1", "trainer.checkpoint_every=7"]
@@ -162,8 +162,8 @@ def test_a_sweep_that_breaks_off_says_how_far_it_came(doors, overrides, tmp_path
 def test_a_sweep_is_refused_where_it_could_not_say_what_became_of_it(tmp_path, capsys):
     taken = tmp_path / "taken"
     taken.write_text("a file")
-    report = {"_target_": "dma_lab.report.sweep.SweepReport"}
-    config = OmegaConf.create({"hydra": {"callbacks": {"report": report}, "sweep": {"dir": str(taken)}}})
+    callback = {"_target_": "dma_lab.train.sweep.SweepCallback"}
+    config = OmegaConf.create({"hydra": {"callbacks": {"sweep": callback}, "sweep": {"dir": str(taken)}}})
     with pytest.raises(SystemExit) as refusal:
         Callbacks(config).on_multirun_start(config=config)  # which makes warnings of exceptions
     assert refusal.value.code == 2
@@ -207,7 +207,7 @@ def test_a_run_that_another_finished_before_it_could_be_claimed_is_not_trained_a
 
 def test_points_are_kept_while_their_multirun_lives_and_swept_away_after_it_was_killed(tmp_path):
     code = (
-        "import sys, time, pathlib; from dma_lab.report.sweep_points import Point, SweepPoints\n"
+        "import sys, time, pathlib; from dma_lab.train.sweep_points import Point, SweepPoints\n"
         "points = SweepPoints(pathlib.Path(sys.argv[1])); points.write(3, Point('seed=3'))\n"
         "print(points.folder, flush=True); time.sleep(60)"
     )

@@ -13,6 +13,21 @@ from dma_lab.files import write_whole
 
 
 @dataclass(frozen=True)
+class FailedPoint:
+    """What a failed point of a multirun returns in place of its result. Plain text: it may cross processes."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class HeldPoint:
+    """What a point of a multirun returns whose run another process trains."""
+
+    run: str
+    """The run's directory."""
+
+
+@dataclass(frozen=True)
 class Point:
     """One point of a multirun."""
 

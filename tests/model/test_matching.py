@@ -3,7 +3,7 @@
 import pytest
 
 from dma_lab.messages import UserError
-from dma_lab.scaling.matching import match_width
+from dma_lab.model.matching import match_width
 
 
 @pytest.mark.parametrize("extra", [0, 99, 40_000, 400_000, -300_000])

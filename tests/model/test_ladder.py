@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from dma_lab.model import ModelShape, Transformer
 from dma_lab.model.accounting import count_parameters
-from dma_lab.scaling.ladder import reference_parameters, rung_learning_rate, rung_tokens_per_step
+from dma_lab.model.ladder import reference_parameters, rung_learning_rate, rung_tokens_per_step
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "model"
 RUNGS = {path.stem: OmegaConf.load(path) for path in sorted(CONF.glob("*.yaml"))}

@@ -1,0 +1,103 @@
+"""How a multirun ends: its finished runs are shown, its failed points are named with their reasons (status 1)."""
+
+import atexit
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
+from hydra.types import TaskFunction
+from omegaconf import DictConfig
+
+from dma_lab.run_summary import read_summary
+from dma_lab.train.status import status_in_words
+from dma_lab.train.sweep_points import FailedPoint, HeldPoint, Point, SweepPoints
+
+
+class SweepCallback(Callback):
+    """Hydra calls it around every job, in whatever process runs that, and at the end (conf/train.yaml).
+
+    A sweep that is stopped, or whose launcher breaks, is reported as far as it came.
+    """
+
+    show_runs: ClassVar[Callable[[Sequence[Path]], None]] = staticmethod(lambda directories: None)
+    """Shows the finished runs in these directories. ``open_door`` sets it to what the entry point gives."""
+
+    def __init__(self) -> None:
+        self.points: SweepPoints | None = None  # none outside of a multirun
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            self.points = SweepPoints(Path(config.hydra.sweep.dir))
+        except OSError as error:  # Hydra would make a warning of it, and the sweep's failures would go unsaid
+            print(
+                f"error: output_dir={config.hydra.sweep.dir} cannot be written and locked ({error.strerror}); "
+                "choose a directory that can.",
+                file=sys.stderr,
+            )
+            raise SystemExit(2) from None
+        atexit.register(self._end)
+
+    def on_job_start(self, config: DictConfig, *, task_function: TaskFunction, **kwargs: Any) -> None:
+        if self.points is not None:
+            self.points.write(config.hydra.job.num, Point(_overrides(config), ended=False))
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if self.points is None:
+            return
+        result, overrides = job_return.return_value, _overrides(config)
+        if isinstance(result, FailedPoint):
+            point = Point(overrides, failure=result.reason)
+        elif isinstance(result, HeldPoint):
+            point = Point(overrides, held=result.run)
+        else:
+            point = _ended(overrides, result or [])  # plan.py returns none
+        self.points.write(config.hydra.job.num, point)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        if self._end():
+            raise SystemExit(1)
+
+    def _end(self) -> bool:
+        """Report once; whether any point failed."""
+        if self.points is None:
+            return False
+        points = [_finished_meanwhile(point) for point in self.points.read()]
+        self.points.remove()
+        self.points = None
+        type(self).show_runs([Path(summary["run"]) for point in points for summary in point.summaries])
+        for point in points:
+            if point.held is not None:
+                print(f"left to another process: {point.overrides}: {point.held}", file=sys.stderr)
+            elif point.failure is not None:
+                print(f"failed: {point.overrides}: {point.failure}", file=sys.stderr)
+            elif not point.ended:
+                print(f"stopped at: {point.overrides}; the same command goes on from there", file=sys.stderr)
+        return any(point.failure is not None or not point.ended for point in points)
+
+
+def _overrides(config: DictConfig) -> str:
+    return " ".join(config.hydra.overrides.task)
+
+
+def _finished_meanwhile(point: Point) -> Point:
+    """The point, with the summary of its run if the process that held it has finished it."""
+    if point.held is None:
+        return point
+    try:
+        summary = read_summary(Path(point.held))
+    except (OSError, ValueError):  # that process has not come so far, or is writing
+        return point
+    return _ended(point.overrides, [summary]) if summary["status"] in ("finished", "diverged") else point
+
+
+def _ended(overrides: str, summaries: list[dict[str, Any]]) -> Point:
+    """A point whose runs came to ``summaries``: one that diverged is a failure."""
+    ends = [(summary, status_in_words(Path(summary["run"]), summary)) for summary in summaries]
+    return Point(
+        overrides,
+        summaries=[summary for summary, end in ends if end == "finished"],
+        failure="; ".join(end for _, end in ends if end != "finished") or None,
+    )
