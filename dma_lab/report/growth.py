@@ -10,14 +10,14 @@ from dma_lab.messages import UserError
 from dma_lab.report.collect import Run
 from dma_lab.report.conditions import TUNED, without
 from dma_lab.report.document import Block, Notice, Table
-from dma_lab.report.laws import Laws
+from dma_lab.report.laws import Laws, counts_of, points_of
 from dma_lab.scaling.cost import Cost
 from dma_lab.scaling.envelope import Curve, fit_envelope
 from dma_lab.scaling.interval import Interval, percentile_interval
 from dma_lab.scaling.isoflop import Parabola, budgets, fit_isoflop, fit_parabola
 from dma_lab.scaling.optimum import Optimum
 from dma_lab.scaling.power_law import PowerLaw
-from dma_lab.scaling.trainings import TrainingsFit
+from dma_lab.scaling.trainings import TrainingsFit, fit_trainings
 
 AHEAD = (1, 10, 100)
 """Budgets that are looked ahead to, in multiples of the largest one run."""
@@ -71,7 +71,13 @@ def exponents_of(runs: Sequence[Run], laws: Laws) -> tuple[list[Exponents], list
     for backend in dict.fromkeys(run.backend for run in runs):
         own = [run for run in runs if run.backend == backend]
         if isinstance(law := laws.get(backend), TrainingsFit):
-            found.append(_by_law(backend, law))
+            found.append(_by_law(backend, "3, law", law))
+            _, *points = points_of(own)
+            for count, params in list(counts_of(own).items())[1:]:
+                try:
+                    found.append(_by_law(backend, f"3, law, N {count}", fit_trainings(params, *points)))
+                except UserError as error:
+                    refused.append(f"{backend}, approach 3, N {count}: {error}")
         parabolas, without = parabolas_of(own)
         refused += [f"{backend}, approach 2: {reason}" for reason in without]
         approaches = (("2, isoFLOP", lambda p=parabolas: _isoflop(p)), ("1, envelope", lambda own=own: _envelope(own)))
@@ -91,7 +97,8 @@ def growth(exponents: Sequence[Exponents], refused: Sequence[str]) -> list[Block
         blocks.append(
             Table(
                 "How the best size and the best number of tokens grow with compute, N* ∝ C^a and D* ∝ C^b: by the law "
-                "(at 6 N D), which is to be preferred; by the minima of isoFLOP parabolas, which miss the exponents "
+                "(at 6 N D), which is to be preferred, N counted without embeddings and otherwise, since the exponents "
+                "depend on it; by the minima of isoFLOP parabolas, which miss the exponents "
                 "even without noise wherever a loss is no parabola in log N and sizes do not lie evenly about the "
                 "minimum (arXiv 2603.22339); by the envelope of each size's losses over its budgets, which knows "
                 "handovers between the sizes run alone (both at dense-equivalent compute). The law's 95 % intervals "
@@ -143,12 +150,12 @@ def _isoflop(parabolas: Sequence[Parabola]) -> tuple[PowerLaw, PowerLaw]:
     return found.params, found.tokens
 
 
-def _by_law(backend: str, law: TrainingsFit) -> Exponents:
+def _by_law(backend: str, approach: str, law: TrainingsFit) -> Exponents:
     assert law.samples is not None
     alpha, beta = law.samples[:, 3], law.samples[:, 4]
     a, total = law.beta / (law.alpha + law.beta), alpha + beta
     return Exponents(
-        backend, "3, law", a, 1 - a, (percentile_interval(beta / total), percentile_interval(alpha / total))
+        backend, approach, a, 1 - a, (percentile_interval(beta / total), percentile_interval(alpha / total))
     )
 
 

@@ -1,14 +1,17 @@
 """A scaling law for every backend that has the runs for one, and curves to draw of it."""
 
+import contextlib
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 
 from dma_lab.messages import UserError
 from dma_lab.report.collect import Run
 from dma_lab.report.conditions import WARMUP, without
+from dma_lab.scaling.fit import ParametricFit, fit_parametric
 from dma_lab.scaling.frontier import law_loss
 from dma_lab.scaling.trainings import TrainingsFit, fit_trainings
 
@@ -38,6 +41,16 @@ def training_of(run: Run) -> Hashable:
     return run.backend, without(run.conditions, frozenset({"tokens", WARMUP}))
 
 
+def counts_of(runs: Sequence[Run]) -> dict[str, list[float]]:
+    """By what is counted: parameters of each run. A head that is the embedding is counted once, among all."""
+    total = [float(run.summary["params_total"]) for run in runs]
+    counts = {"without embeddings": [float(run.params) for run in runs]}
+    tied = [OmegaConf.select(run.config, "model.tie_embeddings", default=True) for run in runs]
+    if not any(tied):  # embedding and head are of one size
+        counts["with the head"] = [(run.params + every) / 2 for run, every in zip(runs, total, strict=True)]
+    return counts | {"all": total}
+
+
 def points_of(runs: Sequence[Run]) -> tuple[list[float], list[float], list[float], list[int]]:
     """Non-embedding parameters, tokens, validation losses and trainings (numbered) of one backend's runs."""
     numbers: dict[Hashable, int] = {}
@@ -61,6 +74,17 @@ def fit_laws(runs: Sequence[Run], progress: Callable[[str], None]) -> Laws:
         else:
             laws[backend] = vagueness(fit) or fit
     return laws
+
+
+def published_laws(runs: Sequence[Run], laws: Laws) -> dict[str, ParametricFit]:
+    """Of the backends that have a law: the literature's fit to the same runs, Huber's loss on the logarithm."""
+    found = {}
+    for backend, law in laws.items():
+        if isinstance(law, TrainingsFit):
+            points = points_of([run for run in runs if run.backend == backend])
+            with contextlib.suppress(UserError):  # at a bound, where least squares is not
+                found[backend] = fit_parametric(*points[:3])
+    return found
 
 
 def vagueness(fit: TrainingsFit) -> str | None:

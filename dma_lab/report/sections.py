@@ -158,7 +158,7 @@ def _scaling(found: Statistics) -> Section:
         blocks.append(Notice("Where the runs do not suffice, no scaling law is given.", refused))
     blocks += [figures.loss_against_compute(best, laws, which) for which in ("flops_executed", "flops")]
     if found.fitted:
-        blocks.append(tables.law_parameters(found.fitted))
+        blocks.append(tables.law_parameters(found.fitted, found.published))
     blocks += [figure for figure in (figures.isoflop(best), figures.envelope(best)) if figure]
     blocks += predictions(found)
     return Section("Scaling", blocks)

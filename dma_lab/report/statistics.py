@@ -7,7 +7,8 @@ from dma_lab.messages import UserError
 from dma_lab.report.collect import BASELINE, Run
 from dma_lab.report.comparison import Comparison, compare
 from dma_lab.report.growth import AHEAD, Exponents, column, cost_of, exponents_of
-from dma_lab.report.laws import Laws, best_runs, fit_laws, points_of
+from dma_lab.report.laws import Laws, best_runs, fit_laws, points_of, published_laws
+from dma_lab.scaling.fit import ParametricFit
 from dma_lab.scaling.held_out import HeldOut, hold_out_largest
 from dma_lab.scaling.optimum import Multiplier, Optimum, compute_multiplier, compute_optimal
 from dma_lab.scaling.shared_floor import share_floor
@@ -33,6 +34,8 @@ class Statistics:
     best: list[Run]
     """Of runs that differ in a tuned setting alone the best: what laws are fitted to."""
     laws: Laws
+    published: dict[str, ParametricFit]
+    """The literature's fit, of the backends that have a law."""
     exponents: list[Exponents]
     optima: dict[str, list[Optimum]]
     """At ``AHEAD`` times the largest executed budget run."""
@@ -61,7 +64,10 @@ def compute_statistics(finished: Sequence[Run], progress: Callable[[str], None])
     best = best_runs(finished)
     laws = fit_laws(best, progress)
     exponents, no_exponents = exponents_of(best, laws)
-    found = Statistics(list(finished), compare(finished), best, laws, exponents, {}, no_exponents=no_exponents)
+    published = published_laws(best, laws)
+    found = Statistics(
+        list(finished), compare(finished), best, laws, published, exponents, {}, no_exponents=no_exponents
+    )
     largest = max(column(best, "flops_executed"))
     for backend, law in found.fitted.items():
         own = [run for run in best if run.backend == backend]

@@ -55,7 +55,10 @@ def numbers(cell: str) -> list[float]:
 def test_approaches_agree_with_the_exponents_that_made_the_runs(blocks):
     rows = {row[:2]: row[2:] for row in table(blocks, "How the best size").rows}
     assert {(name, approach[0]) for name, approach in rows} >= {(name, kind) for name in SCALE for kind in "23"}
+    assert ("mha", "3, law, N all") in rows
     for (_, approach), cells in rows.items():
+        if approach == "3, law, N all":  # whose embeddings follow no such law
+            continue
         for cell in cells:  # alpha = beta: a = b = 1/2
             value, *interval = numbers(cell.removesuffix(" -"))
             assert value == pytest.approx(0.5, abs=0.05 if approach[0] == "3" else 0.12), approach
