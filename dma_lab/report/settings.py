@@ -11,4 +11,5 @@ class ReportSettings:
 
     __pydantic_config__ = STRICT
     runs: Text
+    points: Text | None
     output_dir: Text

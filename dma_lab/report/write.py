@@ -1,5 +1,6 @@
 """A directory of runs to a directory with the whole report."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -7,10 +8,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
+from dma_lab.report.document import Document
 from dma_lab.report.draw import draw
 from dma_lab.report.markdown import figures_linked, write_markdown
 from dma_lab.report.page import write_page
 from dma_lab.report.palette import colours_of
+from dma_lab.report.points import points_document
 from dma_lab.report.sections import build_document
 from dma_lab.report.tables import write_points
 
@@ -35,17 +38,35 @@ def write_report(root: Path, output: Path) -> Path:
             runs, problems, lambda name: progress.update(task, description=name, advance=1)
         )
         progress.update(task, description="drawing", completed=steps, total=steps + len(document.figures))
-        folder = output / "figures"
-        folder.mkdir(parents=True, exist_ok=True)
-        # A figure of the last report that these runs no longer give must not lie there as if they did.
-        for slug in figures_linked(output / "report.md"):
-            for kind in ("svg", "png"):
-                (folder / f"{slug}.{kind}").unlink(missing_ok=True)
-        colours = colours_of(document.groups)
-        for figure in document.figures:
-            draw(figure, folder, colours)
-            progress.advance(task)
+        _write_document(document, output, lambda: progress.advance(task))
     write_points(output / "points.csv", compared)
+    return output / "index.html"
+
+
+def write_laws(points: str, output: Path) -> Path:
+    """Write index.html, report.md and figures/ of the laws of the CSV ``points`` to ``output``.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: the file cannot be read as points.
+    """
+    _write_document(points_document(Path(points)), output, lambda: None)
+    return output / "index.html"
+
+
+def _write_document(document: Document, output: Path, drawn: Callable[[], None]) -> None:
+    """The page, the Markdown and the figures; ``drawn`` is called after each of these."""
+    folder = output / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    # A figure of the last report that these runs no longer give must not lie there as if they did.
+    for slug in figures_linked(output / "report.md"):
+        for kind in ("svg", "png"):
+            (folder / f"{slug}.{kind}").unlink(missing_ok=True)
+    colours = colours_of(document.groups)
+    for figure in document.figures:
+        draw(figure, folder, colours)
+        drawn()
     write_markdown(document, output / "report.md")
     write_page(document, output / "index.html")
-    return output / "index.html"
