@@ -3,8 +3,8 @@
 from omegaconf import DictConfig
 
 from dma_lab.door import open_door
+from dma_lab.evaluation.evaluate import evaluate
 from dma_lab.evaluation.settings import read_settings
-from dma_lab.evaluation.suites import evaluate
 
 
 def main(config: DictConfig) -> None:

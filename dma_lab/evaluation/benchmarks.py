@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 from dma_lab.evaluation.checkpoint import TrainedRun
 from dma_lab.evaluation.harness import HarnessModel
 from dma_lab.evaluation.record import EvaluationRecord
-from dma_lab.evaluation.session import Machine, open_model, show
+from dma_lab.evaluation.session import Machine, show
+from dma_lab.evaluation.suite import Cell, Job, Scores
+from dma_lab.model import Transformer
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings speak of its own command line
 
@@ -43,57 +46,67 @@ class Mean:
     """Weigh them by their questions, instead of equally."""
 
 
-def run_benchmarks(
-    run: TrainedRun,
-    benchmarks: Sequence[Benchmark],
-    means: Sequence[Mean],
-    *,
-    limit: int | None,
-    rope_base: float | None,
-    machine: Machine,
-    record: EvaluationRecord,
-    check: Callable[[Sequence[Benchmark]], None] = lambda pending: None,
-) -> None:
-    """Evaluate what the record does not have yet, then show everything.
+@dataclass(frozen=True)
+class Benchmarks:
+    """Benchmarks as jobs of a suite.
 
     Args:
         limit: questions a task; all where it is None.
         rope_base: base of the rotary frequencies; as trained where it is None.
-        check: told what is to be evaluated before anything is, may refuse it.
-
-    Raises:
-        UserError: a benchmark cannot be loaded, or not be answered with its ``max_length``.
     """
-    same = {"limit": limit, "rope_base": rope_base or run.rope_base}
-    cells = {
-        benchmark.name: {"task": benchmark.name, **benchmark.identity, "max_length": benchmark.max_length, **same}
-        for benchmark in benchmarks
-    }
-    pending = [benchmark for benchmark in benchmarks if record.scores(cells[benchmark.name]) is None]
-    if pending:
-        check(pending)
-        model = HarnessModel(
-            open_model(run, max(benchmark.max_length for benchmark in pending), rope_base, machine),
-            run.data.load_tokenizer(),
-            separator_id=run.data.separator_id,
-            vocab_size=run.data.vocab_size,
-            max_length=run.context,
-            batch_tokens=machine.batch_tokens,
+
+    run: TrainedRun
+    machine: Machine
+    record: EvaluationRecord
+    limit: int | None
+    rope_base: float | None
+
+    def jobs(self, benchmarks: Sequence[Benchmark], means: Sequence[Mean] = ()) -> list[Job]:
+        """One a benchmark, then one a mean.
+
+        Scoring raises UserError where a benchmark cannot be loaded, or not be answered with its ``max_length``.
+        """
+        pending = [benchmark for benchmark in benchmarks if self.is_pending(benchmark)]
+        place = {benchmark.name: f"({number} of {len(pending)})" for number, benchmark in enumerate(pending, start=1)}
+        cells = {benchmark.name: self.cell(benchmark) for benchmark in benchmarks}
+        jobs = [
+            Job([cells[benchmark.name]], benchmark.max_length, partial(self._score, benchmark, place))
+            for benchmark in benchmarks
+        ]
+        for mean in means:
+            members = {name: cells[name] for name in mean.members}
+            cell = {"task": mean.name, "mean_of": list(members.values())}
+            jobs.append(Job([cell], self.run.context, partial(self._mean, mean, members)))
+        return jobs
+
+    def cell(self, benchmark: Benchmark) -> Cell:
+        same = {"limit": self.limit, "rope_base": self.rope_base or self.run.rope_base}
+        return {"task": benchmark.name, **benchmark.identity, "max_length": benchmark.max_length, **same}
+
+    def is_pending(self, benchmark: Benchmark) -> bool:
+        return self.record.scores(self.cell(benchmark)) is None
+
+    def _score(
+        self, benchmark: Benchmark, place: dict[str, str], model: Transformer, advance: Callable[[float], None]
+    ) -> list[Scores]:
+        answering = HarnessModel(
+            model,
+            self.run.data.load_tokenizer(),
+            separator_id=self.run.data.separator_id,
+            vocab_size=self.run.data.vocab_size,
+            max_length=benchmark.max_length,
+            batch_tokens=self.machine.batch_tokens,
         )
-    for number, benchmark in enumerate(pending, start=1):
-        model.max_length = benchmark.max_length
-        model.task = f"{benchmark.name} ({number} of {len(pending)})"
-        scores, by_question = score_task(model, benchmark.load(), limit)
-        file = f"{record.suite}-{record.name(cells[benchmark.name])}.npz"
-        np.savez(record.beside(file), **by_question)  # type: ignore[arg-type]
-        record.add(cells[benchmark.name], {**scores, "by_question": file})
-    scores_of = {name: record.scores(cell) or {} for name, cell in cells.items()}
-    for mean in means:
-        scores_of[mean.name] = mean_scores(mean, scores_of)
-        cells[mean.name] = {"task": mean.name, "mean_of": [cells[name] for name in mean.members]}
-        if record.scores(cells[mean.name]) is None:
-            record.add(cells[mean.name], scores_of[mean.name])
-    _show(run, scores_of, limit)
+        answering.task = f"{benchmark.name} {place[benchmark.name]}"
+        scores, by_question = score_task(answering, benchmark.load(), self.limit)
+        file = f"{self.record.suite}-{self.record.name(self.cell(benchmark))}.npz"
+        np.savez(self.record.folder / file, **by_question)  # type: ignore[arg-type]
+        return [{**scores, "by_question": file}]
+
+    def _mean(
+        self, mean: Mean, members: dict[str, Cell], model: Transformer, advance: Callable[[float], None]
+    ) -> list[Scores]:
+        return [mean_scores(mean, {name: self.record.scores(cell) or {} for name, cell in members.items()})]
 
 
 def score_task(
@@ -150,14 +163,15 @@ def mean_scores(mean: Mean, scores_of: dict[str, dict[str, Any]]) -> dict[str, A
     return scores
 
 
-def _show(run: TrainedRun, scores_of: dict[str, dict[str, Any]], limit: int | None) -> None:
+def show_benchmarks(run: TrainedRun, found: Sequence[tuple[Cell, Scores]], limit: int | None) -> None:
+    """Print every score by task; of the first ``limit`` questions of each, or of all."""
     rows: list[tuple[Any, ...]] = []
-    for name, scores in scores_of.items():
+    for cell, scores in found:
         for label, value in scores.items():
             if label in ("questions", "by_question", "chance") or label.endswith("_error"):
                 continue
             error = scores.get(f"{label}_error", "")
             chance = scores.get("chance", "") if label.startswith("acc") else ""
-            rows.append((name, label, value, error, chance, scores["questions"]))
+            rows.append((cell["task"], label, value, error, chance, scores["questions"]))
     first = "" if limit is None else f", the first {limit:,} questions of each task"
     show(f"{run.path.name}{first}", ("task", "score", "value", "±", "chance", "questions"), rows)

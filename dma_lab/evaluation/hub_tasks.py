@@ -21,7 +21,7 @@ from lm_eval.tasks import TaskManager
 from dma_lab.data.tokenizer import save_for_transformers
 from dma_lab.evaluation.benchmarks import Benchmark, Mean
 from dma_lab.evaluation.checkpoint import TrainedRun
-from dma_lab.evaluation.settings import PaperSettings
+from dma_lab.evaluation.suites.paper import PaperSuite
 from dma_lab.messages import UserError, announce_once
 
 _TIMEOUT_SECONDS = 10.0
@@ -37,7 +37,7 @@ class HubTasks:
         UserError: lm-eval has no task of a name.
     """
 
-    def __init__(self, settings: PaperSettings, run: TrainedRun) -> None:
+    def __init__(self, settings: PaperSuite, run: TrainedRun) -> None:
         self._settings = settings
         self._max_length = settings.max_length or run.context
         root = Path(lm_eval.tasks.__file__).parent

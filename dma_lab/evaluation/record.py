@@ -9,7 +9,6 @@ checkpoint adds cells beside the old ones.
 import fcntl
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,10 +71,6 @@ class EvaluationRecord:
         """Keep a finished cell. The file is replaced whole: no reader and no power cut finds half of it."""
         self._cells.append({"cell": self._same | cell, "scores": scores})
         write_whole(self.file, sealed({"suite": self.suite, "cells": self._cells}))
-
-    def beside(self, name: str) -> Path:
-        """A file in the record's folder."""
-        return self.folder / name
 
 
 def weights_digest(run: TrainedRun) -> str:

@@ -12,8 +12,6 @@ from rich.table import Table
 
 from dma_lab.data.progress import BuildProgress
 from dma_lab.evaluation.checkpoint import TrainedRun
-from dma_lab.evaluation.record import EvaluationRecord
-from dma_lab.evaluation.settings import EvaluateSettings
 from dma_lab.messages import UserError, announce_once
 from dma_lab.model import Transformer
 
@@ -38,16 +36,15 @@ class Machine:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def machine_of(settings: EvaluateSettings) -> Machine:
-    """The machine that the settings name. Raises UserError when it is not here."""
+def machine_of(device: str, precision: str, batch_tokens: int) -> Machine:
+    """The machine that the settings of these names give. Raises UserError when it is not here."""
     has_cuda = torch.cuda.is_available()
-    if settings.device == "cuda" and not has_cuda:
+    if device == "cuda" and not has_cuda:
         raise UserError("device=cuda: PyTorch finds no CUDA device here; use device=cpu.")
-    on_gpu = has_cuda and settings.device != "cpu"
-    precision = settings.precision
+    on_gpu = has_cuda and device != "cpu"
     if precision == "auto":
         precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return Machine(torch.device("cuda" if on_gpu else "cpu"), precision, settings.batch_tokens)
+    return Machine(torch.device("cuda" if on_gpu else "cpu"), precision, batch_tokens)
 
 
 def open_model(run: TrainedRun, length: int, rope_base: float | None, machine: Machine) -> Transformer:
@@ -55,11 +52,6 @@ def open_model(run: TrainedRun, length: int, rope_base: float | None, machine: M
     if length > run.context:
         announce_once(f"{length} tokens are more than the {run.context} that {run.path.name} was trained on.")
     return run.model(max(length, run.context), rope_base).to(machine.device)
-
-
-def finished(cells: list[dict[str, Any]], record: EvaluationRecord) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Every cell with its scores."""
-    return [(cell, scores) for cell in cells if (scores := record.scores(cell)) is not None]
 
 
 def show(title: str, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:

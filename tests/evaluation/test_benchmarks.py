@@ -18,7 +18,8 @@ from dma_lab.evaluation.benchmarks import Mean, mean_scores
 from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.evaluation.hub_tasks import HubTasks
 from dma_lab.evaluation.local_sets import local_benchmarks
-from dma_lab.evaluation.settings import PaperSettings, read_settings
+from dma_lab.evaluation.settings import read_settings
+from dma_lab.evaluation.suites.paper import PaperSuite
 from dma_lab.messages import UserError
 from dma_lab.seals import sealed, unsealed
 from tests.doors import KILLED
@@ -27,11 +28,11 @@ ROOT = Path(__file__).resolve().parents[2]
 QUESTION = {"query": "Question: q", "choices": ["one", "two"], "gold": 0}
 
 
-def paper_settings(*overrides: str) -> PaperSettings:
+def paper_settings(*overrides: str) -> PaperSuite:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         suite = read_settings(compose("evaluate", ["suite=paper", "checkpoint=run", *overrides])).suite
-    assert isinstance(suite, PaperSettings)
+    assert isinstance(suite, PaperSuite)
     return suite
 
 

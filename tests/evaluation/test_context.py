@@ -8,8 +8,8 @@ import torch
 
 from dma_lab.data.batches import scored_targets, validation_batches
 from dma_lab.evaluation.checkpoint import open_run
-from dma_lab.evaluation.context import loss_by_tokens_seen, score_sliding, sliding_windows
 from dma_lab.evaluation.perplexity import score_validation
+from dma_lab.evaluation.suites.context import loss_by_tokens_seen, score_sliding, sliding_windows
 from dma_lab.messages import UserError
 
 

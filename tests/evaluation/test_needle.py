@@ -13,11 +13,12 @@ import torch
 import yaml
 from torch import nn
 
-from dma_lab.evaluation import needle_suite, ruler
+from dma_lab.evaluation import ruler
 from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.evaluation.haystack import Haystack
 from dma_lab.evaluation.needle import KINDS, VALUES, Needle, NeedleTask
 from dma_lab.evaluation.needle_scores import begins_with_answer, score_samples, value_log_probabilities
+from dma_lab.evaluation.suites.needle import _lengths
 from dma_lab.messages import UserError
 
 LENGTH = 1500
@@ -235,15 +236,14 @@ def test_a_needle_longer_than_the_context_is_refused(make):
 
 def test_lengths_begin_where_needles_have_room(make, capfd):
     """By doubling from the context that the run was trained on, so that the suite's defaults do for every rung."""
-    settings = SimpleNamespace(lengths=None)
     task, larger = make(), make("multiquery", "uuids")
     assert 256 < task.shortest <= 512 < larger.shortest <= 1024
-    assert needle_suite._lengths(SimpleNamespace(context=64), settings, [task]) == [512, 1024, 2048]
+    assert _lengths(SimpleNamespace(context=64), None, [task]) == [512, 1024, 2048]
     assert "the run was trained on 64: lengths begin at 512" in capfd.readouterr().err
-    assert needle_suite._lengths(SimpleNamespace(context=96), settings, [task, larger])[0] in (768, 1536)
-    assert needle_suite._lengths(SimpleNamespace(context=2048), settings, [task]) == [2048, 4096, 8192]
+    assert _lengths(SimpleNamespace(context=96), None, [task, larger])[0] in (768, 1536)
+    assert _lengths(SimpleNamespace(context=2048), None, [task]) == [2048, 4096, 8192]
     with pytest.raises(UserError, match=r"suite\.lengths holds 64"):
-        needle_suite._lengths(SimpleNamespace(context=64), SimpleNamespace(lengths=[1024, 64]), [task])
+        _lengths(SimpleNamespace(context=64), [1024, 64], [task])
 
 
 def test_any_text_can_be_the_haystack_and_what_is_no_text_is_refused(run, tmp_path):

@@ -13,7 +13,7 @@ from lm_eval.tasks import TaskManager
 from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.evaluation.harness import HarnessModel
 from dma_lab.evaluation.hub_tasks import HubTasks
-from dma_lab.evaluation.settings import PaperSettings
+from dma_lab.evaluation.suites.paper import PaperSuite
 from dma_lab.exchange import export_model
 from dma_lab.model import ModelShape, Transformer
 
@@ -64,7 +64,7 @@ def pair(trained_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def manager(trained_run) -> TaskManager:
-    settings = PaperSettings("paper", list(ROWS), 0, [4096], None, None, None)
+    settings = PaperSuite("paper", list(ROWS), 0, [4096], None, None, None)
     return HubTasks(settings, open_run(trained_run))._manager
 
 

@@ -5,7 +5,7 @@ import json
 import platform
 import signal
 import time
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,13 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from dma_lab.evaluation.checkpoint import open_run
+from dma_lab.evaluation.evaluate import evaluate
 from dma_lab.evaluation.record import EvaluationRecord
-from dma_lab.evaluation.settings import read_settings
-from dma_lab.evaluation.suites import evaluate
+from dma_lab.evaluation.settings import EvaluateSettings, read_settings
+from dma_lab.evaluation.suite import Job, Suite, registered_suites
 from dma_lab.messages import UserError
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
@@ -205,3 +207,51 @@ def test_a_record_is_written_by_one_process_and_a_damaged_one_is_named(run_suite
     (folder / "generate.json").write_text('{"cells": [1]}')
     with pytest.raises(UserError, match=r"generate.json is damaged .* delete it"):
         run_suite("generate")
+
+
+def test_a_suite_is_one_file_and_one_yaml():
+    rooms = "dma_lab.evaluation.suites."
+    suites = [suite for suite in registered_suites() if suite.__module__.startswith(rooms)]
+    ours = {suite.__module__.removeprefix(rooms): suite for suite in suites}
+    assert len(ours) == len(suites)
+    assert set(ours) == {file.stem for file in (ROOT / "conf" / "suite").glob("*.yaml")}
+    for name, suite in ours.items():
+        settings = OmegaConf.load(ROOT / "conf" / "suite" / f"{name}.yaml")
+        assert settings.name == name
+        assert list(settings) == [field.name for field in fields(suite)]
+
+
+@dataclass(frozen=True)
+class LetterSuite(Suite):
+    """A suite that somebody adds: how probable letters are at the beginning of a text."""
+
+    name: str
+    letters: list[str]
+    rope_base: float | None = None
+
+    def jobs(self, run, machine, record):
+        def score(model, advance):
+            seen.append(model.shape.max_seq_len)
+            logits = model(torch.tensor([[run.data.separator_id]]))[0, 0].detach().log_softmax(-1)
+            ids = [run.data.load_tokenizer().token_to_id(letter) for letter in self.letters]
+            return [{"nats": float(logits[token])} for token in ids]
+
+        seen = self.__dict__.setdefault("seen", [])
+        return [Job([{"letter": letter} for letter in self.letters], 100, score)]
+
+    def show(self, run, found, folder):
+        print({cell["letter"]: scores["nats"] for cell, scores in found})
+
+
+def test_a_new_suite_is_driven_kept_and_shown_as_the_others_are(run_copy, capsys):
+    settings = EvaluateSettings(str(run_copy), "cpu", "fp32", 64, LetterSuite("letters", ["a", "b"]))
+    cells = json.loads(evaluate(settings).read_text())["cells"]
+    shown = capsys.readouterr().out
+    assert [entry["cell"]["letter"] for entry in cells] == ["a", "b"]
+    assert all(str(entry["scores"]["nats"]) in shown for entry in cells)
+    wider = replace(settings, suite=LetterSuite("letters", ["b", "c"]))
+    again = json.loads(evaluate(wider).read_text())["cells"]
+    assert [entry["cell"]["letter"] for entry in again] == ["a", "b", "c"]
+    assert again[:2] == cells
+    evaluate(wider)
+    assert (settings.suite.seen, wider.suite.seen) == ([100], [100]), "what is kept is not scored again"

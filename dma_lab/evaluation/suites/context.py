@@ -1,4 +1,4 @@
-"""What context is worth: the same validation targets scored with shorter and longer contexts, each exactly once.
+"""``suite=context``: the same validation targets scored with shorter and longer contexts, each exactly once.
 
 A window of ``context`` tokens slides over the validation stream by ``stride``; of each window only the targets that no
 window before it scored are counted. So a target is predicted from at least ``context - stride`` tokens wherever the
@@ -6,17 +6,92 @@ stream has them (and its document, when documents do not see each other), and co
 targets. The same sums, by how many tokens a target was predicted from, say how far back a model looks.
 """
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 
+from dma_lab.attention import RopeBase
+from dma_lab.data.batches import scored_targets
 from dma_lab.data.store import TokenData
+from dma_lab.evaluation.checkpoint import TrainedRun
 from dma_lab.evaluation.perplexity import ValidationScore
-from dma_lab.messages import UserError
+from dma_lab.evaluation.record import EvaluationRecord
+from dma_lab.evaluation.session import Machine, show
+from dma_lab.evaluation.suite import Cell, Job, Scores, Suite
+from dma_lab.messages import UserError, announce_once
 from dma_lab.model import Transformer
+from dma_lab.settings import Count, Width
+
+
+@dataclass(frozen=True)
+class ContextSuite(Suite):
+    """A cell is a context length."""
+
+    name: Literal["context"]
+    lengths: Annotated[list[Width], Field(min_length=1)] | None
+    stride: Count | None
+    tokens: Count | None
+    mask_documents: bool | None
+    rope_base: RopeBase | None
+    title = "scoring contexts"
+
+    def jobs(self, run: TrainedRun, machine: Machine, record: EvaluationRecord) -> list[Job]:
+        lengths = self.lengths or [max(2, run.context * share // 4) for share in (1, 2, 4, 8, 16)]
+        trained = run.config["data"]["mask_documents"]
+        same = {
+            "tokens": scored_targets(run.data, self.tokens or run.config["trainer"]["validation_tokens"]),
+            "mask_documents": trained if self.mask_documents is None else self.mask_documents,
+            "rope_base": self.rope_base or run.rope_base,
+        }
+        if self.stride is not None and self.stride > min(lengths):
+            raise UserError(
+                f"suite.stride={self.stride} is longer than the shortest context of {min(lengths)} tokens and would "
+                "leave targets out: choose a shorter one, or null for half of each context."
+            )
+        if same["tokens"] < max(lengths):
+            announce_once(
+                f"the {same['tokens']:,} validation tokens that are scored are fewer than a context of "
+                f"{max(lengths):,}: no target has as much before it; set suite.tokens or data with more validation "
+                "text."
+            )
+        cells: list[Cell] = [
+            {"context": length, "stride": self.stride or max(1, length // 2), **same} for length in sorted(set(lengths))
+        ]
+
+        def score(cell: Cell, model: Transformer, advance: Callable[[float], None]) -> list[Scores]:
+            sums = score_sliding(
+                model,
+                run.data,
+                context=cell["context"],
+                stride=cell["stride"],
+                targets=cell["tokens"],
+                mask_documents=cell["mask_documents"],
+                batch_tokens=machine.batch_tokens,
+                on_targets=lambda done: advance(done / cell["tokens"]),
+            )
+            file = f"context-{record.name(cell)}.npz"
+            sums.save(record.folder / file)
+            figures = {name.removeprefix("val_"): value for name, value in sums.metrics().items()}
+            return [{**figures, "by_tokens_seen": loss_by_tokens_seen(sums), "sums": file}]
+
+        return [Job([cell], cell["context"], partial(score, cell)) for cell in cells]
+
+    def show(self, run: TrainedRun, found: Sequence[tuple[Cell, Scores]], folder: Path) -> None:
+        show(
+            f"{run.path.name}: {found[0][0]['tokens']:,} validation tokens, trained on contexts of {run.context}",
+            ("context", "stride", "loss", "perplexity", "bits per byte"),
+            [
+                (cell["context"], cell["stride"], scores["loss"], scores["perplexity"], scores["bits_per_byte"])
+                for cell, scores in found
+            ],
+        )
 
 
 class Window(NamedTuple):
