@@ -13,7 +13,11 @@ from dma_lab.settings import read_settings
 def main(config: DictConfig) -> None:
     settings = read_settings(ReportSettings, config)
     output = Path(settings.output_dir)
-    page = write_report(Path(settings.runs), output) if settings.points is None else write_laws(settings.points, output)
+    if settings.points is not None:
+        page = write_laws(settings.points, output)
+    else:
+        forecast = None if settings.forecast is None else Path(settings.forecast)
+        page = write_report(Path(settings.runs), output, forecast, settings.larger)
     print(f"report: {page}")
 
 

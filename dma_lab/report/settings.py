@@ -2,7 +2,18 @@
 
 from dataclasses import dataclass
 
-from dma_lab.settings import STRICT, Text
+from dma_lab.settings import STRICT, Positive, Text
+
+
+@dataclass(frozen=True)
+class Larger:
+    """A run that is to be trained."""
+
+    __pydantic_config__ = STRICT
+    name: Text | None
+    params: Positive | None
+    """Non-embedding."""
+    tokens: Positive | None
 
 
 @dataclass(frozen=True)
@@ -12,4 +23,6 @@ class ReportSettings:
     __pydantic_config__ = STRICT
     runs: Text
     points: Text | None
+    forecast: Text | None
+    larger: Larger
     output_dir: Text

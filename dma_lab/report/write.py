@@ -10,24 +10,36 @@ from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
 from dma_lab.report.document import Document
 from dma_lab.report.draw import draw
+from dma_lab.report.forecast import forecast_section, register
 from dma_lab.report.markdown import figures_linked, write_markdown
 from dma_lab.report.page import write_page
 from dma_lab.report.palette import colours_of
 from dma_lab.report.points import points_document
 from dma_lab.report.sections import build_document
+from dma_lab.report.settings import Larger
 from dma_lab.report.tables import write_points
 
+_NO_RUN = Larger(None, None, None)
 
-def write_report(root: Path, output: Path) -> Path:
+
+def write_report(root: Path, output: Path, forecast: Path | None = None, larger: Larger = _NO_RUN) -> Path:
     """Write index.html, report.md, points.csv and figures/ of the runs under ``root`` to ``output``.
+
+    Args:
+        root: where runs are.
+        output: what is written to.
+        forecast: a file that the report scores; where it is not there, the forecast of ``larger`` is written to it.
+        larger: a run that is to be trained.
 
     Returns:
         The page.
 
     Raises:
-        UserError: there is no run under ``root``.
+        UserError: there is no run under ``root``; nothing can be forecast.
     """
     runs, problems = read_runs(root)
+    if forecast is not None:
+        register(forecast, larger, [run for members in cohorts(runs).values() for run in members])
     columns = (TextColumn("report"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True)) as progress:
         # Fits and lifetimes take the time; that a fit is refused at once only shows when it is tried.
@@ -37,6 +49,9 @@ def write_report(root: Path, output: Path) -> Path:
         document, compared = build_document(
             runs, problems, lambda name: progress.update(task, description=name, advance=1)
         )
+        if forecast is not None:
+            named = [run for members in cohorts(runs).values() for run in members]
+            document.sections.insert(1, forecast_section(forecast, named))
         progress.update(task, description="drawing", completed=steps, total=steps + len(document.figures))
         _write_document(document, output, lambda: progress.advance(task))
     write_points(output / "points.csv", compared)
