@@ -165,7 +165,7 @@ def _unnamed_choice() -> str | None:
 
 def _nearest(key: str, reason: str) -> str:
     known = {
-        ".".join((*path.relative_to(_CONFIG_DIR).parent.parts, name))
+        ".".join((*(part for part in path.relative_to(_CONFIG_DIR).parent.parts if part != "base"), name))
         for path in _CONFIG_DIR.rglob("*.yaml")
         for name in re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     }

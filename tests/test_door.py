@@ -64,7 +64,10 @@ def refusal(monkeypatch, capsys):
         (["model=80"], "model=80 is not known; choose one of: 1.7b, 10m, 14k, 1m, 200m, 30m, 37k, 3m, 440k, 680m, 80m"),
         (["attention="], "attention= is not known; choose one of: dma, mha"),
         (["data=the_pile"], "data=the_pile is not known; choose one of: fineweb_edu, local"),
-        (["experiment=chinchila_dma"], "experiment=chinchila_dma is not known; choose one of: chinchilla_dma"),
+        (
+            ["experiment=chinchila_dma"],
+            "experiment=chinchila_dma is not known; choose one of: chinchilla, chinchilla_dma",
+        ),
         (["sweep=chinchila"], "sweep=chinchila is not known; choose one of: chinchilla, isoflop"),
         (["hydra/launcher=ray"], "hydra/launcher=ray is not known; choose one of: basic"),
         (["optimizer.lr=1"], "optimizer.lr is no setting here"),

@@ -2,6 +2,8 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from dma_lab.data.mqar import RecallSettings, RecallSize
@@ -12,8 +14,9 @@ _FOLDER = Path(__file__).parents[2] / "conf" / "data"
 
 @pytest.mark.parametrize("path", sorted(_FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_data_config_lists_every_setting_and_stands(path):
-    around = {"model": {"vocab_size": 1024}, "trainer": {"context": 64}}
-    node = OmegaConf.create({**around, "data": OmegaConf.load(path)})
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(_FOLDER.parent), version_base="1.3"):
+        node = compose("train", [f"data={path.stem}", "model.vocab_size=1024", "trainer.context=64"])
     values = OmegaConf.to_container(node, resolve=True)["data"]
     kind = RecallSettings if values["source"] == "mqar" else DataSettings
     assert list(values) == [field.name for field in dataclasses.fields(kind)]

@@ -1,5 +1,6 @@
 """Sweep files: each runs as an agent runs it, and enumerates what its Hydra twin enumerates."""
 
+import importlib.util
 import itertools
 import json
 import warnings
@@ -45,9 +46,9 @@ def wandb_points(kind: str) -> list[dict]:
 def twin_points(kind: str) -> list[dict]:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("train", ["experiment=chinchilla_dma", f"sweep={kind}"], return_hydra_config=True)
+        config = compose("train", ["experiment=chinchilla", f"sweep={kind}"], return_hydra_config=True)
     params = [f"{name}={values}" for name, values in config.hydra.sweeper.params.items()]
-    overrides = OverridesParser.create().parse_overrides(["experiment=chinchilla_dma", *params])
+    overrides = OverridesParser.create().parse_overrides(["experiment=chinchilla", *params])
     (points,) = BasicSweeper.split_arguments(overrides, None)
     parse = OverridesParser.create().parse_override
     return [{parse(text).key_or_group: parse(text).value() for text in point} for point in points]
@@ -67,6 +68,16 @@ def violations(config: dict) -> list[str]:
         warnings.simplefilter("ignore")  # it speaks to pydantic as to version 1
         from sweeps.config.cfg import schema_violations_from_proposed_config
     return schema_violations_from_proposed_config(config)
+
+
+def test_the_committed_files_are_what_their_command_writes():
+    spec = importlib.util.spec_from_file_location("write_sweeps", ROOT / "sweeps" / "write.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert {path.stem for path in (ROOT / "conf" / "sweep").glob("*.yaml")} == set(KINDS)
+    for kind in KINDS:
+        committed = (ROOT / "sweeps" / f"{kind}.yaml").read_text()
+        assert module.sweep_file(kind) == committed, "run: python sweeps/write.py"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -114,7 +125,7 @@ def test_the_command_line_of_an_agent_trains_its_point(doors, tmp_path):
         "".join(json.dumps({"text": f"the {n} th of many short texts. " * 20}) + "\n" for n in range(300))
     )
     data = ["data=local", f"data.path={corpus}", f"data.cache_dir={tmp_path}/cache", "data.validation_fraction=0.1"]
-    point = {"experiment": "chinchilla_dma", "attention": "mla", "model": "nano"}
+    point = {"experiment": "chinchilla", "attention": "mla", "model": "nano"}
     env, python, door, *arguments = agent_command("chinchilla", point)
     assert (env, python) == ("/usr/bin/env", "python")
     result = doors.open(door, [*arguments, *TINY, *data, f"output_dir={tmp_path}/runs"])
