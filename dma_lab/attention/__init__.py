@@ -10,7 +10,7 @@ import pkgutil
 from typing import Any
 
 from dma_lab.attention.base import AttentionBackend, AttentionFlops, AttentionShape, registered_backends
-from dma_lab.attention.config import AttentionConfig, attention_options
+from dma_lab.attention.config import AttentionConfig, attention_options, later_options
 from dma_lab.attention.rope import RopeBase
 
 for _module in pkgutil.iter_modules(__path__):
@@ -24,6 +24,7 @@ __all__ = [
     "RopeBase",
     "attention_options",
     "build_attention",
+    "later_options",
     "registered_backends",
 ]
 

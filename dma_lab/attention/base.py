@@ -40,6 +40,10 @@ class AttentionShape:
             )
 
 
+LATER = {"later": True}
+"""Metadata of an option that runs were trained without before there was one (``config.later_options``)."""
+
+
 @dataclass(frozen=True)
 class AttentionOptions:
     """What can be set of a backend; each has a dataclass of its own, whose annotations are what its values may be."""

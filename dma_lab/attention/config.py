@@ -53,6 +53,11 @@ class AttentionConfig:
         """What ``read`` reads, every option there."""
         return {"name": self.name, **asdict(self.options)}
 
+    def defining(self) -> dict[str, Any]:
+        """The same without later options at their defaults: with them, earlier runs would no longer be themselves."""
+        later = later_options(self.name)
+        return {key: value for key, value in self.written().items() if key not in later or value != later[key]}
+
     def build(self, shape: AttentionShape) -> AttentionBackend:
         """Raises UserError when the backend cannot do this shape."""
         return registered_backends()[self.name](shape, self.options)
@@ -64,6 +69,14 @@ def attention_options(name: str) -> dict[str, Any]:
     if name not in backends:
         raise UserError(f"attention={shown(name)} is not known; choose one of: {', '.join(sorted(backends))}.")
     return {option.name: option.type for option in fields(backends[name].Options)}
+
+
+def later_options(name: str) -> dict[str, Any]:
+    """Options of the backend ``name`` that its first runs did not have, and their defaults, which do what those did."""
+    if name not in registered_backends():
+        return {}
+    options = fields(registered_backends()[name].Options)
+    return {option.name: option.default for option in options if option.metadata.get("later")}
 
 
 @functools.cache

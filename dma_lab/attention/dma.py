@@ -9,15 +9,23 @@ lifetime a key (``dma_lab.kernels.prefix_topk_expiry``), and a decoding cache ne
 recent one wins, and their scores have no gradient.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dma_lab.attention.base import AttentionBackend, AttentionFlops, AttentionOptions, AttentionShape, causal_pairs
+from dma_lab.attention.base import (
+    LATER,
+    AttentionBackend,
+    AttentionFlops,
+    AttentionOptions,
+    AttentionShape,
+    causal_pairs,
+)
 from dma_lab.attention.heads import HeadProjections
+from dma_lab.attention.recency import Recency, RecencySlope
 from dma_lab.attention.rope import RopeBase
 from dma_lab.kernels import Documents, admit_key, interval_attention, interval_attention_decode, prefix_topk_expiry
 from dma_lab.kernels.decode.cache import EMPTY
@@ -56,6 +64,8 @@ class DynamicMaskOptions(AttentionOptions):
     qk_norm: bool = True
     """RMSNorm over each head's query and key."""
     rope_base: RopeBase = 10_000.0
+    recency: Recency | None = field(default=None, metadata=LATER)
+    """``slope``: a learned slope a key/value head on scores (``recency.py``)."""
 
 
 class DynamicMaskAttention(AttentionBackend, name="dma"):
@@ -76,18 +86,24 @@ class DynamicMaskAttention(AttentionBackend, name="dma"):
         self.dt_proj = nn.Linear(shape.n_kv_heads * shape.head_dim, shape.n_kv_heads, bias=False)
         self.A = nn.Parameter(torch.zeros(shape.n_kv_heads))
         self.o_proj = nn.Linear(shape.n_heads * shape.head_dim, shape.d_model, bias=False)
+        self.recency = RecencySlope(shape.n_kv_heads) if options.recency else None
 
-    def scores(self, v_bknd: Tensor) -> Tensor:
-        """Score of every key, float32 or better (B, K, N), from the values (B, K, N, D): finite where they are."""
+    def scores(self, v_bknd: Tensor, document_ids: Tensor | Documents | None = None, start: int = 0) -> Tensor:
+        """Score of every key, float32 or better (B, K, N), from the values (B, K, N, D): finite where they are.
+
+        With ``recency`` it grows with the key's place in its document, the first key's being ``start``.
+        """
         dt_bnk = self.dt_proj(v_bknd.transpose(1, 2).flatten(2))
         dt_bnk = dt_bnk.to(torch.promote_types(dt_bnk.dtype, torch.float32))
         growth_bnk = self.A.to(dt_bnk.dtype) * F.softplus(dt_bnk)
-        return (growth_bnk.clamp(max=MAX_EXPONENT).exp() if self.score == "exp" else growth_bnk).transpose(1, 2)
+        score_bnk = growth_bnk.clamp(max=MAX_EXPONENT).exp() if self.score == "exp" else growth_bnk
+        score_bkn = score_bnk.transpose(1, 2)
+        return score_bkn if self.recency is None else score_bkn + self.recency(v_bknd, document_ids, start)
 
     def forward(self, x: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
         self.check_input(x, document_ids)
         q, k, v = self.heads(x)
-        score_bkn = self.scores(v)
+        score_bkn = self.scores(v, document_ids)
         expiry_bkn = prefix_topk_expiry(score_bkn, self.window, recent=self.recent, document_ids=document_ids)
         most = self.window + self.recent
         out_bhnd = interval_attention(q, k, v, expiry_bkn, bias=score_bkn, max_live=most)
@@ -109,7 +125,7 @@ class DynamicMaskAttention(AttentionBackend, name="dma"):
         self.check_step(x_t, cache.position)
         q, k, v = self.heads(x_t, start=cache.position)
         held = cache.k_bksd, cache.v_bksd, cache.score_bks, cache.arrived_bks
-        newest = k[:, :, 0], v[:, :, 0], self.scores(v)[:, :, 0]
+        newest = k[:, :, 0], v[:, :, 0], self.scores(v, start=cache.position)[:, :, 0]
         admit_key(*held, *newest, cache.position, self.window, recent=self.recent)
         cache.position += 1
         out_bhnd = interval_attention_decode(q, cache.k_bksd, cache.v_bksd, cache.arrived_bks, bias=cache.score_bks)

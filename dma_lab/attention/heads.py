@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dma_lab.attention.base import AttentionShape
+from dma_lab.attention.recency import RecencySlope
 from dma_lab.attention.rope import Rotary
+from dma_lab.kernels import interval_attention_decode
 
 
 class HeadProjections(nn.Module):
@@ -57,3 +60,13 @@ class KeyValueCache:
         self.k_bksd, self.v_bksd = k_bknd, v_bknd
         self.position += 1
         return k_bknd, v_bknd
+
+
+def attend_to_cache(q: Tensor, k: Tensor, v: Tensor, recency: RecencySlope | None) -> Tensor:
+    """The newest query, (B, H, 1, D), over the keys and values held, (B, K, S, D), of consecutive positions."""
+    if recency is None:
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+    B, K, S, _ = k.shape
+    held_bks = torch.arange(S, dtype=torch.int32, device=k.device).expand(B, K, S).contiguous()
+    # Counted from the oldest key held: a query sees differences alone.
+    return interval_attention_decode(q, k, v, held_bks, bias=recency(k))

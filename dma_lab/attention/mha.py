@@ -3,14 +3,21 @@
 Vaswani et al. 2017; Ainslie et al., arXiv 2305.13245.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dma_lab.attention.base import AttentionBackend, AttentionFlops, AttentionOptions, AttentionShape, causal_pairs
-from dma_lab.attention.heads import HeadProjections, KeyValueCache
+from dma_lab.attention.base import (
+    LATER,
+    AttentionBackend,
+    AttentionFlops,
+    AttentionOptions,
+    AttentionShape,
+    causal_pairs,
+)
+from dma_lab.attention.heads import HeadProjections, KeyValueCache, attend_to_cache
+from dma_lab.attention.recency import Recency, RecencySlope
 from dma_lab.attention.rope import RopeBase
 from dma_lab.kernels import Documents, causal_attention
 
@@ -20,6 +27,8 @@ class MultiHeadOptions(AttentionOptions):
     qk_norm: bool = True
     """RMSNorm over each head's query and key."""
     rope_base: RopeBase = 10_000.0
+    recency: Recency | None = field(default=None, metadata=LATER)
+    """``slope``: a learned slope a key/value head on logits (``recency.py``)."""
 
 
 class MultiHeadAttention(AttentionBackend, name="mha"):
@@ -31,11 +40,13 @@ class MultiHeadAttention(AttentionBackend, name="mha"):
         super().__init__(shape, options)
         self.heads = HeadProjections(shape, qk_norm=options.qk_norm, rope_base=options.rope_base)
         self.o_proj = nn.Linear(shape.n_heads * shape.head_dim, shape.d_model, bias=False)
+        self.recency = RecencySlope(shape.n_kv_heads) if options.recency else None
 
     def forward(self, x: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
         self.check_input(x, document_ids)
         q, k, v = self.heads(x)
-        out_bhnd = causal_attention(q, k, v, document_ids=document_ids)
+        bias = None if self.recency is None else self.recency(k, document_ids)
+        out_bhnd = causal_attention(q, k, v, document_ids=document_ids, bias=bias)
         return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
 
     def new_cache(self, batch_size: int) -> KeyValueCache:
@@ -45,7 +56,7 @@ class MultiHeadAttention(AttentionBackend, name="mha"):
         self.check_step(x_t, cache.position)
         q, k, v = self.heads(x_t, start=cache.position)
         k, v = cache.append(k, v)
-        out_bhnd = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        out_bhnd = attend_to_cache(q, k, v, self.recency)
         return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
 
     def flops(self, seq_len: int) -> AttentionFlops:

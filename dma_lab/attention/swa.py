@@ -3,14 +3,21 @@
 Key j is seen by the queries ``j <= t < j + W`` of its document, so a decoding cache never holds more than W positions.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dma_lab.attention.base import AttentionBackend, AttentionFlops, AttentionOptions, AttentionShape, causal_pairs
-from dma_lab.attention.heads import HeadProjections, KeyValueCache
+from dma_lab.attention.base import (
+    LATER,
+    AttentionBackend,
+    AttentionFlops,
+    AttentionOptions,
+    AttentionShape,
+    causal_pairs,
+)
+from dma_lab.attention.heads import HeadProjections, KeyValueCache, attend_to_cache
+from dma_lab.attention.recency import Recency, RecencySlope
 from dma_lab.attention.rope import RopeBase
 from dma_lab.kernels import Documents, causal_attention
 from dma_lab.messages import announce_once
@@ -24,6 +31,8 @@ class SlidingWindowOptions(AttentionOptions):
     qk_norm: bool = True
     """RMSNorm over each head's query and key."""
     rope_base: RopeBase = 10_000.0
+    recency: Recency | None = field(default=None, metadata=LATER)
+    """``slope``: a learned slope a key/value head on logits (``recency.py``)."""
 
 
 class SlidingWindowAttention(AttentionBackend, name="swa"):
@@ -41,11 +50,13 @@ class SlidingWindowAttention(AttentionBackend, name="swa"):
             )
         self.heads = HeadProjections(shape, qk_norm=options.qk_norm, rope_base=options.rope_base)
         self.o_proj = nn.Linear(shape.n_heads * shape.head_dim, shape.d_model, bias=False)
+        self.recency = RecencySlope(shape.n_kv_heads) if options.recency else None
 
     def forward(self, x: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
         self.check_input(x, document_ids)
         q, k, v = self.heads(x)
-        out_bhnd = causal_attention(q, k, v, window=self.window, document_ids=document_ids)
+        bias = None if self.recency is None else self.recency(k, document_ids)
+        out_bhnd = causal_attention(q, k, v, window=self.window, document_ids=document_ids, bias=bias)
         return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
 
     def new_cache(self, batch_size: int) -> KeyValueCache:
@@ -55,7 +66,7 @@ class SlidingWindowAttention(AttentionBackend, name="swa"):
         self.check_step(x_t, cache.position)
         q, k, v = self.heads(x_t, start=cache.position)
         k, v = cache.append(k, v, keep=self.window)
-        out_bhnd = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        out_bhnd = attend_to_cache(q, k, v, self.recency)
         return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
 
     def flops(self, seq_len: int) -> AttentionFlops:

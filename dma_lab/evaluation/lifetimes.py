@@ -123,7 +123,7 @@ def measure_lifetimes(model: Transformer, tokens: Tensor, document_ids: Tensor |
     def note(attention: nn.Module, arguments: tuple[Tensor, Documents | None]) -> None:
         assert isinstance(attention, DynamicMaskAttention)
         x, documents = arguments
-        scores = attention.scores(attention.heads(x)[2])
+        scores = attention.scores(attention.heads(x)[2], documents)
         expiries.append(
             prefix_topk_expiry(scores, attention.window, recent=attention.recent, document_ids=documents).cpu().numpy()
         )

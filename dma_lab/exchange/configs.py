@@ -24,6 +24,8 @@ def stock_config(shape: ModelShape, attention: AttentionConfig) -> dict[str, Any
     config: dict[str, Any]
     options = attention.written()
     name = options["name"]
+    if recency := options.get("recency"):
+        raise NoStockArchitectureError(f"transformers has no {name.upper()} with attention.recency={recency}")
     match name:
         case "mha" if options["qk_norm"]:
             config = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
+from dma_lab.attention import later_options
 from dma_lab.messages import UserError
 from dma_lab.report.conditions import TUNED, Conditions, conditions_of, of_the_model, without
 from dma_lab.run_summary import read_summary
@@ -148,6 +149,7 @@ def read_run(path: Path, name: str) -> Run | Unreadable:
         lacking = [node for node in _NEEDED if OmegaConf.select(config, node) is None]
         if lacking or not isinstance(config, DictConfig):
             return Unreadable(name, f"config.yaml lacks {', '.join(lacking)}")
+        config = DictConfig(OmegaConf.merge({"attention": later_options(summary["attention"])}, config))
         conditions, rung = conditions_of(config, summary), rung_name(config.model)
         metrics = _metrics(path / "metrics.jsonl")
     except Exception as error:  # whatever a damaged file raises in the parsers: the others are reported all the same

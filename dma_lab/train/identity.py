@@ -19,7 +19,7 @@ def run_name(settings: TrainSettings, fingerprint: str, precision: str) -> str:
     trainer = settings.trainer
     defining = {
         "model": dataclasses.asdict(settings.model),
-        "attention": settings.attention.written(),
+        "attention": settings.attention.defining(),
         "match": settings.match,
         "budget": [
             settings.tokens,
@@ -45,7 +45,7 @@ def state_identity(settings: TrainSettings, steps: int, fingerprint: str, precis
     trainer = settings.trainer
     named = {
         "model": dataclasses.asdict(settings.model),
-        "attention": settings.attention.written(),
+        "attention": settings.attention.defining(),
         "optimizer": dataclasses.asdict(settings.optimizer),
         # Of text; recall has no such setting.
         "data": {name: value for name, value in vars(settings.data).items() if name == "mask_documents"},

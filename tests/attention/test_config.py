@@ -35,7 +35,15 @@ def test_what_is_left_open_is_decided_by_the_shape_and_stays_at_another_length(n
 
 
 def test_a_node_is_written_as_it_was_read():
-    node = {"name": "dma", "window": 5, "recent": 1, "score": "linear", "qk_norm": False, "rope_base": 500_000}
+    node = {
+        "name": "dma",
+        "window": 5,
+        "recent": 1,
+        "score": "linear",
+        "qk_norm": False,
+        "rope_base": 500_000,
+        "recency": "slope",
+    }
     written = AttentionConfig.read(node).written()
     assert written == node
     assert type(written["rope_base"]) is int  # runs are named by their settings as given
@@ -52,7 +60,10 @@ def test_a_node_is_written_as_it_was_read():
         ({}, "attention.name=None is no name; choose a backend, as in attention=dma."),
         ("dma", "attention.name=dma is no name; choose a backend, as in attention=dma."),
         ({"name": "mqa"}, "attention=mqa is not known; choose one of: dma, mha, mla, nsa, swa."),
-        ({"name": "mha", "window": 3}, "attention.window is no option of attention=mha; it has: qk_norm, rope_base."),
+        (
+            {"name": "mha", "window": 3},
+            "attention.window is no option of attention=mha; it has: qk_norm, rope_base, recency.",
+        ),
         ({"name": "swa", "window": "3"}, "attention.window=3: input should be a valid integer."),
     ],
 )

@@ -14,15 +14,21 @@ from dma_lab.messages import UserError
 
 # Option sets of each backend, for a context of 64 tokens.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "mha": [{}, {"qk_norm": False}],
-    "swa": [{}, {"window": 1}, {"window": 64}],
+    "mha": [{}, {"qk_norm": False}, {"recency": "slope"}],
+    "swa": [{}, {"window": 1}, {"window": 5, "recency": "slope"}, {"window": 64}],
     "mla": [{}, {"kv_rank": 5, "q_rank": 12, "rope_dim": 2}],
     "nsa": [
         {},
         {"block": 4, "stride": 1, "selected_block": 5, "selected_blocks": 3, "qk_norm": False},
         {"block": 4, "stride": 4, "selected_block": 4, "selected_blocks": 4, "window": 5},
     ],
-    "dma": [{}, {"window": 5, "recent": 3}, {"score": "linear"}, {"window": 64}],
+    "dma": [
+        {},
+        {"window": 5, "recent": 3},
+        {"score": "linear"},
+        {"window": 5, "recency": "slope"},
+        {"window": 64},
+    ],
 }
 HEADS = {"mha": (4, 4), "gqa": (4, 2), "mqa": (4, 1)}
 CASES = [

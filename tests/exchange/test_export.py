@@ -195,6 +195,8 @@ def test_what_is_exported_can_be_read_by_whom_the_umask_lets(tmp_path):
         ),
         ("dma", {"score": "linear"}, {}, "Doge has the paper's score alone, and this model has attention.score=linear"),
         ("dma", {"recent": 2}, {}, "Doge keeps no key for being recent, and this model has attention.recent=2"),
+        ("mha", {"recency": "slope"}, {}, "transformers has no MHA with attention.recency=slope"),
+        ("dma", {"recency": "slope"}, {}, "transformers has no DMA with attention.recency=slope"),
         ("mla", {}, {"d_model": 50}, "DeepSeek-V2 wants d_model=50 to be a multiple of n_heads=4"),
         ("mha", {"qk_norm": False}, {"d_model": 50}, "Llama wants d_model=50 to be a multiple of n_heads=4"),
     ],

@@ -186,13 +186,17 @@ def test_no_backend_takes_quadratic_memory_and_quadratic_work_is_said(name, pack
     assert capfd.readouterr().err.count("costs what dense attention costs") == (name == "nsa")
 
 
-@pytest.mark.parametrize("name", sorted(registered_backends()))
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, {}) for name in sorted(registered_backends())]
+    + [(name, {"recency": "slope"}) for name in ("mha", "swa", "dma")],
+)
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_layer_in_bf16_agrees_with_the_cpu_in_float32(name, packed):
+def test_a_layer_in_bf16_agrees_with_the_cpu_in_float32(name, options, packed):
     torch.manual_seed(0)
     N = len(IDS)
     shape = {"d_model": 256, "n_heads": 4, "n_kv_heads": 2, "head_dim": 64, "max_seq_len": N}
-    layer = build_attention(name, **shape)
+    layer = build_attention(name, **shape, **options)
     x, ids = torch.randn(2, N, 256), IDS.expand(2, -1) if packed else None
     expected = layer(x, ids).detach().double()
     layer.cuda()

@@ -227,3 +227,22 @@ def test_documents_too_few_for_an_interval_give_none_and_nothing_is_starred(add_
     assert row["documents"] == f"40 ({weights.sum() ** 2 / (weights**2).sum():.1f})" == "40 (1.0)"
     assert "another seed would have given is not in it" in table.caption
     assert "star" not in table.caption
+
+
+def test_runs_from_before_an_option_have_its_default(add_run, runs):
+    earlier = add_run("mha"), add_run("dma")
+    for run in earlier:
+        config = run / "config.yaml"
+        config.write_text("".join(line for line in config.open() if "recency" not in line))
+        vouch(run)
+    sloped = [add_run(name, settings={"attention": {"recency": "slope"}}) for name in ("mha", "dma")]
+    found = {run.path: run for run in runs()}
+    assert [found[path].backend for path in (*earlier, *sloped)] == [
+        "mha recency=None",
+        "dma recency=None",
+        "mha recency=slope",
+        "dma recency=slope",
+    ]
+    for ours, baseline in ((earlier[1], earlier[0]), (sloped[1], sloped[0])):
+        assert baseline_of(found[ours], list(found.values())).path == baseline
+    assert "attention.recency" in baseline_of(found[sloped[1]], [found[earlier[0]], found[sloped[1]]])

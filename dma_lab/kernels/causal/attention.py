@@ -42,11 +42,12 @@ def causal_attention(
     window: int | None = None,
     document_ids: Tensor | Documents | None = None,
     scale: float | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention of every query over the keys of its document at or before it, the last ``window`` of them.
 
-    Differentiable in q, k and v. Query head ``h`` reads key/value head ``h // (H / K)``. What computes it is the first
-    of ``IMPLEMENTATIONS`` that supports it; on CUDA a line on stderr says once which, and why not those before it.
+    Differentiable in q, k, v and bias. Query head ``h`` reads key/value head ``h // (H / K)``. What computes it is the
+    first of ``IMPLEMENTATIONS`` that supports it; on CUDA a line on stderr says once which, and why not those before.
 
     Args:
         q: (B, H, N, D), floating point.
@@ -55,6 +56,7 @@ def causal_attention(
         window: keys a query sees, its own included; all by default.
         document_ids: (B, N) integers, non-decreasing along N, or ``Documents`` made of them.
         scale: multiplies q . k; D ** -0.5 unless given.
+        bias: float (B, K, N), added to the logits of its key. Interval attention alone takes one.
 
     Returns:
         (B, H, N, E). Backward passes of the flash-attn packages and of PyTorch's SDPA may add up in no fixed order,
@@ -64,6 +66,8 @@ def causal_attention(
         ValueError: naming the argument, when a shape or value does not fit.
     """
     _check(q, k, v, window)
+    if bias is not None:
+        return interval.attend(q, k, v, window, document_ids, scale, bias)
     # Branches, because under torch.compile a comparison with a length may have no value until it is branched on.
     single = whole = True
     if q.shape[2] > 1:

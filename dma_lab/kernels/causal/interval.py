@@ -13,7 +13,13 @@ def supports(problem: Problem) -> str | None:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, window: int | None, document_ids: Tensor | Documents | None, scale: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None,
+    document_ids: Tensor | Documents | None,
+    scale: float | None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     B, K, N, _ = k.shape
     _, end_bn = document_bounds(document_ids, B, N, k.device)
@@ -21,4 +27,4 @@ def attend(
         end_bn = torch.minimum(torch.arange(N, device=k.device) + window, end_bn)
     expiry_bkn = end_bn.to(torch.int32)[:, None].expand(-1, K, -1)
     max_live = None if window is None else min(window, N)
-    return interval_attention(q, k, v, expiry_bkn, scale=scale, max_live=max_live)
+    return interval_attention(q, k, v, expiry_bkn, bias=bias, scale=scale, max_live=max_live)

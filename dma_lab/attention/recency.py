@@ -1,0 +1,35 @@
+"""A learned preference for recent keys that depends on the key alone: ``r · j`` on every logit of the key at ``j``.
+
+Softmax does not see what all logits of a query share, so ``r · j`` is ALiBi's ``-r · (t - j)`` (arXiv 2108.12409) up to
+``r · t``, with a slope that learns. And because it is the key's own, it can rank keys too: between a sliding window
+(large r) and a choice by content alone (r = 0) there is no jump, and a key still leaves once and for ever.
+
+Positions count from the start of the key's document. float32 rounds ``r · j`` by up to 2^-24 of itself: at ALiBi's
+steepest slope here, 1/2, by 6e-5 at 2,048 tokens, 4e-3 at 131,072. Steep slopes cost kernels time: where a block's keys
+differ by more than softmax's fixed reference has room for, rows are computed a second time.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dma_lab.kernels import Documents, document_bounds
+
+Recency = Literal["slope"]
+
+
+class RecencySlope(nn.Module):
+    """One slope a key/value head, begun at ALiBi's for as many heads: 2^(-8 h / K), h = 1 .. K."""
+
+    def __init__(self, n_kv_heads: int) -> None:
+        super().__init__()
+        self.slope_k = nn.Parameter(torch.exp2(-8 * torch.arange(1, n_kv_heads + 1) / n_kv_heads))
+
+    def forward(self, like: Tensor, document_ids: Tensor | Documents | None = None, start: int = 0) -> Tensor:
+        """(B, K, N) for keys or values ``like`` (B, K, N, D), the first at position ``start``; float32 or better."""
+        B, _, N, _ = like.shape
+        first_bn, _ = document_bounds(document_ids, B, N, like.device)
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        position_bn = torch.arange(start, start + N, device=like.device) - first_bn
+        return self.slope_k.to(dtype)[:, None] * position_bn.to(dtype)[:, None]
