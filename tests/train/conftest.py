@@ -68,7 +68,7 @@ def settings_of(overrides: list[str], config_name: str = "train") -> TrainSettin
         return read_settings(compose(config_name, overrides))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def read():
     return settings_of
 

@@ -55,9 +55,10 @@ def short(overrides, tmp_path):
     return lambda folder, *more: [*overrides, *SHORT, f"output_dir={tmp_path / folder}", *more]
 
 
-@pytest.fixture
-def branched(read, short):
-    return fit_branches(read(short("branched", "schedule.branches=[2,0.5,1]")))
+@pytest.fixture(scope="module")
+def branched(read, tiny_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("branched")
+    return fit_branches(read([*tiny_run, *SHORT, f"output_dir={folder}", "schedule.branches=[2,0.5,1]"]))
 
 
 def test_every_branch_is_the_plain_run_of_its_budget(read, short, branched):
@@ -85,9 +86,10 @@ def test_every_branch_is_the_plain_run_of_its_budget(read, short, branched):
 
 def test_a_plain_run_and_a_branched_one_find_each_other_finished(read, short, branched, capsys):
     capsys.readouterr()
-    fit_run(read(short("branched")))
+    there = f"output_dir={Path(branched[0]['run']).parent}"
+    fit_run(read(short("", there)))
     assert f"finished before: {branched[1]['run']}" in capsys.readouterr().err
-    more = fit_branches(read(short("branched", "schedule.branches=[0.5,1,2,3]")))
+    more = fit_branches(read(short("", there, "schedule.branches=[0.5,1,2,3]")))
     assert capsys.readouterr().err.count("finished before") == 3
     assert (more[3]["steps"], more[3]["steps_shared"]) == (93, 49), "a longer branch goes on from the longest"
     own = [json.loads(line)["step"] for line in (Path(more[3]["run"]) / "metrics.jsonl").read_text().splitlines()]
