@@ -4,6 +4,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from dma_lab.door import open_door
+from dma_lab.threads import use_threads
 from dma_lab.train.branches import plan_branches, print_branches
 from dma_lab.train.fit_run import padded_vocabulary
 from dma_lab.train.hardware import resolve_hardware
@@ -12,7 +13,6 @@ from dma_lab.train.plan import plan_run
 from dma_lab.train.plan_table import print_plan
 from dma_lab.train.probe import probe_step_seconds
 from dma_lab.train.settings import read_plan_settings
-from dma_lab.train.threads import use_threads
 
 
 def main(config: DictConfig) -> None:
@@ -22,7 +22,7 @@ def main(config: DictConfig) -> None:
     branches = plan_branches(settings, plan.shape.vocab_size, hardware) if settings.schedule.branches else None
     if settings.flops_per_second is None:
         refuse_beyond_memory(plan, settings.model.name, settings.trainer.devices, hardware)
-        use_threads(plan, hardware)
+        use_threads(plan.micro_batch_flops, hardware.device)
         seconds = plan.steps * probe_step_seconds(settings, plan, hardware)
         source = "from a probe of 3 micro-batches here; validation and compilation not included"
         if hardware.compile:

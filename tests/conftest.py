@@ -19,6 +19,22 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> Doors:
 
 
 @pytest.fixture
+def three_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process in which PyTorch began with three threads."""
+    import torch
+
+    from dma_lab import threads
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    monkeypatch.setattr(threads, "_ALL", 3)
+    monkeypatch.setattr(threads, "_chosen", 3)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def unwritten_memory_is_nan() -> Iterator[None]:
     """And the largest integer where it holds integers: what a kernel leaves unwritten, or reads unwritten, shows."""
     import torch

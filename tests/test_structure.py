@@ -13,6 +13,7 @@ GROUND = {
     "messages.py": set(),
     "files.py": set(),
     "seals.py": set(),
+    "threads.py": set(),
     "checkpoints.py": {"messages"},
     "run_summary.py": {"files", "seals"},
 }

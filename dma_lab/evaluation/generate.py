@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dma_lab.messages import UserError
 from dma_lab.model import Transformer
+from dma_lab.threads import flops_of, threads_for
 
 _STEPS_PER_PASS = {"cuda": 8, "cpu": 256}
 """A pass over a whole batch of prompts takes about as long as so many steps with the cache."""
@@ -96,24 +97,27 @@ def generate(
     new: list[list[int]] = [[] for _ in prompts]
     running = set(range(len(prompts)))
     cache = model.new_cache(len(prompts)) if use_cache else None
-    for step in range(steps):
-        choosing = [row for row in sorted(running) if step >= lengths[row] - 1]
-        if cache is not None:
-            logits_bv = model.step(tokens_bn[:, step : step + 1], cache)[:, 0]
-        elif choosing:
-            logits_bv = model(tokens_bn[:, : step + 1])[:, -1]
-        if choosing:
-            uniform_c = [(int(draws[row].random_raw()) >> 11) * 2.0**-53 for row in choosing]
-            chosen_c = choose(logits_bv[choosing, :vocab_size], sampling, torch.tensor(uniform_c, dtype=torch.float64))
-            tokens_bn[choosing, step + 1] = chosen_c
-            for row, token in zip(choosing, chosen_c.tolist(), strict=True):
-                if token != stop_token:
-                    new[row].append(token)
-                if token == stop_token or len(new[row]) == max_new_tokens or stops(new[row]):
-                    running.discard(row)
-        on_step(step + 1, steps)
-        if not running:
-            break
+    with threads_for(flops_of(model, len(prompts) * (1 if use_cache else steps)), device):
+        for step in range(steps):
+            choosing = [row for row in sorted(running) if step >= lengths[row] - 1]
+            if cache is not None:
+                logits_bv = model.step(tokens_bn[:, step : step + 1], cache)[:, 0]
+            elif choosing:
+                logits_bv = model(tokens_bn[:, : step + 1])[:, -1]
+            if choosing:
+                uniform_c = [(int(draws[row].random_raw()) >> 11) * 2.0**-53 for row in choosing]
+                chosen_c = choose(
+                    logits_bv[choosing, :vocab_size], sampling, torch.tensor(uniform_c, dtype=torch.float64)
+                )
+                tokens_bn[choosing, step + 1] = chosen_c
+                for row, token in zip(choosing, chosen_c.tolist(), strict=True):
+                    if token != stop_token:
+                        new[row].append(token)
+                    if token == stop_token or len(new[row]) == max_new_tokens or stops(new[row]):
+                        running.discard(row)
+            on_step(step + 1, steps)
+            if not running:
+                break
     return new
 
 

@@ -14,6 +14,7 @@ from dma_lab.data.progress import BuildProgress
 from dma_lab.evaluation.checkpoint import TrainedRun
 from dma_lab.messages import UserError, announce_once
 from dma_lab.model import Transformer
+from dma_lab.threads import flops_of, use_threads
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,12 @@ def machine_of(device: str, precision: str, batch_tokens: int) -> Machine:
 
 
 def open_model(run: TrainedRun, length: int, rope_base: float | None, machine: Machine) -> Transformer:
-    """The model for sequences of ``length`` tokens, on the device."""
+    """The model for sequences of ``length`` tokens, on the device, and the threads for batches of it."""
     if length > run.context:
         announce_once(f"{length} tokens are more than the {run.context} that {run.path.name} was trained on.")
-    return run.model(max(length, run.context), rope_base).to(machine.device)
+    model = run.model(max(length, run.context), rope_base).to(machine.device)
+    use_threads(flops_of(model, machine.batch_tokens), machine.device)
+    return model
 
 
 def show(title: str, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from dma_lab.checkpoints import DamagedCheckpointError, read_checkpoint
 from dma_lab.messages import announce_once
+from dma_lab.threads import use_threads
 from dma_lab.train.continuing import Start, prepare_start
 from dma_lab.train.divergence import DivergedError
 from dma_lab.train.hardware import Hardware, machine_facts, machine_in_words, resolve_hardware
@@ -27,7 +28,6 @@ from dma_lab.train.settings import TrainSettings
 from dma_lab.train.signals import StopRequest
 from dma_lab.train.summary import of_another_run
 from dma_lab.train.task import Task, prepare_task
-from dma_lab.train.threads import use_threads
 from dma_lab.train.training import train_model
 from dma_lab.train.wandb_run import last_step, wandb_log
 
@@ -64,7 +64,7 @@ def fit_run(
         task = prepare_task(settings, budget_tokens(settings, settings.model.vocab_size))
         plan = plan_run(settings, padded_vocabulary(task.vocab_size), hardware)
         draw = task.draw(plan)
-        use_threads(plan, hardware)
+        use_threads(plan.micro_batch_flops, hardware.device)
         hardware = resolve_hardware(settings.trainer)  # whose name says how many
 
         run = find_run(settings, task, hardware, writer=ranks.first)

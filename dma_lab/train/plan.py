@@ -50,6 +50,11 @@ class RunPlan:
         return self.sequences_per_step * self.shape.max_seq_len
 
     @property
+    def micro_batch_flops(self) -> float:
+        """Executed, on one device."""
+        return self.flops.executed / (self.steps * self.accumulate)
+
+    @property
     def tokens_per_parameter(self) -> float:
         return self.tokens / self.parameters.non_embedding
 

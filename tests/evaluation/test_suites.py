@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import platform
 import signal
 import time
@@ -15,12 +16,14 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from dma_lab import threads
 from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.evaluation.evaluate import evaluate
 from dma_lab.evaluation.record import EvaluationRecord
 from dma_lab.evaluation.settings import EvaluateSettings, read_settings
 from dma_lab.evaluation.suite import Job, Suite, registered_suites
 from dma_lab.messages import UserError
+from dma_lab.model import Transformer
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
 from dma_lab.report.evaluations import evaluations
@@ -191,6 +194,30 @@ def test_the_door_refuses_in_one_sentence_with_status_2(run_copy, evaluate, tmp_
 def test_settings_that_cannot_be_are_refused(run_suite, suite, overrides, sentence):
     with pytest.raises(UserError, match=sentence):
         run_suite(suite, *overrides)
+
+
+@pytest.mark.parametrize("setting", ["haystack", "prompts_file", "path"])
+def test_a_pipe_is_refused_and_not_waited_for(run_suite, tmp_path, setting):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    suite = {"haystack": "needle", "prompts_file": "generate", "path": "local"}[setting]
+    for place in (tmp_path / "pipe.jsonl", *([tmp_path] if suite == "local" else [])):
+        with pytest.raises(UserError, match=rf"^suite\.{setting}=.* is no file"):
+            run_suite(suite, f"suite.{setting}={place}")
+
+
+def test_small_models_score_and_generate_with_one_thread_unless_batches_are_large(
+    run_suite, run_copy, three_threads, monkeypatch
+):
+    shared, seen = threads.SHARED_FLOPS, []
+    step = Transformer.step
+    monkeypatch.setattr(Transformer, "step", lambda *given: seen.append(torch.get_num_threads()) or step(*given))
+    prompt = ["suite.prompts=[abc]", "suite.max_new_tokens=2"]
+    run_suite("generate", *prompt, "batch_tokens=1024")
+    assert torch.get_num_threads() == 1, "1,024 tokens of 35,000 parameters: 0.2 GFLOP"
+    monkeypatch.setattr(threads, "SHARED_FLOPS", shared / 100)
+    run_suite("generate", *prompt, "suite.seed=1", "batch_tokens=1024")
+    assert torch.get_num_threads() == 3, "as though it were larger"
+    assert set(seen) == {1}, "of which a step computes one token"
 
 
 def test_a_record_is_written_by_one_process_and_a_damaged_one_is_named(run_suite, run_copy):

@@ -3,31 +3,20 @@
 import pytest
 import torch
 
-from dma_lab.train import threads
+from dma_lab import threads
 from dma_lab.train.hardware import resolve_hardware
 from dma_lab.train.plan import plan_run
 
 
 @pytest.fixture
-def three(monkeypatch):
-    """A process in which PyTorch began with three threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    monkeypatch.setattr(threads, "_ALL", 3)
-    monkeypatch.setattr(threads, "_chosen", 3)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def after(read, three):
+def after(read, three_threads):
     """``after(overrides)``: threads that the run computes with, and what its hardware is called."""
 
     def threads_after(*overrides: str) -> int:
         settings = read([*overrides, "trainer.device=cpu"])
         hardware = resolve_hardware(settings.trainer)
-        threads.use_threads(plan_run(settings, settings.model.vocab_size, hardware), hardware)
+        plan = plan_run(settings, settings.model.vocab_size, hardware)
+        threads.use_threads(plan.micro_batch_flops, hardware.device)
         assert f"{torch.get_num_threads()} threads" in resolve_hardware(settings.trainer).name
         return torch.get_num_threads()
 
