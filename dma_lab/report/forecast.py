@@ -15,6 +15,7 @@ from dma_lab.report.collect import Run
 from dma_lab.report.document import Block, Notice, Section, Table
 from dma_lab.report.laws import best_runs, fit_laws, training_of
 from dma_lab.report.settings import Larger
+from dma_lab.report.tables import short_commit
 from dma_lab.scaling.trainings import TrainingsFit
 from dma_lab.train.runs import git_commit
 
@@ -153,7 +154,7 @@ def forecast_section(path: Path, runs: Sequence[Run]) -> Section:
     said = f" {held} of {scored} trainings came out within." if scored else ""
     blocks: list[Block] = [
         Table(
-            f"Registered {forecast.made} at commit {forecast.commit[:10]}, before it was trained: the loss of "
+            f"Registered {forecast.made} at commit {short_commit(forecast.commit)}, before it was trained: the loss of "
             f"{forecast.name}, {forecast.params:,.0f} non-embedding parameters on {forecast.tokens:,.0f} tokens, by "
             f"each backend's law, with an interval that holds 95 % of single trainings; and what came since.{said}",
             ("attention", "forecast [95 %]", "from trainings", "measured, by training", "mean − forecast", "within"),

@@ -14,6 +14,7 @@ from dma_lab.report.document import Block, Document, Figure, Heatmap, Notice, Se
 from dma_lab.report.evaluations import evaluations
 from dma_lab.report.predictions import predictions
 from dma_lab.report.statistics import Statistics, compute_statistics
+from dma_lab.report.verdict import verdicts
 from dma_lab.train.hardware import MACHINE
 
 _SHOWN_LIFETIMES = 3
@@ -57,7 +58,9 @@ def _cohort(
     if not finished:
         return [Section("Comparison", [f"Runs of {name}.", Notice("No run of this group is finished.")]), training], []
     found = compute_statistics(finished, progress)
-    sections = [_comparison(name, found.comparison), _scaling(found), training]
+    said: list[Block] = list(verdicts(found))
+    sections = [Section("Verdict", said)] if said else []
+    sections += [_comparison(name, found.comparison), _scaling(found), training]
     if recall := figures.recall(finished):
         sections.append(Section("Recall", [recall]))
     if position := figures.loss_by_position(finished):
