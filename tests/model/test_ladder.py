@@ -1,5 +1,7 @@
 """Rungs against the paper's table, and the documented rule against the configs."""
 
+import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,17 @@ NAMED = BELOW | {"1m": 1.0, "3m": 3.1, "10m": 10.6, "30m": 28.3}
 
 def test_every_rung_of_the_ladder_is_there():
     assert set(RUNGS) == set(PAPER) | set(NAMED)
+
+
+def test_the_committed_rungs_are_what_their_command_writes(monkeypatch):
+    spec = importlib.util.spec_from_file_location("write_rungs", CONF / "write.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # where dataclasses look for it
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    spec.loader.exec_module(module)
+    assert {rung.name for rung in module.RUNGS} == set(RUNGS)
+    for rung in module.RUNGS:
+        assert rung.page() == (CONF / f"{rung.name}.yaml").read_text(), "run: python conf/model/write.py"
 
 
 @pytest.mark.parametrize("rung", RUNGS)

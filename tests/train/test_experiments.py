@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dma_lab.attention import registered_backends
+from dma_lab.train.rung import rung_name
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -22,6 +23,12 @@ def test_chinchilla_experiments_differ_in_the_attention_node_alone(read, rung):
 
 def test_a_command_line_override_wins_over_the_experiment(read):
     assert read(["experiment=chinchilla_dma", "attention=mha"]).attention.name == "mha"
+
+
+def test_an_override_changes_the_rung_in_what_it_names_alone(read):
+    rung, deeper = (read(["model=1m", *more]).model for more in ([], ["model.n_layers=3"]))
+    assert deeper == dataclasses.replace(rung, n_layers=3)
+    assert rung_name(vars(deeper)) == "1m n_layers=3"
 
 
 def test_every_backend_has_a_config_that_lists_its_options():
