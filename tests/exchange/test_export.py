@@ -19,6 +19,7 @@ from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.exchange import export_model, export_run
 from dma_lab.messages import UserError, print_once
 from dma_lab.model import ModelShape, Transformer
+from tests.report.conftest import vouch
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = {"n_layers": 2, "d_model": 48, "n_heads": 4, "n_kv_heads": 2, "head_dim": 16, "d_ff": 80, "vocab_size": 128}
@@ -249,6 +250,7 @@ def test_a_run_without_its_tokenizer_is_refused(trained_run, tmp_path):
     config = OmegaConf.load(run / "config.yaml")
     config.data.cache_dir = str(tmp_path / "nothing")
     OmegaConf.save(config, run / "config.yaml")
+    vouch(run)
     with pytest.raises(UserError, match=r"The tokenizer and tokens of .* are not under"):
         export_run(run, tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
@@ -259,6 +261,7 @@ def test_a_run_on_no_text_goes_without_a_tokenizer(trained_run, tmp_path, capfd)
     config = OmegaConf.load(run / "config.yaml")
     config.data = {"name": "mqar", "mask_documents": config.data.mask_documents}
     OmegaConf.save(config, run / "config.yaml")
+    vouch(run)
     folder = export_run(run, tmp_path / "folder")
     assert "was trained on no text: no tokenizer goes along" in capfd.readouterr().err
     assert sorted(file.name for file in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
