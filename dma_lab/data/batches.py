@@ -36,27 +36,18 @@ def refuse_repeat(data: TokenData, tokens_needed: int, allow_repeat: bool) -> No
         )
 
 
-def batch_at(
-    data: TokenData, *, seed: int, step: int, sequences: int, context: int, mask_documents: bool
+def sequences_from(
+    data: TokenData, *, seed: int, first: int, count: int, context: int, mask_documents: bool
 ) -> dict[str, Tensor | None]:
-    """The training batch of optimizer step ``step``.
+    """``count`` windows of the endless row of epochs, from its ``first`` on; step s begins at s times those of a step.
 
     Returns:
-        ``tokens`` and ``targets`` int64 (sequences, context); ``document_ids`` int32 (sequences, context), counting a
-        window's documents from 0, or None unless ``mask_documents``.
+        ``tokens`` and ``targets`` int64 (count, context); ``document_ids`` int32 (count, context), counting a window's
+        documents from 0, or None unless ``mask_documents``.
 
     Raises:
         UserError: the training stream is shorter than one window.
     """
-    return sequences_from(
-        data, seed=seed, first=step * sequences, count=sequences, context=context, mask_documents=mask_documents
-    )
-
-
-def sequences_from(
-    data: TokenData, *, seed: int, first: int, count: int, context: int, mask_documents: bool
-) -> dict[str, Tensor | None]:
-    """``count`` sequences of the endless row of epochs, from its ``first`` on, as ``batch_at`` gives them."""
     windows = sequences_in(data, context)
     if windows == 0:
         raise UserError(

@@ -77,10 +77,6 @@ class TokenData:
         """(vocab_size,): how many bytes of UTF-8 text each token stands for; 0 for the separator."""
         return np.array(self._map("token_bytes", "<i4"))
 
-    @property
-    def disk_bytes(self) -> int:
-        return sum((self.folder / name).stat().st_size for name in FILES)
-
     def load_tokenizer(self) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
         tokenizer.encode_special_tokens = True  # text that spells <|endoftext|> is text; the setting is not in the file

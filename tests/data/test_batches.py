@@ -2,14 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from dma_lab.data.batches import batch_at, refuse_repeat, scored_targets, sequences_in, validation_batches
+from dma_lab.data.batches import refuse_repeat, scored_targets, sequences_from, sequences_in, validation_batches
 from dma_lab.messages import UserError
 
 CONTEXT = 16
 
 
 def _batch(data, step, seed=0, sequences=8, context=CONTEXT):
-    return batch_at(data, seed=seed, step=step, sequences=sequences, context=context, mask_documents=True)
+    first = step * sequences
+    return sequences_from(data, seed=seed, first=first, count=sequences, context=context, mask_documents=True)
 
 
 def test_every_window_appears_once_an_epoch_in_another_order_each(data):
@@ -60,7 +61,7 @@ def test_document_ids_change_exactly_where_a_document_starts(data):
             assert tuple(ids.tolist()) in by_window[tuple(tokens.tolist())]
             several += int(ids[-1]) > 0
     assert several > 10
-    assert batch_at(data, seed=0, step=0, sequences=2, context=8, mask_documents=False)["document_ids"] is None
+    assert sequences_from(data, seed=0, first=0, count=2, context=8, mask_documents=False)["document_ids"] is None
 
 
 @pytest.mark.parametrize("max_tokens", [None, 1, 37, 500])

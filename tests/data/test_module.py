@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 
-from dma_lab.data.batches import batch_at, sequences_from
+from dma_lab.data.batches import sequences_from
 from dma_lab.data.module import MicroBatches, TokenDataModule
 from dma_lab.messages import UserError
 
@@ -61,7 +61,8 @@ def _fit(data, folder, steps, workers, accumulate, masked, checkpoint=None):
 
 
 def _whole(data, step):
-    return batch_at(data, seed=SEED, step=step, sequences=SEQUENCES, context=CONTEXT, mask_documents=True)["tokens"]
+    first = step * SEQUENCES
+    return sequences_from(data, seed=SEED, first=first, count=SEQUENCES, context=CONTEXT, mask_documents=True)["tokens"]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import train
-from dma_lab.data.batches import batch_at
+from dma_lab.data.batches import sequences_from
 from dma_lab.data.build import prepare_data
 from dma_lab.data.module import TokenDataModule
 from dma_lab.door import open_door
@@ -129,7 +129,7 @@ def test_three_in_a_row_end_the_run_and_leave_its_last_good_state(read, override
     assert summary["batch"]["sequences"] == [9 * 8, 9 * 8 + 7]
     data = prepare_data(settings.data, 10240)
     numbers = np.cumsum(np.asarray(data.train_tokens) == data.separator_id) - 1
-    batch = batch_at(data, seed=0, step=9, sequences=8, context=64, mask_documents=False)
+    batch = sequences_from(data, seed=0, first=9 * 8, count=8, context=64, mask_documents=False)
     windows = np.lib.stride_tricks.sliding_window_view(np.asarray(data.train_tokens), 65)[::64]
     documents = set()
     for tokens, targets in zip(batch["tokens"].numpy(), batch["targets"].numpy(), strict=True):
