@@ -21,7 +21,6 @@ from lm_eval.tasks import TaskManager
 from dma_lab.data.tokenizer import save_for_transformers
 from dma_lab.evaluation.benchmarks import Benchmark, Mean
 from dma_lab.evaluation.checkpoint import TrainedRun
-from dma_lab.evaluation.suites.paper import PaperSuite
 from dma_lab.messages import UserError, announce_once
 
 _TIMEOUT_SECONDS = 10.0
@@ -31,27 +30,40 @@ _FOLDERS += ["winogrande"]
 
 
 class HubTasks:
-    """The tasks that ``settings.tasks`` names.
+    """lm-eval's tasks by their ``names``.
+
+    Args:
+        num_fewshot: solved examples before each question; as many as each task asks for where it is None.
+        ruler_lengths: tokens of RULER's questions, which may be longer than ``max_length``.
+        max_length: tokens that the model is given at most.
 
     Raises:
         UserError: lm-eval has no task of a name.
     """
 
-    def __init__(self, settings: PaperSuite, run: TrainedRun) -> None:
-        self._settings = settings
-        self._max_length = settings.max_length or run.context
+    def __init__(
+        self,
+        names: Sequence[str],
+        run: TrainedRun,
+        *,
+        num_fewshot: int | None,
+        ruler_lengths: Sequence[int],
+        max_length: int,
+    ) -> None:
+        self._names, self._num_fewshot, self._max_length = names, num_fewshot, max_length
+        self._ruler_lengths = list(ruler_lengths)
         root = Path(lm_eval.tasks.__file__).parent
         # RULER makes its text by the model's tokenizer, which it asks transformers for.
         self._tokenizer = TemporaryDirectory(prefix="dma_lab-tokenizer-")
-        save_for_transformers(run.data.tokenizer_file, Path(self._tokenizer.name), max(settings.ruler_lengths))
-        metadata: dict[str, Any] = {"tokenizer": self._tokenizer.name, "max_seq_lengths": settings.ruler_lengths}
+        save_for_transformers(run.data.tokenizer_file, Path(self._tokenizer.name), max(ruler_lengths))
+        metadata: dict[str, Any] = {"tokenizer": self._tokenizer.name, "max_seq_lengths": self._ruler_lengths}
         self._manager = TaskManager(
             include_defaults=False, include_path=[root / folder for folder in _FOLDERS], metadata=metadata
         )
-        if not set(settings.tasks) <= self._manager.task_index.keys():
+        if not set(names) <= self._manager.task_index.keys():
             announce_once("reading the index of all of lm-eval's tasks, which takes half a minute.")
             self._manager = TaskManager(metadata=metadata)
-        for name in settings.tasks:
+        for name in names:
             if name not in self._manager.task_index:
                 near = get_close_matches(name, self._manager.all_tasks, n=3)
                 raise UserError(
@@ -62,14 +74,14 @@ class HubTasks:
 
     def benchmarks(self) -> list[Benchmark]:
         """Every single task, once."""
-        names = dict.fromkeys(leaf for name in self._settings.tasks for leaf in self._leaves(name))
+        names = dict.fromkeys(leaf for name in self._names for leaf in self._leaves(name))
         return [self._benchmark(name) for name in names]
 
     def means(self) -> list[Mean]:
         """Every name that stands for several tasks."""
         index = self._manager.task_index
         means = []
-        for name in self._settings.tasks:
+        for name in self._names:
             if (members := list(dict.fromkeys(self._leaves(name)))) != [name]:
                 how: Any = (index[name].cfg or {}).get("aggregate_metric_list") or [{}]
                 means.append(Mean(name, members, by_questions=bool(how[0].get("weight_by_size", True))))
@@ -84,11 +96,7 @@ class HubTasks:
         huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
         missing = [benchmark.name for benchmark in benchmarks if not self._lies_here(benchmark.name)]
         if missing:
-            names = [
-                name
-                for name in self._settings.tasks
-                if any(leaf in missing for leaf in dict.fromkeys(self._leaves(name)))
-            ]
+            names = [name for name in self._names if any(leaf in missing for leaf in dict.fromkeys(self._leaves(name)))]
             raise UserError(
                 f"suite.tasks={','.join(names)} needs the Hugging Face hub, which cannot be reached ({reason}), and "
                 "the data is not in its cache here: give the command where there is a network, name other tasks in "
@@ -109,11 +117,11 @@ class HubTasks:
 
     def _benchmark(self, name: str) -> Benchmark:
         config: dict[str, Any] = self._manager.task_index[name].cfg or {}
-        identity = {"version": (config.get("metadata") or {}).get("version"), "num_fewshot": self._settings.num_fewshot}
+        identity = {"version": (config.get("metadata") or {}).get("version"), "num_fewshot": self._num_fewshot}
         max_length = self._max_length
         if self._makes_its_text(name):
-            identity["lengths"] = self._settings.ruler_lengths
-            max_length = max(max_length, *self._settings.ruler_lengths)
+            identity["lengths"] = self._ruler_lengths
+            max_length = max(max_length, *self._ruler_lengths)
         return Benchmark(name, identity, max_length, partial(self._load, name))
 
     def _makes_its_text(self, name: str) -> bool:
@@ -138,8 +146,8 @@ class HubTasks:
                     f"suite.tasks={name} cannot be loaded ({type(error).__name__}: {_first_line(error)}): give the "
                     "same command again, which goes on here, or name other tasks."
                 ) from error
-            if self._settings.num_fewshot is not None and task.get_config("num_fewshot") != 0:
-                task.set_config("num_fewshot", self._settings.num_fewshot)
+            if self._num_fewshot is not None and task.get_config("num_fewshot") != 0:
+                task.set_config("num_fewshot", self._num_fewshot)
             elif task.get_config("num_fewshot") is None:
                 task.set_config("num_fewshot", 0)
             task.set_fewshot_seed(DEFAULT_OTHER_SEED)

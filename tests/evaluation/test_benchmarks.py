@@ -28,12 +28,13 @@ ROOT = Path(__file__).resolve().parents[2]
 QUESTION = {"query": "Question: q", "choices": ["one", "two"], "gold": 0}
 
 
-def paper_settings(*overrides: str) -> PaperSuite:
+def hub_tasks(run: Path, *overrides: str) -> HubTasks:
+    """As suite=paper has them."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         suite = read_settings(compose("evaluate", ["suite=paper", "checkpoint=run", *overrides])).suite
     assert isinstance(suite, PaperSuite)
-    return suite
+    return suite.hub_tasks(open_run(run))
 
 
 def write_sets(folder: Path, questions: int) -> Path:
@@ -45,7 +46,7 @@ def write_sets(folder: Path, questions: int) -> Path:
 
 
 def test_the_papers_tasks_are_known_to_lm_eval_by_these_names(trained_run):
-    tasks = HubTasks(paper_settings("suite.max_length=512"), open_run(trained_run))
+    tasks = hub_tasks(trained_run, "suite.max_length=512")
     benchmarks = {benchmark.name: benchmark for benchmark in tasks.benchmarks()}
     assert len(benchmarks) == 57 + 8 + 16 + 13, "MMLU's subjects, eight single ones, LongBench in English, RULER"
     assert all(benchmark.identity["version"] is not None for benchmark in benchmarks.values())
@@ -58,10 +59,10 @@ def test_the_papers_tasks_are_known_to_lm_eval_by_these_names(trained_run):
 
 
 def test_a_name_that_lm_eval_does_not_know_is_refused(trained_run, monkeypatch):
-    known = HubTasks(paper_settings(), open_run(trained_run))._manager
+    known = hub_tasks(trained_run)._manager
     monkeypatch.setattr("dma_lab.evaluation.hub_tasks.TaskManager", lambda **_: known)  # all of them take half a minute
     with pytest.raises(UserError, match=r"suite.tasks holds hellaswug, .*did you mean hellaswag"):
-        HubTasks(paper_settings("suite.tasks=[hellaswug]"), open_run(trained_run))
+        hub_tasks(trained_run, "suite.tasks=[hellaswug]")
 
 
 def test_without_a_network_the_tasks_that_need_it_are_named(run_copy, monkeypatch):

@@ -13,7 +13,6 @@ from lm_eval.tasks import TaskManager
 from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.evaluation.harness import HarnessModel
 from dma_lab.evaluation.hub_tasks import HubTasks
-from dma_lab.evaluation.suites.paper import PaperSuite
 from dma_lab.exchange import export_model
 from dma_lab.model import ModelShape, Transformer
 
@@ -64,8 +63,8 @@ def pair(trained_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def manager(trained_run) -> TaskManager:
-    settings = PaperSuite("paper", list(ROWS), 0, [4096], None, None, None)
-    return HubTasks(settings, open_run(trained_run))._manager
+    run = open_run(trained_run)
+    return HubTasks(list(ROWS), run, num_fewshot=0, ruler_lengths=[4096], max_length=run.context)._manager
 
 
 @pytest.mark.parametrize("name", ROWS)

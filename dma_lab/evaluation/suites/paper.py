@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,9 @@ from dma_lab.evaluation.record import EvaluationRecord
 from dma_lab.evaluation.session import Machine
 from dma_lab.evaluation.suite import Cell, Job, Scores, Suite
 from dma_lab.settings import Count, Text, Width
+
+if TYPE_CHECKING:
+    from dma_lab.evaluation.hub_tasks import HubTasks
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,24 @@ class PaperSuite(Suite):
 
     def jobs(self, run: TrainedRun, machine: Machine, record: EvaluationRecord) -> list[Job]:
         from dma_lab.evaluation.benchmarks import Benchmarks
-        from dma_lab.evaluation.hub_tasks import HubTasks
 
-        tasks = HubTasks(self, run)
+        tasks = self.hub_tasks(run)
         benchmarks = Benchmarks(run, machine, record, self.limit, self.rope_base)
         if pending := [benchmark for benchmark in tasks.benchmarks() if benchmarks.is_pending(benchmark)]:
             tasks.check_reachable(pending)
         return benchmarks.jobs(tasks.benchmarks(), tasks.means())
+
+    def hub_tasks(self, run: TrainedRun) -> "HubTasks":
+        """Raises UserError where lm-eval has no task of a name."""
+        from dma_lab.evaluation.hub_tasks import HubTasks
+
+        return HubTasks(
+            self.tasks,
+            run,
+            num_fewshot=self.num_fewshot,
+            ruler_lengths=self.ruler_lengths,
+            max_length=self.max_length or run.context,
+        )
 
     def show(self, run: TrainedRun, found: Sequence[tuple[Cell, Scores]], folder: Path) -> None:
         from dma_lab.evaluation.benchmarks import show_benchmarks
