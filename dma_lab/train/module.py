@@ -1,6 +1,6 @@
 """The one LightningModule that trains every backend."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -8,11 +8,13 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
 from dma_lab.model import Transformer
 from dma_lab.train.divergence import DivergenceWatch
+from dma_lab.train.step_graph import MicroBatch, StepGraph
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class StepMetrics:
 
 class LanguageModel(L.LightningModule):
     """Next-token training with accumulation and clipping.
+
+    On one GPU a step is captured as a CUDA graph once it has been taken a few times (``StepGraph``).
 
     Optimization is manual: a step is ``accumulate`` micro-batches and nothing else decides when it ends, so the state
     between two steps is complete in (weights, optimizer, step, ``watch``) and a continued run repeats it to the bit.
@@ -53,47 +57,74 @@ class LanguageModel(L.LightningModule):
         self.make_optimizer, self.learning_rate = make_optimizer, learning_rate
         self.gradient_clip, self.accumulate = gradient_clip, accumulate
         self.watch = DivergenceWatch()
-        self._losses: list[Tensor] = []
+        self._micro_batches: list[MicroBatch] = []
+        """Of the step to come."""
+        self._rate: Tensor | float = 0.0
         self._unread: list[Tensor] = []
         """(loss, gradient's norm, 1 if skipped) of every step since the last reading."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.make_optimizer(self.model)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        last_micro_batch = len(self._losses) == self.accumulate - 1
-        with nullcontext() if last_micro_batch else self._gradients_stay_local():
-            logits = self.model(batch["tokens"], batch.get("document_ids"))
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), batch["targets"].flatten()) / self.accumulate
-            self.manual_backward(loss)
-        self._losses.append(loss.detach())
-        if last_micro_batch:
-            self._update()
+    def on_train_start(self) -> None:
+        self._take_step: Callable[[Sequence[MicroBatch]], Tensor] = self.take_step
+        if self.device.type == "cuda":
+            # A tensor there, so that a captured step reads the rate of the step that it is replayed for.
+            self._rate = torch.zeros((), device=self.device)
+            if self.trainer.world_size == 1:
+                self._take_step = StepGraph(self.take_step)
+
+    def training_step(self, batch: MicroBatch, batch_idx: int) -> None:
+        self._micro_batches.append(batch)
+        if len(self._micro_batches) < self.accumulate:
+            return
+        optimizer = self._optimizer()
+        self._learning_rate = self.learning_rate(self.global_step)
+        if isinstance(self._rate, Tensor):
+            self._rate.fill_(self._learning_rate)
+        else:
+            self._rate = self._learning_rate
+        for group in optimizer.param_groups:
+            group["lr"], group["capturable"] = self._rate, self.device.type == "cuda"
+        counted = self.optimizers()
+        assert isinstance(counted, LightningOptimizer)
+        counted._on_before_step()
+        # Tensors here, numbers where they are read: reading every step would stall a GPU.
+        self._unread.append(self._take_step(self._micro_batches))
+        counted._on_after_step()
+        self._micro_batches.clear()
+
+    def take_step(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
+        """One optimizer step; its loss, its gradient's norm, and 1 if it was skipped. Never waits for the device."""
+        losses = []
+        for number, batch in enumerate(micro_batches, 1):
+            with nullcontext() if number == len(micro_batches) else self._gradients_stay_local():
+                logits = self.model(batch["tokens"], batch.get("document_ids"))
+                loss = F.cross_entropy(logits.flatten(0, 1).float(), batch["targets"].flatten()) / self.accumulate
+                self.manual_backward(loss)
+            losses.append(loss.detach())
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
+        loss = torch.stack(losses).sum()
+        not_finite = ~(loss.isfinite() & grad_norm.isfinite())
+        # One exchange: ranks that decided differently would train different models from here on.
+        loss, share = self.trainer.strategy.reduce(torch.stack((loss, not_finite.float())), reduce_op="mean")
+        skipped = (share > 0).float()
+        optimizer = self._optimizer()
+        # As GradScaler tells fused AdamW to leave everything as it is.
+        optimizer.found_inf = skipped  # type: ignore[attr-defined]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return torch.stack((loss, grad_norm, skipped))
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        return optimizer
 
     def _gradients_stay_local(self) -> AbstractContextManager[None]:
         """Several processes exchange gradients once a step, with its last micro-batch."""
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
-
-    def _update(self) -> None:
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
-        self._learning_rate = self.learning_rate(self.global_step)
-        for group in optimizer.param_groups:
-            group["lr"] = self._learning_rate
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
-        loss = torch.stack(self._losses).sum()
-        self._losses.clear()
-        not_finite = ~(loss.isfinite() & grad_norm.isfinite())
-        # One exchange: ranks that decided differently would train different models from here on.
-        loss, share = self.trainer.strategy.reduce(torch.stack((loss, not_finite.float())), reduce_op="mean")
-        skipped = (share > 0).float()
-        # As GradScaler tells fused AdamW to leave everything as it is.
-        optimizer.optimizer.found_inf = skipped  # type: ignore[attr-defined]
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        # Tensors here, numbers where they are read: reading every step would stall a GPU.
-        self._unread.append(torch.stack((loss, grad_norm, skipped)))
 
     def read_last_step(self) -> StepMetrics:
         """Metrics of the last finished step; waits for the device."""
@@ -107,9 +138,7 @@ class LanguageModel(L.LightningModule):
 
     def state_is_finite(self) -> bool:
         """Whether every weight and every number of the optimizer is finite, on all ranks; waits for the device."""
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
-        numbers = [value for state in optimizer.state.values() for value in state.values()]
+        numbers = [value for state in self._optimizer().state.values() for value in state.values()]
         finite = [tensor.isfinite().all().to(self.device) for tensor in (*self.model.parameters(), *numbers)]
         return self.trainer.strategy.reduce_boolean_decision(bool(torch.stack(finite).all()), all=True)
 

@@ -1,58 +1,122 @@
-"""A training step on the GPU: what decides whether it is taken never waits for the device, and keeps all as it was."""
+"""A training step on the GPU: nothing in it waits for the device, and captured as a graph it is the same to the bit."""
+
+from functools import partial
+from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from torch import Tensor
 
+from dma_lab.attention import registered_backends
+from dma_lab.data.module import TokenDataModule
 from dma_lab.model import ModelShape, Transformer
+from dma_lab.train import module as module_file
 from dma_lab.train.module import LanguageModel
 from dma_lab.train.optim import build_adamw
+from dma_lab.train.step_graph import StepGraph
 
 pytestmark = pytest.mark.gpu
-BAD = 3
+SHAPE = ModelShape(2, 64, 2, 1, 32, 128, vocab_size=128, max_seq_len=128, tie_embeddings=False)
+CAPTURED_FROM = 4
+BAD_TOKEN = 127
 
 
-class Checked(LanguageModel):
-    """Step ``BAD`` has a gradient that is no number; a wait for the device within an update is an error."""
+class Watched(LanguageModel):
+    """Keeps every step's figures and whether it changed anything; a captured step that waits is an error."""
 
-    kept: dict[int, bool]
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.figures: list[list[float]] = []
+        self.unchanged: list[int] = []
+        self.graphs: set[int] = set()
+        take_step = self._take_step
 
-    def _update(self) -> None:
-        if self.global_step + 1 == BAD:
-            next(self.model.parameters()).grad.fill_(torch.nan)
-        optimizer = self.optimizers().optimizer
-        state = lambda: [  # noqa: E731
-            tensor.clone()
-            for tensor in (*self.model.parameters(), *(v for s in optimizer.state.values() for v in s.values()))
-        ]
-        before = state()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            super()._update()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        self.kept[self.global_step] = all(torch.equal(*pair) for pair in zip(before, state(), strict=False))
+        def watched(micro_batches: Any) -> Tensor:
+            before = self.state()
+            torch.cuda.set_sync_debug_mode("error" if self.global_step >= CAPTURED_FROM else "default")
+            try:
+                result = take_step(micro_batches)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            self.figures.append(result.tolist())
+            if self.global_step and all(map(torch.equal, before, self.state())):
+                self.unchanged.append(self.global_step + 1)
+            if isinstance(take_step, StepGraph) and take_step.graph is not None:
+                self.graphs.add(id(take_step.graph))
+            return result
+
+        self._take_step = watched
+
+    def state(self) -> list[Tensor]:
+        moments = [value for state in self._optimizer().state.values() for value in state.values()]
+        return [tensor.clone() for tensor in (*self.model.parameters(), *moments)]
 
 
-def test_a_step_is_skipped_on_the_device():
-    module = Checked(
-        Transformer(ModelShape(2, 64, 2, 1, 32, 128, vocab_size=128, max_seq_len=64), "mha"),
+def draw(first: int, count: int, bad: tuple[int, ...] = ()) -> dict[str, Tensor | None]:
+    """Four sequences a step; documents become many more from the eighth step on."""
+    rows, documents = [], []
+    for row in range(first, first + count):
+        generator = torch.Generator().manual_seed(row)
+        rows.append(torch.randint(BAD_TOKEN, (129,), generator=generator))
+        often = 0.3 if row >= 28 else 0.02
+        documents.append((torch.rand(128, generator=generator) < often).cumsum(0))
+        if row // 4 + 1 in bad:
+            rows[-1][50] = BAD_TOKEN
+    tokens = torch.stack(rows)
+    return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "document_ids": torch.stack(documents)}
+
+
+def trained(backend: str, *, compiled: bool = False, bad: tuple[int, ...] = (), steps: int = 10) -> Watched:
+    torch.compiler.reset()
+    module = Watched(
+        Transformer(SHAPE, backend),
         make_optimizer=lambda model: build_adamw(
             model, learning_rate=0.01, weight_decay=0.1, betas=[0.9, 0.95], eps=1e-8
         ),
-        learning_rate=lambda step: 0.01,
+        learning_rate=lambda step: 0.01 / (step + 1),
         gradient_clip=1.0,
         accumulate=2,
     )
-    module.kept = {}
-    tokens = torch.randint(128, (4, 65), generator=torch.Generator().manual_seed(0))
-    batches = [{"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}] * 12
+    with torch.no_grad():
+        module.model.embedding.weight[BAD_TOKEN] = torch.inf
+    for block in module.model.blocks if compiled else []:
+        block.compile(fullgraph=True)
     trainer = L.Trainer(
-        accelerator="gpu", devices=1, precision="bf16-mixed", max_steps=5, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
+        accelerator="gpu", devices=1, precision="bf16-mixed", max_steps=steps, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
-    metrics = module.read_last_step()
-    assert module.kept == {1: False, 2: False, 3: True, 4: False, 5: False}
-    assert (metrics.steps_skipped, trainer.global_step) == (1, 5)
-    assert module.state_is_finite()
+    trainer.fit(module, TokenDataModule(partial(draw, bad=bad), sequences_per_step=4, accumulate=2))
+    assert trainer.global_step == steps
+    module.learning_rates = [group["lr"].item() for group in module._optimizer().param_groups]
+    return module
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("backend", sorted(registered_backends()))
+def test_a_captured_step_is_the_plain_one_to_the_bit(backend, compiled, monkeypatch):
+    captured = trained(backend, compiled=compiled)
+    assert captured.graphs, "a step was captured"
+    monkeypatch.setattr(module_file, "StepGraph", lambda take_step: take_step)
+    monkeypatch.setattr(f"{__name__}.CAPTURED_FROM", 10**6)
+    plain = trained(backend, compiled=compiled)
+    assert not plain.graphs
+    assert captured.figures == plain.figures
+    assert all(map(torch.equal, captured.state(), plain.state()))
+    assert captured.learning_rates == plain.learning_rates == pytest.approx([0.001] * 2)
+    assert captured.unchanged == []
+    assert captured.figures[-1][0] < captured.figures[0][0]
+
+
+def test_more_documents_than_there_is_room_for_are_captured_anew(monkeypatch):
+    # Flash-attn takes offsets, of which there are as many as documents; the others take bounds.
+    captured = trained("mha")
+    assert len(captured.graphs) == 2
+
+
+@pytest.mark.parametrize("bad", [2, 7])
+def test_a_step_that_is_not_finite_changes_nothing(bad):
+    """The second step is a plain one, the seventh a captured one."""
+    module = trained("mha", bad=(bad,))
+    assert module.unchanged == [bad]
+    assert [figures[2] for figures in module.figures] == [float(step == bad) for step in range(1, 11)]
