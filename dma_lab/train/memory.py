@@ -62,6 +62,16 @@ def refuse_beyond_memory(plan: RunPlan, rung: str, devices: int, hardware: Hardw
         )
 
 
+def out_of_memory(plan: RunPlan, devices: int, hardware: Hardware) -> UserError:
+    """What to say of a training for which the GPU had no memory left."""
+    sequences = plan.sequences_per_step // devices // plan.accumulate
+    advice = f"set trainer.micro_batch_sequences={sequences // 2}" if sequences > 1 else "choose a smaller model"
+    return UserError(
+        f"{hardware.name} has no memory left for micro-batches of {sequences:,} sequences of "
+        f"{plan.shape.max_seq_len:,} tokens, or another program takes it; {advice} and give the same command again."
+    )
+
+
 def _machine_bytes() -> int:
     """Memory of the machine, or of the container that this process is in."""
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -21,7 +21,10 @@ from dma_lab.train.hardware import Hardware
 from dma_lab.train.optim import schedule_phases
 from dma_lab.train.settings import RungSettings, ScheduleSettings, TrainSettings
 
-_GPU_MICRO_BATCH_TOKENS = 16_384
+_SMALLEST_GPU_MICRO_BATCH, _LARGEST_GPU_MICRO_BATCH = 16_384, 65_536
+"""Tokens: with fewer a GPU is not busy, and more make nothing faster."""
+_SHARE_OF_MEMORY = 0.5
+"""Of a GPU's, that the estimate may take where nobody chose the micro-batch: compiled code keeps more than it says."""
 _MOST_TOKENS = 1e18
 _LEAST_STEPS = 10
 """That a budget of FLOP comes to: rounded to whole steps it is then met within 5 %."""
@@ -70,7 +73,7 @@ def plan_run(settings: TrainSettings, vocab_size: int, hardware: Hardware) -> Ru
     model = matched_model(settings, vocab_size)
     tokens = budget_tokens(settings, vocab_size)
     sequences_per_step = trainer.tokens_per_step // trainer.context
-    accumulate = _micro_batches(settings, sequences_per_step // trainer.devices, hardware)
+    accumulate = _micro_batches(settings, model, sequences_per_step // trainer.devices, hardware)
     per_sequence = training_flops_per_sequence(model, trainer.context)
     sequences = tokens // trainer.context
     return RunPlan(
@@ -199,15 +202,30 @@ def build_model(settings: TrainSettings, shape: ModelShape) -> Transformer:
     return Transformer(shape, settings.attention, seed=settings.seed)
 
 
-def _micro_batches(settings: TrainSettings, sequences: int, hardware: Hardware) -> int:
+def _micro_batches(settings: TrainSettings, model: Transformer, sequences: int, hardware: Hardware) -> int:
     """Micro-batches that ``sequences`` sequences are split into: as few as fit, all of one size."""
     micro = settings.trainer.micro_batch_sequences
     if micro is None:
-        fit = (
-            max(1, _GPU_MICRO_BATCH_TOKENS // settings.trainer.context) if hardware.device.type == "cuda" else sequences
-        )
-        micro = max(size for size in _divisors(sequences) if size <= max(1, fit))
+        micro = sequences
+        if hardware.device.type == "cuda":
+            room = torch.cuda.get_device_properties(hardware.device).total_memory
+            micro = gpu_micro_batch(model, sequences, settings.trainer.context, hardware.activation_dtype, room)
     return sequences // micro
+
+
+def gpu_micro_batch(model: Transformer, sequences: int, context: int, activation_dtype: torch.dtype, room: int) -> int:
+    """Sequences a micro-batch on a GPU of ``room`` bytes, a divisor of ``sequences``: as many as make it faster."""
+    sizes = sorted(_divisors(sequences))
+    smallest = max((size for size in sizes if size * context <= _SMALLEST_GPU_MICRO_BATCH), default=1)
+    return max(
+        size
+        for size in sizes
+        if size <= smallest
+        or (
+            size * context <= _LARGEST_GPU_MICRO_BATCH
+            and estimate_memory(model, size, context, activation_dtype).total <= _SHARE_OF_MEMORY * room
+        )
+    )
 
 
 def _divisors(number: int) -> list[int]:

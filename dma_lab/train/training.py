@@ -12,7 +12,7 @@ from dma_lab.train.callbacks import CheckpointFiles, RunRecorder
 from dma_lab.train.continuing import IdentityAt, Start
 from dma_lab.train.divergence import Verdict, judge_score
 from dma_lab.train.hardware import Hardware
-from dma_lab.train.memory import forget_peak, peak_bytes
+from dma_lab.train.memory import forget_peak, out_of_memory, peak_bytes
 from dma_lab.train.module import LanguageModel
 from dma_lab.train.optim import build_adamw, learning_rate_multiplier
 from dma_lab.train.peers import OneRun, Peers
@@ -106,6 +106,8 @@ def train_model(
         if isinstance(end.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(plan, settings.trainer.devices, hardware) from error
 
     tokens_per_second = trainer.global_step * plan.tokens_per_step / max(recorder.training_seconds, 1e-9)
     outcome: dict[str, Any] = {

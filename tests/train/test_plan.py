@@ -3,11 +3,12 @@
 import json
 
 import pytest
+import torch
 
 from dma_lab.attention import registered_backends
 from dma_lab.messages import UserError
 from dma_lab.train.hardware import resolve_hardware
-from dma_lab.train.plan import plan_run
+from dma_lab.train.plan import gpu_micro_batch, matched_model, plan_run
 
 RUNGS = ("nano", "1m", "3m", "10m", "30m", "80m", "200m", "680m", "1.7b")
 
@@ -121,3 +122,33 @@ def test_train_prints_the_short_plan_first(door, overrides, tmp_path):
     (run,) = tmp_path.iterdir()
     summary = json.loads((run / "summary.json").read_text())
     assert f"{summary['params_non_embedding']:,} non-embedding" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("rung", "sequences", "gib", "expected"),
+    [
+        ("80m", 64, 80, 32),  # 65,536 tokens
+        ("80m", 64, 40, 16),
+        ("80m", 64, 8, 8),  # 16,384 tokens: what refuses too little memory is not this
+        ("80m", 62, 80, 31),
+        ("80m", 61, 80, 1),
+        ("1.7b", 512, 80, 8),
+        ("1m", 28, 80, 28),  # the whole step
+    ],
+)
+def test_a_gpu_takes_as_large_a_micro_batch_as_makes_it_faster(read, rung, sequences, gib, expected):
+    settings = read([f"model={rung}", "attention=mha"])
+    model = matched_model(settings, settings.model.vocab_size)
+    context = settings.trainer.context
+    assert gpu_micro_batch(model, sequences, context, torch.bfloat16, gib * 2**30) == expected
+
+
+def test_half_the_memory_is_what_the_estimate_of_a_larger_micro_batch_may_take(read):
+    settings = read(["model=80m", "attention=mha"])
+    shape = (model := matched_model(settings, settings.model.vocab_size)).shape
+    states = 16 * sum(parameter.numel() for parameter in model.parameters())
+    # A layer's activations in bf16, logits and their gradient in float32 (estimate_memory), 16 sequences of 2,048.
+    a_token = 12 * 2 * (4 * 768 + 2 * (6 + 3) * 128 + 3 * shape.d_ff) + 8 * shape.vocab_size
+    room = 2 * (states + 16 * 2048 * a_token)
+    assert gpu_micro_batch(model, 64, 2048, torch.bfloat16, room) == 16
+    assert gpu_micro_batch(model, 64, 2048, torch.bfloat16, room - 2) == 8

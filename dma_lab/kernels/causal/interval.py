@@ -26,5 +26,5 @@ def attend(
     if window is not None:
         end_bn = torch.minimum(torch.arange(N, device=k.device) + window, end_bn)
     expiry_bkn = end_bn.to(torch.int32)[:, None].expand(-1, K, -1)
-    max_live = None if window is None else min(window, N)
+    max_live = N if window is None else min(window, N)
     return interval_attention(q, k, v, expiry_bkn, bias=bias, scale=scale, max_live=max_live)
