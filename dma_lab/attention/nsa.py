@@ -288,5 +288,5 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
 def _recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
     """``function(*arguments)``, computed again in the backward pass, so that one chunk's logits exist at a time."""
     if torch.is_grad_enabled():
-        return checkpoint(function, *arguments, use_reentrant=False)
+        return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)  # nothing is drawn
     return function(*arguments)

@@ -135,9 +135,10 @@ def attend_selected(
     live = selected_bktj.gather(-1, block_bs[:, None, None].expand(B, K, T, S)) & visible_bts[:, None]
     if q_bhtd.is_cuda:  # The fused kernel that takes a mask wants as many key heads as query heads.
         k, v, live = (tensor.repeat_interleave(H // K, dim=1) for tensor in (k_bksd, v_bksd, live))
+        q, k, v = (F.pad(tensor, (0, -D % 8)) for tensor in (q_bhtd, k, v))  # it reads 16 bytes at a time
         note_kernel("PyTorch's SDPA under a mask")
         with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):  # cuDNN's gradients under a mask are not to be relied on
-            return F.scaled_dot_product_attention(q_bhtd, k, v, attn_mask=live, scale=scale)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=live, scale=scale)[..., :D]
     dtype = torch.promote_types(q_bhtd.dtype, torch.float32)
     q, k, v = q_bhtd.to(dtype), k_bksd.to(dtype), v_bksd.to(dtype)
     logits = ((q * scale).reshape(B, K, H // K * T, D) @ k.mT).view(B, K, H // K, T, S)

@@ -192,10 +192,11 @@ def test_no_backend_takes_quadratic_memory_and_quadratic_work_is_said(name, pack
     + [(name, {"recency": "slope"}) for name in ("mha", "swa", "dma")],
 )
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_layer_in_bf16_agrees_with_the_cpu_in_float32(name, options, packed):
+@pytest.mark.parametrize("head_dim", [12, 64])
+def test_a_layer_in_bf16_agrees_with_the_cpu_in_float32(name, options, packed, head_dim):
     torch.manual_seed(0)
     N = len(IDS)
-    shape = {"d_model": 256, "n_heads": 4, "n_kv_heads": 2, "head_dim": 64, "max_seq_len": N}
+    shape = {"d_model": 256, "n_heads": 4, "n_kv_heads": 2, "head_dim": head_dim, "max_seq_len": N}
     layer = build_attention(name, **shape, **options)
     x, ids = torch.randn(2, N, 256), IDS.expand(2, -1) if packed else None
     expected = layer(x, ids).detach().double()
