@@ -71,8 +71,9 @@ class StepGraph:
             self.graph = graph
         except RuntimeError as error:
             self._refused = True
+            cause = error.__context__ or error  # ending a capture that failed is a failure of its own
             announce_once(
-                f"a training step cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); its kernels are "
+                f"a training step cannot be captured as a CUDA graph ({str(cause).splitlines()[0]}); its kernels are "
                 "launched one by one instead, slowly for a small model."
             )
         finally:
