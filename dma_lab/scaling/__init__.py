@@ -1,6 +1,6 @@
 """The arithmetic of scaling: laws fitted to runs. Pure functions, no torch.
 
-Fits are imported when they are first named: they need scipy, which training does without.
+Fits are imported when they are first named: they need scipy, which takes a second.
 """
 
 import importlib

@@ -15,7 +15,6 @@ def test_every_name_is_there():
         from dma_lab.scaling import fit_everything  # noqa: F401
 
 
-def test_what_training_needs_of_it_comes_without_scipy():
-    names = "from dma_lab.scaling import ladder, matching"
-    code = f"import sys; {names}; assert 'scipy' not in sys.modules; from dma_lab.scaling import fit_parametric"
+def test_the_room_is_entered_without_scipy():
+    code = "import sys, dma_lab.scaling; assert 'scipy' not in sys.modules; from dma_lab.scaling import fit_parametric"
     subprocess.run([sys.executable, "-c", code], check=True)
