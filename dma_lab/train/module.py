@@ -96,6 +96,8 @@ class LanguageModel(L.LightningModule):
 
     def take_step(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
         """One optimizer step; its loss, its gradient's norm, and 1 if it was skipped. Never waits for the device."""
+        optimizer = self._optimizer()
+        optimizer.zero_grad(set_to_none=True)  # of a step that was captured half-way: never computed
         losses = []
         for number, batch in enumerate(micro_batches, 1):
             with nullcontext() if number == len(micro_batches) else self._gradients_stay_local():
@@ -109,7 +111,6 @@ class LanguageModel(L.LightningModule):
         # One exchange: ranks that decided differently would train different models from here on.
         loss, share = self.trainer.strategy.reduce(torch.stack((loss, not_finite.float())), reduce_op="mean")
         skipped = (share > 0).float()
-        optimizer = self._optimizer()
         # As GradScaler tells fused AdamW to leave everything as it is.
         optimizer.found_inf = skipped  # type: ignore[attr-defined]
         optimizer.step()

@@ -13,6 +13,11 @@ from dma_lab.train.task import prepare_task
 
 
 class Saved(LanguageModel):
+    def on_train_start(self):
+        super().on_train_start()
+        for parameter in self.model.parameters():  # as a capture leaves them that failed half-way
+            parameter.grad = torch.full_like(parameter, 7.0)
+
     def on_train_end(self):
         if self.global_rank == 0:
             torch.save((self.model.state_dict(), self.read_last_step().loss), self.file)
