@@ -85,10 +85,10 @@ def _outcome_of_point(error: Exception) -> FailedPoint | HeldPoint:
     point = " ".join(HydraConfig.get().overrides.task)
     if isinstance(error, RunHeldError):
         print(f"skipped: {point}: {error.path} is being trained by another process", file=sys.stderr, flush=True)
-        return HeldPoint(str(error.path))
+        return HeldPoint(str(error.path), list(error.finished))
     if (sentence := _mishap(error)) is not None:
         print(f"error: {point}: {sentence}", file=sys.stderr, flush=True)
-        return FailedPoint(sentence)
+        return FailedPoint(sentence, list(error.finished) if isinstance(error, UserError) else [])
     traceback.print_exc()
     return FailedPoint(_one_line(error))
 

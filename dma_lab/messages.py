@@ -2,7 +2,9 @@
 
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +16,8 @@ class UserError(Exception):
     """
 
     exit_status = 2
+    finished: Sequence[dict[str, Any]] = ()
+    """Summaries of the runs that the command had finished before."""
 
 
 class MishapError(UserError):

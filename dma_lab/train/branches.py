@@ -114,7 +114,8 @@ def fit_branches(settings: TrainSettings) -> list[dict[str, Any]]:
         of the whole trajectory, the steps that a shorter branch took (``steps_shared``) included.
 
     Raises:
-        UserError: before anything is trained, for whatever is wrong with any of the branches.
+        UserError: before anything is trained, for whatever is wrong with any of the branches; later for what befell
+            one, with the summaries of those that were ``finished`` before it.
     """
     hardware = resolve_hardware(settings.trainer)
     branches = plan_branches(settings, settings.model.vocab_size, hardware)
@@ -127,7 +128,11 @@ def fit_branches(settings: TrainSettings) -> list[dict[str, Any]]:
     summaries: list[dict[str, Any]] = []
     shorter: list[tuple[Path, int]] = []
     for branch in branches:
-        summaries.append(fit_run(branch.settings, keep_step=branch.decay_start, shorter=shorter))
+        try:
+            summaries.append(fit_run(branch.settings, keep_step=branch.decay_start, shorter=shorter))
+        except UserError as error:
+            error.finished = summaries
+            raise
         shorter.insert(0, (Path(summaries[-1]["run"]), branch.decay_start))
     return summaries
 

@@ -49,9 +49,9 @@ class SweepCallback(Callback):
             return
         result, overrides = job_return.return_value, _overrides(config)
         if isinstance(result, FailedPoint):
-            point = Point(overrides, failure=result.reason)
+            point = Point(overrides, summaries=result.summaries, failure=result.reason)
         elif isinstance(result, HeldPoint):
-            point = Point(overrides, held=result.run)
+            point = Point(overrides, summaries=result.summaries, held=result.run)
         else:
             point = _ended(overrides, result or [])  # plan.py returns none
         self.points.write(config.hydra.job.num, point)
@@ -90,7 +90,9 @@ def _finished_meanwhile(point: Point) -> Point:
         summary = read_summary(Path(point.held))
     except (OSError, ValueError):  # that process has not come so far, or is writing
         return point
-    return _ended(point.overrides, [summary]) if summary["status"] in ("finished", "diverged") else point
+    if summary["status"] not in ("finished", "diverged"):
+        return point
+    return _ended(point.overrides, [*point.summaries, summary])
 
 
 def _ended(overrides: str, summaries: list[dict[str, Any]]) -> Point:

@@ -17,6 +17,8 @@ class FailedPoint:
     """What a failed point of a multirun returns in place of its result. Plain text: it may cross processes."""
 
     reason: str
+    summaries: list[dict[str, Any]] = field(default_factory=list)
+    """Of the runs that it finished before."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class HeldPoint:
 
     run: str
     """The run's directory."""
+    summaries: list[dict[str, Any]] = field(default_factory=list)
+    """Of the runs that it finished before."""
 
 
 @dataclass(frozen=True)

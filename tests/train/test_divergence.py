@@ -165,6 +165,23 @@ def test_a_multirun_goes_on_past_a_point_that_diverged(overrides, tmp_path, monk
     assert sorted(summary["status"] for summary in summaries) == ["diverged", "finished"]
 
 
+@pytest.mark.parametrize("multirun", [[], ["-m"]], ids=["alone", "a point"])
+def test_branches_finished_before_one_that_diverged_are_shown(overrides, poison, monkeypatch, capsys, multirun):
+    poison(13, 14, 15)  # the branch of 10 steps ends before
+    branches = ["attention=mha", "tokens=10240", "schedule.branches=[0.5,1,2]", "schedule.warmup_fraction=0"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *multirun, *overrides, *branches])
+    with pytest.raises(SystemExit) as end:
+        open_door(train.main, "train", show_runs)
+    assert end.value.code == 1
+    said = capsys.readouterr()
+    shown = said.out[said.out.index("comparison") :] if multirun else said.out
+    assert shown.count("5,120") == 1, "the tokens of the branch that is finished, and of no other"
+    assert "10,240" not in shown
+    *_, line = said.err.splitlines()
+    assert line.startswith("failed: " if multirun else "error: ")
+    assert "diverged, at step 15 of 20" in line
+
+
 def test_a_state_that_is_not_finite_is_never_saved(read, overrides, monkeypatch):
     """A weight beyond float32 after a step whose gradient was finite."""
     take_step = LanguageModel.take_step
