@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -36,9 +36,9 @@ class LanguageModel(L.LightningModule):
     On one GPU a step is captured as a CUDA graph once it has been taken a few times (``StepGraph``).
 
     Optimization is manual: a step is ``accumulate`` micro-batches and nothing else decides when it ends, so the state
-    between two steps is complete in (weights, optimizer, step, ``watch``) and a continued run repeats it to the bit.
+    between two steps is complete in (weights, optimizers, step, ``watch``) and a continued run repeats it to the bit.
 
-    A step whose loss or gradient is not finite, on any rank, changes no weight and no state of the optimizer. That is
+    A step whose loss or gradient is not finite, on any rank, changes no weight and no state of an optimizer. That is
     decided on the device; ``watch`` learns of it when ``read_last_step`` is called, and must before a checkpoint.
     """
 
@@ -46,7 +46,7 @@ class LanguageModel(L.LightningModule):
         self,
         model: Transformer,
         *,
-        make_optimizer: Callable[[Transformer], torch.optim.Optimizer],
+        make_optimizers: Callable[[Transformer], list[torch.optim.Optimizer]],
         learning_rate: Callable[[int], float],
         gradient_clip: float,
         accumulate: int,
@@ -54,39 +54,40 @@ class LanguageModel(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model = model
-        self.make_optimizer, self.learning_rate = make_optimizer, learning_rate
+        self.make_optimizers, self.learning_rate = make_optimizers, learning_rate
         self.gradient_clip, self.accumulate = gradient_clip, accumulate
         self.watch = DivergenceWatch()
         self._micro_batches: list[MicroBatch] = []
         """Of the step to come."""
-        self._rate: Tensor | float = 0.0
         self._unread: list[Tensor] = []
         """(loss, gradient's norm, 1 if skipped) of every step since the last reading."""
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.make_optimizer(self.model)
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return self.make_optimizers(self.model)
 
     def on_train_start(self) -> None:
         self._take_step: Callable[[Sequence[MicroBatch]], Tensor] = self.take_step
-        if self.device.type == "cuda":
+        on_gpu = self.device.type == "cuda"
+        for group in self._groups():
             # A tensor there, so that a captured step reads the rate of the step that it is replayed for.
-            self._rate = torch.zeros((), device=self.device)
-            if self.trainer.world_size == 1:
-                self._take_step = StepGraph(self.take_step)
+            group["lr"], group["capturable"] = torch.zeros((), device=self.device) if on_gpu else 0.0, on_gpu
+        if on_gpu and self.trainer.world_size == 1:
+            self._take_step = StepGraph(self.take_step)
 
     def training_step(self, batch: MicroBatch, batch_idx: int) -> None:
         self._micro_batches.append(batch)
         if len(self._micro_batches) < self.accumulate:
             return
-        optimizer = self._optimizer()
         self._learning_rate = self.learning_rate(self.global_step)
-        if isinstance(self._rate, Tensor):
-            self._rate.fill_(self._learning_rate)
-        else:
-            self._rate = self._learning_rate
-        for group in optimizer.param_groups:
-            group["lr"], group["capturable"] = self._rate, self.device.type == "cuda"
+        for group in self._groups():
+            rate = self._learning_rate * group.get("rate_multiplier", 1.0)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        # Lightning counts the steps of every optimizer: of the first alone they are the run's.
         counted = self.optimizers()
+        counted = counted[0] if isinstance(counted, list) else counted
         assert isinstance(counted, LightningOptimizer)
         counted._on_before_step()
         # Tensors here, numbers where they are read: reading every step would stall a GPU.
@@ -96,8 +97,9 @@ class LanguageModel(L.LightningModule):
 
     def take_step(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
         """One optimizer step; its loss, its gradient's norm, and 1 if it was skipped. Never waits for the device."""
-        optimizer = self._optimizer()
-        optimizer.zero_grad(set_to_none=True)  # of a step that was captured half-way: never computed
+        optimizers = self._optimizers()
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)  # of a step that was captured half-way: never computed
         losses = []
         for number, batch in enumerate(micro_batches, 1):
             with nullcontext() if number == len(micro_batches) else self._gradients_stay_local():
@@ -111,16 +113,19 @@ class LanguageModel(L.LightningModule):
         # One exchange: ranks that decided differently would train different models from here on.
         loss, share = self.trainer.strategy.reduce(torch.stack((loss, not_finite.float())), reduce_op="mean")
         skipped = (share > 0).float()
-        # As GradScaler tells fused AdamW to leave everything as it is.
-        optimizer.found_inf = skipped  # type: ignore[attr-defined]
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            # As GradScaler tells fused AdamW to leave everything as it is.
+            optimizer.found_inf = skipped  # type: ignore[attr-defined]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         return torch.stack((loss, grad_norm, skipped))
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizer, torch.optim.Optimizer)
-        return optimizer
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        optimizers = self.optimizers(use_pl_optimizer=False)
+        return cast(list[torch.optim.Optimizer], optimizers if isinstance(optimizers, list) else [optimizers])
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self._optimizers() for group in optimizer.param_groups]
 
     def _gradients_stay_local(self) -> AbstractContextManager[None]:
         """Several processes exchange gradients once a step, with its last micro-batch."""
@@ -138,8 +143,9 @@ class LanguageModel(L.LightningModule):
         return StepMetrics(loss, grad_norm, self._learning_rate, self.watch.steps_skipped)
 
     def state_is_finite(self) -> bool:
-        """Whether every weight and every number of the optimizer is finite, on all ranks; waits for the device."""
-        numbers = [value for state in self._optimizer().state.values() for value in state.values()]
+        """Whether every weight and every number of the optimizers is finite, on all ranks; waits for the device."""
+        states = [state for optimizer in self._optimizers() for state in optimizer.state.values()]
+        numbers = [value for state in states for value in state.values()]
         finite = [tensor.isfinite().all().to(self.device) for tensor in (*self.model.parameters(), *numbers)]
         return self.trainer.strategy.reduce_boolean_decision(bool(torch.stack(finite).all()), all=True)
 

@@ -1,26 +1,57 @@
-"""AdamW with decay on matrices only, and learning rates as pure functions of the step."""
+"""Optimizers with decay on matrices only, and learning rates as pure functions of the step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from dma_lab.train.settings import ScheduleSettings
+from dma_lab.model import Transformer
+from dma_lab.train.muon import Muon
+from dma_lab.train.settings import AdamWSettings, MuonSettings, ScheduleSettings
 
 
-def build_adamw(
-    model: nn.Module, *, learning_rate: float, weight_decay: float, betas: list[float], eps: float
+def build_optimizers(model: Transformer, settings: AdamWSettings | MuonSettings) -> list[torch.optim.Optimizer]:
+    """Those that update ``model`` together. A group's ``rate_multiplier`` is of the run's learning rate."""
+    if isinstance(settings, AdamWSettings):
+        return [_adamw(model.parameters(), settings, settings.learning_rate)]
+    matrices = hidden_matrices(model)
+    ours = {id(matrix) for matrix in matrices}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in ours]
+    muon = Muon(
+        matrices,
+        learning_rate=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
+    adamw = _adamw(others, settings, settings.learning_rate * settings.adamw_multiplier)
+    for group in adamw.param_groups:
+        group["rate_multiplier"] = settings.adamw_multiplier
+    return [muon, adamw]
+
+
+def hidden_matrices(model: Transformer) -> list[Tensor]:
+    """What Muon updates: the weights of the layers' linear maps, but not of DMA's scores, one number a head."""
+    return [
+        module.weight
+        for name, module in model.layers.named_modules()
+        if isinstance(module, nn.Linear) and not name.endswith("dt_proj")
+    ]
+
+
+def _adamw(
+    parameters: Iterable[Tensor], settings: AdamWSettings | MuonSettings, learning_rate: float
 ) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101); parameters of one dimension or none (norms, DMA's A) are not decayed."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-    others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    parameters = list(parameters)
+    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
+    others = [parameter for parameter in parameters if parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=learning_rate,
-        betas=(betas[0], betas[1]),
-        eps=eps,
+        betas=(settings.betas[0], settings.betas[1]),
+        eps=settings.eps,
         fused=True,
     )
 

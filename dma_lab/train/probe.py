@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from dma_lab.train.hardware import Hardware
-from dma_lab.train.optim import build_adamw
+from dma_lab.train.optim import build_optimizers
 from dma_lab.train.plan import RunPlan, build_model
 from dma_lab.train.settings import TrainSettings
 
@@ -16,15 +16,8 @@ def probe_step_seconds(settings: TrainSettings, plan: RunPlan, hardware: Hardwar
 
     Compilation is left out, both from the probe's steps and from the time.
     """
-    optimizer_settings = settings.optimizer
     model = build_model(settings, plan.shape).to(hardware.device)
-    optimizer = build_adamw(
-        model,
-        learning_rate=optimizer_settings.learning_rate,
-        weight_decay=optimizer_settings.weight_decay,
-        betas=optimizer_settings.betas,
-        eps=optimizer_settings.eps,
-    )
+    optimizers = build_optimizers(model, settings.optimizer)
     sequences = plan.sequences_per_step // settings.trainer.devices // plan.accumulate
     size = (sequences, plan.shape.max_seq_len + 1)
     seconds = []
@@ -40,7 +33,8 @@ def probe_step_seconds(settings: TrainSettings, plan: RunPlan, hardware: Hardwar
         _synchronize(hardware)
         seconds.append(time.perf_counter() - started)
     started = time.perf_counter()
-    optimizer.step()
+    for optimizer in optimizers:
+        optimizer.step()
     _synchronize(hardware)
     update = time.perf_counter() - started
     # The first micro-batch warms caches and allocators up.

@@ -16,6 +16,7 @@ from dma_lab.settings import STRICT, Count, CountOrNone, Fraction, Name, Positiv
 
 Layers = Annotated[int, Field(gt=0, le=512)]
 Multiple = Annotated[float, Field(gt=0, le=1e6)]
+Betas = Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,31 @@ class RungSettings:
 
 
 @dataclass(frozen=True)
-class OptimizerSettings:
-    """AdamW: conf/optimizer/."""
+class AdamWSettings:
+    """AdamW: conf/optimizer/adamw.yaml."""
 
     __pydantic_config__ = STRICT
     name: Literal["adamw"]
     learning_rate: Positive
     weight_decay: Annotated[float, Field(ge=0)]
-    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
+    betas: Betas
+    eps: Positive
+    gradient_clip: Positive
+
+
+@dataclass(frozen=True)
+class MuonSettings:
+    """Muon for the layers' matrices, AdamW for the rest: conf/optimizer/muon.yaml."""
+
+    __pydantic_config__ = STRICT
+    name: Literal["muon"]
+    learning_rate: Positive
+    """Of the matrices."""
+    adamw_multiplier: Positive
+    """AdamW's learning rate as a multiple of it."""
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    betas: Betas
     eps: Positive
     gradient_clip: Positive
 
@@ -119,7 +137,7 @@ class TrainSettings:
         Annotated[DataSettings, Tag("<text>")] | Annotated[RecallSettings, Tag("<recall>")],
         Discriminator(_kind_of_data),
     ]
-    optimizer: OptimizerSettings
+    optimizer: Annotated[AdamWSettings | MuonSettings, Discriminator("name")]
     schedule: ScheduleSettings
     trainer: TrainerSettings
     logger: LoggerSettings

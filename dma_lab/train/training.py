@@ -14,7 +14,7 @@ from dma_lab.train.divergence import Verdict, judge_score
 from dma_lab.train.hardware import Hardware
 from dma_lab.train.memory import forget_peak, out_of_memory, peak_bytes
 from dma_lab.train.module import LanguageModel
-from dma_lab.train.optim import build_adamw, learning_rate_multiplier
+from dma_lab.train.optim import build_optimizers, learning_rate_multiplier
 from dma_lab.train.peers import OneRun, Peers
 from dma_lab.train.plan import RunPlan, build_model
 from dma_lab.train.runs import RunDirectory
@@ -142,13 +142,7 @@ def _language_model(settings: TrainSettings, plan: RunPlan, hardware: Hardware) 
     multiplier = learning_rate_multiplier(settings.schedule, plan.steps)
     module = LanguageModel(
         build_model(settings, plan.shape),
-        make_optimizer=lambda model: build_adamw(
-            model,
-            learning_rate=optimizer.learning_rate,
-            weight_decay=optimizer.weight_decay,
-            betas=optimizer.betas,
-            eps=optimizer.eps,
-        ),
+        make_optimizers=lambda model: build_optimizers(model, optimizer),
         learning_rate=lambda step: optimizer.learning_rate * multiplier(step),
         gradient_clip=optimizer.gradient_clip,
         accumulate=plan.accumulate,

@@ -14,13 +14,18 @@ from dma_lab.data.module import TokenDataModule
 from dma_lab.model import ModelShape, Transformer
 from dma_lab.train import module as module_file
 from dma_lab.train.module import LanguageModel
-from dma_lab.train.optim import build_adamw
+from dma_lab.train.optim import build_optimizers
+from dma_lab.train.settings import AdamWSettings, MuonSettings
 from dma_lab.train.step_graph import StepGraph
 
 pytestmark = pytest.mark.gpu
 SHAPE = ModelShape(2, 64, 2, 1, 32, 128, vocab_size=128, max_seq_len=128, tie_embeddings=False)
-CAPTURED_FROM = 4
+STEPS, CAPTURED_FROM = 10, 4
 BAD_TOKEN = 127
+OPTIMIZERS = {
+    "adamw": AdamWSettings("adamw", 0.01, 0.0, [0.9, 0.95], 1e-8, 1.0),
+    "muon": MuonSettings("muon", 0.01, 0.5, 0.95, 0.0, [0.9, 0.95], 1e-8, 1.0),
+}
 
 
 class Watched(LanguageModel):
@@ -51,7 +56,8 @@ class Watched(LanguageModel):
         self._take_step = watched
 
     def state(self) -> list[Tensor]:
-        moments = [value for state in self._optimizer().state.values() for value in state.values()]
+        states = [state for optimizer in self._optimizers() for state in optimizer.state.values()]
+        moments = [value for state in states for value in state.values()]
         return [tensor.detach().clone() for tensor in (*self.model.parameters(), *moments)]
 
 
@@ -69,47 +75,45 @@ def draw(first: int, count: int, bad: tuple[int, ...] = ()) -> dict[str, Tensor 
     return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "document_ids": torch.stack(documents)}
 
 
-def trained(
-    backend: str, *, accumulate: int = 2, compiled: bool = False, bad: tuple[int, ...] = (), steps: int = 10
-) -> Watched:
+def trained(backend: str, optimizer: str = "adamw", *, compiled: bool = False, bad: tuple[int, ...] = ()) -> Watched:
     torch.compiler.reset()
     module = Watched(
         Transformer(SHAPE, backend),
-        make_optimizer=lambda model: build_adamw(
-            model, learning_rate=0.01, weight_decay=0.0, betas=[0.9, 0.95], eps=1e-8
-        ),
+        make_optimizers=lambda model: build_optimizers(model, OPTIMIZERS[optimizer]),
         learning_rate=lambda step: 0.01 / (step + 1),
         gradient_clip=1.0,
-        accumulate=accumulate,
+        accumulate=2,
     )
     with torch.no_grad():
         module.model.embedding.weight[BAD_TOKEN] = torch.inf
     for block in module.model.blocks if compiled else []:
         block.compile(fullgraph=True)
     trainer = L.Trainer(
-        accelerator="gpu", devices=1, precision="bf16-mixed", max_steps=steps, logger=False,
+        accelerator="gpu", devices=1, precision="bf16-mixed", max_steps=STEPS, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(module, TokenDataModule(partial(draw, bad=bad), sequences_per_step=4, accumulate=accumulate))
-    assert trainer.global_step == steps
-    module.learning_rates = [group["lr"].item() for group in module._optimizer().param_groups]
+    trainer.fit(module, TokenDataModule(partial(draw, bad=bad), sequences_per_step=4, accumulate=2))
+    assert trainer.global_step == STEPS
+    module.learning_rates = [group["lr"].item() for group in module._groups()]
     return module
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("backend", sorted(registered_backends()))
-def test_a_captured_step_is_the_plain_one_to_the_bit(backend, compiled, monkeypatch):
+@pytest.mark.parametrize(
+    ("backend", "optimizer"), [*((name, "adamw") for name in sorted(registered_backends())), ("dma", "muon")]
+)
+def test_a_captured_step_is_the_plain_one_to_the_bit(backend, optimizer, compiled, monkeypatch):
     # What Inductor chooses by timing it chooses once for both.
     with fresh_cache():
-        hold(backend, compiled, monkeypatch)
+        hold(backend, optimizer, compiled, monkeypatch)
 
 
-def hold(backend, compiled, monkeypatch) -> None:
-    captured = trained(backend, compiled=compiled)
+def hold(backend, optimizer, compiled, monkeypatch) -> None:
+    captured = trained(backend, optimizer, compiled=compiled)
     assert captured.graphs, "a step was captured"
     monkeypatch.setattr(module_file, "StepGraph", lambda take_step: take_step)
     monkeypatch.setattr(f"{__name__}.CAPTURED_FROM", 10**6)
-    plain = trained(backend, compiled=compiled)
+    plain = trained(backend, optimizer, compiled=compiled)
     assert not plain.graphs
     assert captured.figures[0][0] == plain.figures[0][0]
     if backend == "nsa":  # whose gradients PyTorch's masked kernel adds up in no fixed order
@@ -117,7 +121,8 @@ def hold(backend, compiled, monkeypatch) -> None:
     else:
         assert captured.figures == plain.figures
         assert all(map(torch.equal, captured.state(), plain.state()))
-    assert captured.learning_rates == plain.learning_rates == pytest.approx([0.001] * 2)
+    rates = {"adamw": [0.001] * 2, "muon": [0.001, 0.0005, 0.0005]}[optimizer]
+    assert captured.learning_rates == plain.learning_rates == pytest.approx(rates)
     assert captured.unchanged == []
     assert captured.figures[-1][0] < captured.figures[0][0]
 
@@ -128,9 +133,10 @@ def test_more_documents_than_there_is_room_for_are_captured_anew(monkeypatch):
     assert len(captured.graphs) == 2
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("bad", [2, 7])
-def test_a_step_that_is_not_finite_changes_nothing(bad):
+def test_a_step_that_is_not_finite_changes_nothing(bad, optimizer):
     """The second step is a plain one, the seventh a captured one."""
-    module = trained("mha", bad=(bad,))
+    module = trained("mha", optimizer, bad=(bad,))
     assert module.unchanged == [bad]
     assert [figures[2] for figures in module.figures] == [float(step == bad) for step in range(1, 11)]

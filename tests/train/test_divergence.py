@@ -22,7 +22,8 @@ from dma_lab.train.callbacks import RunRecorder
 from dma_lab.train.divergence import DivergedError, DivergenceWatch
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.module import LanguageModel
-from dma_lab.train.optim import build_adamw
+from dma_lab.train.optim import build_optimizers
+from dma_lab.train.settings import AdamWSettings
 
 CALM = ["attention=mha", "tokens=10240", "trainer.log_every=1", "trainer.checkpoint_every=7"]  # 20 steps
 BLOWN = ["attention=mha", "tokens=10240", "optimizer.learning_rate=1e30"]
@@ -37,7 +38,8 @@ def lines_of(run: str) -> list[dict]:
 
 
 def state_of(module: LanguageModel) -> list[torch.Tensor]:
-    numbers = [value for state in module.optimizers().state.values() for value in state.values()]
+    states = [state for optimizer in module._optimizers() for state in optimizer.state.values()]
+    numbers = [value for state in states for value in state.values()]
     return [tensor.detach().clone() for tensor in (*module.model.parameters(), *numbers)]
 
 
@@ -61,9 +63,10 @@ def poison(monkeypatch):
     return lambda *steps: poisoned(steps)
 
 
-def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(read, overrides, poison):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(read, overrides, poison, optimizer):
     states = poison(1, 8, 9)
-    summary = fit_run(read([*overrides, *CALM]))
+    summary = fit_run(read([*overrides, *CALM, f"optimizer={optimizer}"]))
     assert (summary["status"], summary["steps_skipped"], summary["steps"]) == ("finished", 3, 20)
     for step, (before, after) in states.items():
         if step == 1:  # the optimizer's state begins with it: zeros, and no step counted
@@ -79,10 +82,12 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(read, override
     assert all(math.isfinite(line["grad_norm"]) for line in lines if line["loss"] is not None)
 
 
-def test_a_run_cut_between_two_skipped_steps_counts_on(read, overrides, tmp_path, poison, monkeypatch):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_cut_between_two_skipped_steps_counts_on(read, overrides, tmp_path, poison, monkeypatch, optimizer):
     """Steps 7, 8 and 9 are three in a row although the process ends after the seventh."""
     poison(2, 7, 8, 9)
-    cut, uncut = ([*overrides, *CALM, f"output_dir={tmp_path / name}"] for name in ("cut", "uncut"))
+    overrides = [*overrides, *CALM, f"optimizer={optimizer}"]
+    cut, uncut = ([*overrides, f"output_dir={tmp_path / name}"] for name in ("cut", "uncut"))
     with pytest.raises(DivergedError):
         fit_run(read(uncut))
     with monkeypatch.context() as patch:
@@ -298,11 +303,10 @@ class OneRankFails(LanguageModel):
 
 def test_ranks_skip_a_step_together(tmp_path):
     shape = ModelShape(1, 16, 1, 1, 16, 32, vocab_size=64, max_seq_len=8)
+    settings = AdamWSettings("adamw", 1e-2, 0.1, [0.9, 0.95], 1e-8, 1.0)
     module = OneRankFails(
         Transformer(shape, "mha"),
-        make_optimizer=lambda model: build_adamw(
-            model, learning_rate=1e-2, weight_decay=0.1, betas=[0.9, 0.95], eps=1e-8
-        ),
+        make_optimizers=lambda model: build_optimizers(model, settings),
         learning_rate=lambda step: 1e-2,
         gradient_clip=1.0,
         accumulate=1,

@@ -39,7 +39,7 @@ def test_a_step_is_that_of_the_whole_batch(read, tmp_path, ranks, accumulate):
 
     module = Saved(
         build_model(settings, plan.shape),
-        make_optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=1.0, fused=True),
+        make_optimizers=lambda model: [torch.optim.SGD(model.parameters(), lr=1.0, fused=True)],
         learning_rate=lambda step: 1.0,
         gradient_clip=1e9,
         accumulate=accumulate,

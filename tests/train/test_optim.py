@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 
+from dma_lab.attention import registered_backends
 from dma_lab.model import ModelShape, Transformer
-from dma_lab.train.optim import build_adamw, learning_rate_multiplier
-from dma_lab.train.settings import ScheduleSettings
+from dma_lab.train.optim import build_optimizers, hidden_matrices, learning_rate_multiplier
+from dma_lab.train.settings import AdamWSettings, MuonSettings, ScheduleSettings
 
 
 def multipliers(name, **fractions):
@@ -39,19 +40,39 @@ def test_cosine_halves_in_the_middle_and_ends_at_its_final_fraction():
     assert rates == pytest.approx(expected)
 
 
-def test_matrices_alone_are_decayed():
-    shape = ModelShape(
-        n_layers=1, d_model=16, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=48, vocab_size=32, max_seq_len=16
-    )
-    model = Transformer(shape, "dma")
-    optimizer = build_adamw(model, learning_rate=1.0, weight_decay=0.5, betas=[0.9, 0.95], eps=1e-8)
-    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+SHAPE = ModelShape(n_layers=1, d_model=16, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=48, vocab_size=32, max_seq_len=128)
+ADAMW = AdamWSettings("adamw", 1.0, 0.5, [0.9, 0.95], 1e-8, 1.0)
+MUON = MuonSettings("muon", 1.0, 1.0, 0.95, 0.5, [0.9, 0.95], 1e-8, 1.0)
+
+
+@pytest.mark.parametrize("settings", [ADAMW, MUON], ids=lambda settings: settings.name)
+def test_matrices_alone_are_decayed(settings):
+    model = Transformer(SHAPE, "dma")
+    optimizers = build_optimizers(model, settings)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
     for name, parameter in model.named_parameters():
         assert (id(parameter) in decayed) == (parameter.ndim == 2), name
     # With no gradient signal an update is decay alone: lr * weight_decay of the weight.
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
+    for optimizer in optimizers:
+        optimizer.step()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), before[name] * (0.5 if parameter.ndim == 2 else 1.0))
+
+
+@pytest.mark.parametrize("backend", sorted(registered_backends()))
+def test_muon_has_the_layers_maps_and_adamw_the_rest(backend):
+    model = Transformer(SHAPE, backend)
+    muon, adamw = build_optimizers(model, MUON)
+    updated = [id(p) for optimizer in (muon, adamw) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(updated) == sorted(map(id, model.parameters())), "each parameter once"
+    ours = {id(matrix) for matrix in hidden_matrices(model)}
+    of_muon = {name for name, parameter in model.named_parameters() if id(parameter) in ours}
+    for name, parameter in model.named_parameters():
+        maps = name.startswith("layers.") and name.endswith(".weight") and parameter.ndim == 2
+        assert (name in of_muon) == (maps and "dt_proj" not in name), name
+    assert "layers.0.feed_forward.down_proj.weight" in of_muon
+    assert any("attention" in name for name in of_muon)
