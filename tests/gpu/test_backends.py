@@ -86,7 +86,7 @@ def test_lengths_of_any_kind(implementation, packed, lengths):
         if reference.abs().max() < 1e-9:
             assert each.abs().max() < 0.02
         else:
-            assert relative_error(each, reference) < 5e-3
+            assert relative_error(each, reference) < 2**-7  # of two tokens, roundings of 2^-8 do not average out
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda each: each.name)

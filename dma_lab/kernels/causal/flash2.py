@@ -13,8 +13,8 @@ _HEAD_DIMS = (64, 128)  # which every build of the package has
 def supports(problem: Problem) -> str | None:
     if problem.device != "cuda" or problem.capability < (8, 0):
         return "it needs a CUDA GPU of compute capability 8.0 or more"
-    if not problem.half:
-        return f"it takes bfloat16 and float16, not {problem.dtype}"
+    if problem.dtype != torch.bfloat16:  # builds without float16 exist, and compute nonsense when they are given it
+        return f"it is used for bfloat16 alone, not {problem.dtype}"
     if problem.D != problem.E or problem.D not in _HEAD_DIMS:
         return f"it takes head dims 64 and 128, not {problem.D} and {problem.E}"
     return missing()
