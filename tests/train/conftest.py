@@ -1,28 +1,17 @@
 """A corpus and a model small enough to train in a second, and the doors called as a user calls them."""
 
 import multiprocessing
-import random
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 
 from dma_lab.train.settings import TrainSettings, read_settings
+from tests import made_up
 from tests.doors import Doors, spawn_warm
+from tests.made_up import configuration, write_corpus
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = [
-    "model.n_layers=2",
-    "model.d_model=32",
-    "model.n_heads=2",
-    "model.n_kv_heads=1",
-    "model.head_dim=16",
-    "model.d_ff=96",
-    "model.vocab_size=320",
-    "trainer.context=64",
-    "trainer.tokens_per_step=512",
-    "trainer.validation_tokens=2048",
+    *made_up.TINY,
     "trainer.log_every=5",
     "trainer.validate_every=20",
     "trainer.checkpoint_every=10",
@@ -31,28 +20,9 @@ TINY = [
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """About 400 short documents of a made-up language in which the next word depends on the last."""
-    draw = random.Random(0)
-    words = ["".join(draw.choice("abcdefghijklmnop") for _ in range(draw.randint(2, 7))) for _ in range(60)]
-    follow = {word: draw.sample(words, 3) for word in words}
-    lines = []
-    for _ in range(400):
-        text = [draw.choice(words)]
-        while len(text) < 90:
-            text.append(draw.choice(follow[text[-1]]))
-        lines.append(f'{{"text": "{" ".join(text)}."}}')
-    path = tmp_path_factory.mktemp("corpus") / "documents.jsonl"
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-@pytest.fixture(scope="session")
-def tiny_run(corpus: Path) -> list[str]:
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A tiny run; the prepared data is shared."""
-    cache = corpus.parent / "cache"
-    data = ["data=local", f"data.path={corpus}", f"data.cache_dir={cache}", "data.validation_fraction=0.1"]
-    return [*TINY, *data]
+    return [*TINY, *write_corpus(tmp_path_factory.mktemp("corpus"))]
 
 
 @pytest.fixture
@@ -63,9 +33,7 @@ def overrides(tiny_run: list[str], tmp_path: Path) -> list[str]:
 
 def settings_of(overrides: list[str], config_name: str = "train") -> TrainSettings:
     """What the door would read."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return read_settings(compose(config_name, overrides))
+    return read_settings(configuration(overrides, config_name))
 
 
 @pytest.fixture(scope="session")

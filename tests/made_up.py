@@ -1,0 +1,48 @@
+"""A corpus and a model small enough to train in a second."""
+
+import random
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+TINY = [
+    "model.n_layers=2",
+    "model.d_model=32",
+    "model.n_heads=2",
+    "model.n_kv_heads=1",
+    "model.head_dim=16",
+    "model.d_ff=96",
+    "model.vocab_size=320",
+    "trainer.context=64",
+    "trainer.tokens_per_step=512",
+    "trainer.validation_tokens=2048",
+]
+
+
+def write_corpus(folder: Path) -> list[str]:
+    """Write 400 short documents of a made-up language, in which the next word depends on the last, into ``folder``.
+
+    Returns the overrides that train on them; the prepared data will lie beside them.
+    """
+    draw = random.Random(0)
+    words = ["".join(draw.choice("abcdefghijklmnop") for _ in range(draw.randint(2, 7))) for _ in range(60)]
+    follow = {word: draw.sample(words, 3) for word in words}
+    lines = []
+    for _ in range(400):
+        text = [draw.choice(words)]
+        while len(text) < 90:
+            text.append(draw.choice(follow[text[-1]]))
+        lines.append(f'{{"text": "{" ".join(text)}."}}')
+    (folder / "documents.jsonl").write_text("\n".join(lines) + "\n")
+    where = [f"data.path={folder / 'documents.jsonl'}", f"data.cache_dir={folder / 'cache'}"]
+    return ["data=local", *where, "data.validation_fraction=0.1"]
+
+
+def configuration(overrides: list[str], name: str = "train") -> DictConfig:
+    """What an entry point's Hydra would compose."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, overrides)
