@@ -4,6 +4,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -35,3 +36,15 @@ def test_the_versions_tested_with_are_let_in() -> None:
         if needed.name not in ELSEWHERE:
             version = pinned[canonicalize_name(needed.name)]
             assert needed.specifier.contains(version), f"{needed} does not let {version} in"
+
+
+def test_ci_begins_at_the_oldest_pytorch_that_is_let_in_and_ends_at_none() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "check.yml").read_text(encoding="utf-8"))
+    matrix = workflow["jobs"]["tests"]["strategy"]["matrix"]
+    oldest, newest = matrix["versions"]
+    for package in ("torch", "triton"):
+        (needed,) = [requirement for requirement in NEEDED if requirement.name == package]
+        (bound,) = needed.specifier
+        assert (bound.operator, oldest[package]) == (">=", f"{package}=={bound.version}.*")
+        assert newest[package] == package
+    assert PROJECT["requires-python"] == f">={matrix['python'][0]}"
