@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from dma_lab.attention.base import AttentionBackend, AttentionOptions, AttentionShape, registered_backends
-from dma_lab.messages import UserError
+from dma_lab.attention.controls import label
+from dma_lab.messages import UserError, announce_once
 from dma_lab.settings import shown
 
 
@@ -57,6 +58,35 @@ class AttentionConfig:
         """The same without later options at their defaults: with them, earlier runs would no longer be themselves."""
         later = later_options(self.name)
         return {key: value for key, value in self.written().items() if key not in later or value != later[key]}
+
+    @property
+    def label(self) -> str:
+        """What it is called: the backend's name or, where an option makes it one, that of a control."""
+        return label(self.written())
+
+    def of_layer(self, layer: int, n_layers: int) -> "AttentionConfig":
+        """What layer ``layer`` of ``n_layers``, from 0, attends with.
+
+        It is this, except where every ``full_every``-th layer is full: that is MHA with the options that both have, as
+        in Gemma 2 (arXiv 2408.00118). Of a model with fewer layers than that the last is.
+
+        Raises:
+            UserError: the model's only layer would be full.
+        """
+        every = getattr(self.options, "full_every", None)
+        if every is None:
+            return self
+        if n_layers < 2:
+            raise UserError(f"attention.full_every={every} needs two layers or more, and there is {n_layers}: add one.")
+        if every > n_layers:
+            announce_once(
+                f"attention.full_every={every} and the model has {n_layers} layers: the last of them is full, and one "
+                f"layer in {n_layers} sees every key."
+            )
+        if (layer + 1) % min(every, n_layers):
+            return self
+        options = asdict(self.options)
+        return AttentionConfig.of("mha", {name: options[name] for name in attention_options("mha") if name in options})
 
     def build(self, shape: AttentionShape) -> AttentionBackend:
         """Raises UserError when the backend cannot do this shape."""

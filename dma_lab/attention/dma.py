@@ -5,6 +5,9 @@ A key's score comes from its value alone: ``dt = W_Δ v`` (v flattened over the 
 is how A and W_Δ learn: the choice itself has no gradient. Because scores do not depend on the query, the mask is one
 lifetime a key (``dma_lab.kernels.prefix_topk_expiry``), and a decoding cache never needs a key that has left.
 
+Controls lack what DMA claims: ``scores=random`` ranks keys by chance (``chance.py``), as many of them, and adds nothing
+to their logits; ``scores=frozen`` leaves every key the score it starts with, so that the most recent W are kept.
+
 ``exp`` is taken of ``MAX_EXPONENT`` at most, which the paper leaves out. Keys beyond it are equals, of which the more
 recent one wins, and their scores have no gradient.
 """
@@ -24,7 +27,9 @@ from dma_lab.attention.base import (
     AttentionShape,
     causal_pairs,
 )
+from dma_lab.attention.chance import ChanceScores
 from dma_lab.attention.heads import HeadProjections
+from dma_lab.attention.places import places
 from dma_lab.attention.recency import Recency, RecencySlope
 from dma_lab.attention.rope import RopeBase
 from dma_lab.kernels import Documents, admit_key, interval_attention, interval_attention_decode, prefix_topk_expiry
@@ -65,7 +70,9 @@ class DynamicMaskOptions(AttentionOptions):
     """RMSNorm over each head's query and key."""
     rope_base: RopeBase = 10_000.0
     recency: Recency | None = field(default=None, metadata=LATER)
-    """``slope``: a learned slope a key/value head on scores (``recency.py``)."""
+    """``slope``: a learned slope a key/value head on scores (``recency.py``); beside random ones on logits alone."""
+    scores: Literal["learned", "random", "frozen"] = field(default="learned", metadata=LATER)
+    """What ranks keys: what is learned of their values, chance, or nothing (all are equal, the recent first)."""
 
 
 class DynamicMaskAttention(AttentionBackend, name="dma"):
@@ -83,22 +90,37 @@ class DynamicMaskAttention(AttentionBackend, name="dma"):
                 "DMA drops no key and differs from MHA by its bias alone."
             )
         self.heads = HeadProjections(shape, qk_norm=options.qk_norm, rope_base=options.rope_base)
-        self.dt_proj = nn.Linear(shape.n_kv_heads * shape.head_dim, shape.n_kv_heads, bias=False)
-        self.A = nn.Parameter(torch.zeros(shape.n_kv_heads))
+        self.learned = options.scores == "learned"
+        self.chance = ChanceScores(shape.n_kv_heads) if options.scores == "random" else None
+        if self.learned:
+            self.dt_proj = nn.Linear(shape.n_kv_heads * shape.head_dim, shape.n_kv_heads, bias=False)
+            self.A = nn.Parameter(torch.zeros(shape.n_kv_heads))
         self.o_proj = nn.Linear(shape.n_heads * shape.head_dim, shape.d_model, bias=False)
         self.recency = RecencySlope(shape.n_kv_heads) if options.recency else None
 
     def scores(self, v_bknd: Tensor, document_ids: Tensor | Documents | None = None, start: int = 0) -> Tensor:
-        """Score of every key, float32 or better (B, K, N), from the values (B, K, N, D): finite where they are.
+        """What ranks every key, float32 or better (B, K, N), from the values (B, K, N, D): finite where they are.
 
         With ``recency`` it grows with the key's place in its document, the first key's being ``start``.
         """
+        if self.chance is not None:
+            return self.chance(places(v_bknd, document_ids, start))
+        score_bkn = self._content(v_bknd)
+        return score_bkn if self.recency is None else score_bkn + self.recency(places(v_bknd, document_ids, start))
+
+    def _content(self, v_bknd: Tensor) -> Tensor:
+        if not self.learned:  # growth stays what it is at the start, 0
+            ones_bkn = torch.ones_like(v_bknd[..., 0], dtype=torch.promote_types(v_bknd.dtype, torch.float32))
+            return ones_bkn if self.score == "exp" else 0 * ones_bkn
         dt_bnk = self.dt_proj(v_bknd.transpose(1, 2).flatten(2))
         dt_bnk = dt_bnk.to(torch.promote_types(dt_bnk.dtype, torch.float32))
         growth_bnk = self.A.to(dt_bnk.dtype) * F.softplus(dt_bnk)
         score_bnk = growth_bnk.clamp(max=MAX_EXPONENT).exp() if self.score == "exp" else growth_bnk
-        score_bkn = score_bnk.transpose(1, 2)
-        return score_bkn if self.recency is None else score_bkn + self.recency(v_bknd, document_ids, start)
+        return score_bnk.transpose(1, 2)
+
+    def _slope(self, place: Tensor) -> Tensor | None:
+        """What is added to logits of keys at these places where scores are chance's, which no logit should see."""
+        return None if self.recency is None else self.recency(place)
 
     def forward(self, x: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
         self.check_input(x, document_ids)
@@ -106,7 +128,8 @@ class DynamicMaskAttention(AttentionBackend, name="dma"):
         score_bkn = self.scores(v, document_ids)
         expiry_bkn = prefix_topk_expiry(score_bkn, self.window, recent=self.recent, document_ids=document_ids)
         most = self.window + self.recent
-        out_bhnd = interval_attention(q, k, v, expiry_bkn, bias=score_bkn, max_live=most)
+        bias_bkn = score_bkn if self.chance is None else self._slope(places(k, document_ids))
+        out_bhnd = interval_attention(q, k, v, expiry_bkn, bias=bias_bkn, max_live=most)
         return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
 
     def new_cache(self, batch_size: int) -> LifetimeCache:
@@ -128,17 +151,17 @@ class DynamicMaskAttention(AttentionBackend, name="dma"):
         newest = k[:, :, 0], v[:, :, 0], self.scores(v, start=cache.position)[:, :, 0]
         admit_key(*held, *newest, cache.position, self.window, recent=self.recent)
         cache.position += 1
-        out_bhnd = interval_attention_decode(q, cache.k_bksd, cache.v_bksd, cache.arrived_bks, bias=cache.score_bks)
+        arrived = cache.arrived_bks
+        bias = cache.score_bks if self.chance is None else self._slope(torch.where(arrived < 0, -2 - arrived, arrived))
+        out_bhnd = interval_attention_decode(q, cache.k_bksd, cache.v_bksd, arrived, bias=bias)
         return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
 
     def flops(self, seq_len: int) -> AttentionFlops:
         # A query keeps min(t + 1, W) keys by score; keys kept by `recent` alone depend on the data and are few.
         a_pair = 4 * self.n_heads * self.head_dim
-        projections = self.heads.flops(seq_len) + 2 * seq_len * (
-            self.o_proj.weight.numel() + self.dt_proj.weight.numel()
-        )
+        weights = self.o_proj.weight.numel() + (self.dt_proj.weight.numel() if self.learned else 0)
         return AttentionFlops(
-            projections=projections,
+            projections=self.heads.flops(seq_len) + 2 * seq_len * weights,
             selection=0,
             mixing=a_pair * causal_pairs(seq_len, self.window),
             mixing_dense=a_pair * causal_pairs(seq_len),

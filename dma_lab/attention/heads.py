@@ -49,24 +49,31 @@ class KeyValueCache:
     v_bksd: Tensor | None = None
     position: int = 0
 
-    def append(self, k_bknd: Tensor, v_bknd: Tensor, keep: int | None = None) -> tuple[Tensor, Tensor]:
-        """Add the newest keys and values, keep the last ``keep`` positions (all by default), return what is held."""
+    def append(self, k_bknd: Tensor, v_bknd: Tensor, keep: int | None = None, sinks: int = 0) -> tuple[Tensor, Tensor]:
+        """Add the newest keys and values, keep the last ``keep`` positions (all by default) and the first ``sinks``,
+        return what is held.
+        """
         if self.k_bksd is not None and self.v_bksd is not None:
             k_bknd = torch.cat((self.k_bksd, k_bknd), dim=2)
             v_bknd = torch.cat((self.v_bksd, v_bknd), dim=2)
-        if keep is not None and k_bknd.shape[2] > keep:
+        if keep is not None and k_bknd.shape[2] > sinks + keep:
             # A copy, because a view would keep the dropped positions in memory.
-            k_bknd, v_bknd = k_bknd[:, :, -keep:].clone(), v_bknd[:, :, -keep:].clone()
+            k_bknd, v_bknd = (torch.cat((held[:, :, :sinks], held[:, :, -keep:]), dim=2) for held in (k_bknd, v_bknd))
         self.k_bksd, self.v_bksd = k_bknd, v_bknd
         self.position += 1
         return k_bknd, v_bknd
 
 
-def attend_to_cache(q: Tensor, k: Tensor, v: Tensor, recency: RecencySlope | None) -> Tensor:
-    """The newest query, (B, H, 1, D), over the keys and values held, (B, K, S, D), of consecutive positions."""
+def attend_to_cache(
+    q: Tensor, k: Tensor, v: Tensor, recency: RecencySlope | None, *, sinks: int = 0, dropped: int = 0
+) -> Tensor:
+    """The newest query, (B, H, 1, D), over the keys and values held, (B, K, S, D): those of consecutive positions, but
+    that after the first ``sinks`` there are ``dropped`` missing.
+    """
     if recency is None:
         return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
     B, K, S, _ = k.shape
     held_bks = torch.arange(S, dtype=torch.int32, device=k.device).expand(B, K, S).contiguous()
     # Counted from the oldest key held: a query sees differences alone.
-    return interval_attention_decode(q, k, v, held_bks, bias=recency(k))
+    place_bks = held_bks + dropped * (held_bks >= sinks) if sinks else held_bks
+    return interval_attention_decode(q, k, v, held_bks, bias=recency(place_bks))

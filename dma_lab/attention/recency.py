@@ -14,8 +14,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dma_lab.kernels import Documents, document_bounds
-
 Recency = Literal["slope"]
 
 
@@ -26,10 +24,7 @@ class RecencySlope(nn.Module):
         super().__init__()
         self.slope_k = nn.Parameter(torch.exp2(-8 * torch.arange(1, n_kv_heads + 1) / n_kv_heads))
 
-    def forward(self, like: Tensor, document_ids: Tensor | Documents | None = None, start: int = 0) -> Tensor:
-        """(B, K, N) for keys or values ``like`` (B, K, N, D), the first at position ``start``; float32 or better."""
-        B, _, N, _ = like.shape
-        first_bn, _ = document_bounds(document_ids, B, N, like.device)
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        position_bn = torch.arange(start, start + N, device=like.device) - first_bn
-        return self.slope_k.to(dtype)[:, None] * position_bn.to(dtype)[:, None]
+    def forward(self, place: Tensor) -> Tensor:
+        """Places in their documents, integers (B, 1 or K, N) (``places``), -> (B, K, N), float32 or better."""
+        dtype = torch.promote_types(self.slope_k.dtype, torch.float32)
+        return self.slope_k.to(dtype)[:, None] * place.to(dtype)

@@ -1,8 +1,8 @@
 """Which architecture computes what a model of ours does, said as its config.json: transformers' own where one does.
 
-MHA is Qwen3 with QK-norm and Llama without; SWA is Qwen3 with a window and Mistral; MLA is DeepSeek-V2 with dense
-feed-forward layers; DMA is Doge. RMSNorm's epsilon is 1e-6 in all of ours and theirs, the RoPE base is a setting, and
-a width of the heads other than d_model / n_heads is one too.
+MHA is Qwen3 with QK-norm and Llama without; SWA is Qwen3 with a window, in some layers alone for a hybrid, and Mistral;
+MLA is DeepSeek-V2 with dense feed-forward layers; DMA is Doge. RMSNorm's epsilon is 1e-6 in all of ours and theirs, the
+RoPE base is a setting, and a width of the heads other than d_model / n_heads is one too.
 """
 
 from typing import Any
@@ -24,8 +24,10 @@ def stock_config(shape: ModelShape, attention: AttentionConfig) -> dict[str, Any
     config: dict[str, Any]
     options = attention.written()
     name = options["name"]
-    if recency := options.get("recency"):
-        raise NoStockArchitectureError(f"transformers has no {name.upper()} with attention.recency={recency}")
+    for option, plain in (("recency", None), ("gate", False), ("sinks", 0), ("scores", "learned")):
+        if options.get(option, plain) != plain:
+            said = str(options[option]).lower()
+            raise NoStockArchitectureError(f"transformers has no {name.upper()} with attention.{option}={said}")
     match name:
         case "mha" if options["qk_norm"]:
             config = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
@@ -39,8 +41,16 @@ def stock_config(shape: ModelShape, attention: AttentionConfig) -> dict[str, Any
                 "use_sliding_window": True,
                 "sliding_window": options["window"],
                 "max_window_layers": 0,
-                "layer_types": ["sliding_attention"] * shape.n_layers,
+                "layer_types": [
+                    f"{'sliding' if attention.of_layer(layer, shape.n_layers).name == 'swa' else 'full'}_attention"
+                    for layer in range(shape.n_layers)
+                ],
             }
+        case "swa" if options["full_every"] is not None:
+            raise NoStockArchitectureError(
+                "transformers' Mistral has a window in every layer, and this model has "
+                f"attention.full_every={options['full_every']}"
+            )
         case "swa":
             config = {
                 "model_type": "mistral",

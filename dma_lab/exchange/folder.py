@@ -77,7 +77,7 @@ def export_model(model: Transformer, to: Path, format: str = "auto", *, data: To
         if data is not None:
             save_for_transformers(data.tokenizer_file, folder, model.shape.max_seq_len)
         readme = folder / "README.md"
-        readme.write_text(model_card(config, model.attention.name), encoding="utf-8")
+        readme.write_text(model_card(config, model.attention.label), encoding="utf-8")
         for file in folder.iterdir():  # safetensors lets nobody else read what it writes
             file.chmod(readme.stat().st_mode)
     return to

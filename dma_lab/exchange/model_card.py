@@ -29,7 +29,7 @@ first layer each time it comes again. `python export.py format=custom` writes th
 
 
 def model_card(config: dict[str, Any], attention: str) -> str:
-    """The text for a folder with this config.json; ``attention`` is the backend's name."""
+    """The text for a folder with this config.json; ``attention`` is what the backend, or control, is called."""
     custom = config["model_type"] == "dma_lab"
     if custom:
         agreement = _CUSTOM

@@ -65,6 +65,16 @@ def training_flops_per_sequence(model: Transformer, seq_len: int) -> TrainingFlo
     )
 
 
+def keys_per_query(model: Transformer, seq_len: int) -> float:
+    """Keys that a query attends to, the mean over ``seq_len`` queries and all layers; (seq_len + 1) / 2 of MHA.
+
+    NSA's are those of all three branches, a compressed block being one key.
+    """
+    layers = [block.attention.flops(seq_len) for block in model.blocks]
+    shares = [(layer.selection + layer.mixing) / layer.mixing_dense for layer in layers]
+    return (seq_len + 1) / 2 * sum(shares) / len(shares)
+
+
 @dataclass(frozen=True)
 class TrainingMemory:
     """Bytes while training; activations are an estimate (see ``estimate_memory``)."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dma_lab.attention import AttentionConfig, AttentionShape
+from dma_lab.attention.chance import ChanceScores
 from dma_lab.kernels import Documents
 
 _INIT_STD = 0.02
@@ -88,7 +89,8 @@ class Transformer(nn.Module):
         config = AttentionConfig.of(attention, options or {}) if isinstance(attention, str) else attention
         self.shape, self._attention_name = shape, config.name
         self.embedding = nn.Embedding(shape.vocab_size, shape.d_model)
-        self.layers = nn.ModuleList(Block(shape, config) for _ in range(shape.n_layers))
+        layers = range(shape.n_layers)
+        self.layers = nn.ModuleList(Block(shape, config.of_layer(layer, shape.n_layers)) for layer in layers)
         self.norm = nn.RMSNorm(shape.d_model, eps=1e-6)
         self.head = nn.Linear(shape.d_model, shape.vocab_size, bias=False)
         if shape.tie_embeddings:
@@ -128,20 +130,27 @@ def initialise(model: Transformer, seed: int) -> None:
     """Draw every linear and embedding weight from N(0, 0.02²), each from a stream named by (seed, parameter name).
 
     So two backends that share a parameter (same name and shape) start from the same one, and differ in nothing that
-    they need not differ in. Maps back into the residual stream are scaled by 1 / sqrt(2 · layers) (GPT-2). Parameters
-    of other kinds keep what their module gave them. Does nothing on the meta device.
+    they need not differ in. Maps back into the residual stream are scaled by 1 / sqrt(2 · layers) (GPT-2). Scores by
+    chance get streams in the same way; parameters of other kinds keep what their module gave them. Does nothing on the
+    meta device.
     """
     residual_scale = 1 / math.sqrt(2 * model.shape.n_layers)
     for module_name, module in model.named_modules():
+        if isinstance(module, ChanceScores) and not module.stream_k.is_meta:
+            module.draw(_generator(f"{seed}:{module_name}"))
         if not isinstance(module, nn.Linear | nn.Embedding) or module.weight.is_meta:
             continue
         if module is model.head and model.shape.tie_embeddings:
             continue
-        name = f"{seed}:{module_name}.weight".encode()
-        stream = int.from_bytes(hashlib.blake2b(name, digest_size=7).digest(), "big")
-        generator = torch.Generator().manual_seed(stream)
+        generator = _generator(f"{seed}:{module_name}.weight")
         std = _INIT_STD * (residual_scale if module_name.endswith(("o_proj", "down_proj")) else 1.0)
         with torch.no_grad():
             module.weight.copy_(torch.empty(module.weight.shape).normal_(0.0, std, generator=generator))
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()
+
+
+def _generator(name: str) -> torch.Generator:
+    """A stream of random numbers that the name alone decides."""
+    seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
+    return torch.Generator().manual_seed(seed)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from dma_lab.attention.controls import telling
 from dma_lab.report.collect import BASELINE, Run
 from dma_lab.report.conditions import SHAPED, Conditions, differing, shared_by_a_study
 
@@ -55,7 +56,8 @@ def name_runs(runs: Sequence[Run]) -> list[Run]:
         varied = {
             name: value
             for name, value in _options(run).items()
-            if any(o.get(name) != value for o in peers) or any(o.get(name, value) != value for o in theirs)
+            if any(o.get(name) != value for o in peers)
+            or (name not in telling(run.attention) and any(o.get(name, value) != value for o in theirs))
         }
         backend = [run.attention, *_spelled(varied, varied), *_spelled(run.conditions, shaped[run.model])]
         setting = _spelled(run.conditions, further[run.model, run.summary["tokens"]])

@@ -149,7 +149,7 @@ def read_run(path: Path, name: str) -> Run | Unreadable:
         lacking = [node for node in _NEEDED if OmegaConf.select(config, node) is None]
         if lacking or not isinstance(config, DictConfig):
             return Unreadable(name, f"config.yaml lacks {', '.join(lacking)}")
-        config = DictConfig(OmegaConf.merge({"attention": later_options(summary["attention"])}, config))
+        config = DictConfig(OmegaConf.merge({"attention": later_options(config.attention.name)}, config))
         conditions, rung = conditions_of(config, summary), rung_name(config.model)
         metrics = _metrics(path / "metrics.jsonl")
     except Exception as error:  # whatever a damaged file raises in the parsers: the others are reported all the same

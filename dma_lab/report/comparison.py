@@ -7,6 +7,7 @@ import numpy as np
 from rich.console import Group
 from rich.table import Table
 
+from dma_lab.attention.controls import telling
 from dma_lab.evaluation.pairing import PairedDifference, paired_difference
 from dma_lab.report.cohorts import name_runs
 from dma_lab.report.collect import BASELINE, Run
@@ -44,9 +45,9 @@ class Comparison:
         return any(cell.difference.interval is not None for cell in self.cells)
 
 
-def compare(runs: Sequence[Run]) -> Comparison:
-    """All of ``runs``, which are finished, beside MHA."""
-    pairs = pair_runs(runs)
+def compare(runs: Sequence[Run], baseline: str = BASELINE) -> Comparison:
+    """All of ``runs``, which are finished, beside MHA or another attention."""
+    pairs = pair_runs(runs, baseline)
     found: list[OverTrainings] = []
     for backend in dict.fromkeys(run.backend for run in runs):
         alike: dict[tuple[frozenset, bytes], list[tuple[Run, PairedDifference]]] = {}
@@ -147,12 +148,12 @@ def cell_texts(cell: OverTrainings) -> tuple[str, ...]:
     )
 
 
-def pair_runs(runs: Sequence[Run]) -> list[tuple[Run, Difference]]:
-    """Every run of ``runs``, which are finished, with its paired difference to MHA."""
-    return [(run, _pair(run, runs)) for run in runs]
+def pair_runs(runs: Sequence[Run], baseline: str = BASELINE) -> list[tuple[Run, Difference]]:
+    """Every run of ``runs``, which are finished, with its paired difference to MHA or another ``baseline``."""
+    return [(run, _pair(run, runs, baseline)) for run in runs]
 
 
-def baseline_of(run: Run, runs: Sequence[Run]) -> Run | str:
+def baseline_of(run: Run, runs: Sequence[Run], baseline: str = BASELINE) -> Run | str:
     """The MHA run among ``runs`` that equals a run in everything but the attention, by value; or why there is none.
 
     Options that both attentions have (QK-norm, say) are equal too: else the difference could be theirs. Of several such
@@ -160,33 +161,34 @@ def baseline_of(run: Run, runs: Sequence[Run]) -> Run | str:
     """
     if run.summary["earlier_machines"]:
         return "several machines took its steps"
-    candidates = [other for other in runs if other.attention == BASELINE]
+    candidates = [other for other in runs if other.attention == baseline]
     if not candidates:
-        return f"no finished {BASELINE} run stands beside it"
+        return f"no finished {baseline} run stands beside it"
     commit = run.summary["git_commit"]
     nearest = min(candidates, key=lambda other: (len(_apart(run, other)), other.summary["git_commit"] != commit))
     if apart := _apart(run, nearest):
-        return f"no {BASELINE} run equals it in all but the attention: the nearest differs in {', '.join(apart)}"
+        return f"no {baseline} run equals it in all but the attention: the nearest differs in {', '.join(apart)}"
     return nearest
 
 
 def _apart(run: Run, baseline: Run) -> list[str]:
     ours, theirs = run.config.attention, baseline.config.attention
-    options = [f"attention.{name}" for name in ours if name != "name" and name in theirs and ours[name] != theirs[name]]
+    shared = (ours.keys() & theirs.keys()) - {"name"} - telling(run.attention) - telling(baseline.attention)
+    options = [f"attention.{name}" for name in sorted(shared) if ours[name] != theirs[name]]
     return [*differing(run.conditions, baseline.conditions), *options]
 
 
-def _pair(run: Run, runs: Sequence[Run]) -> Difference:
-    if run.attention == BASELINE:
+def _pair(run: Run, runs: Sequence[Run], baseline: str) -> Difference:
+    if run.attention == baseline:
         return ""
-    baseline = baseline_of(run, runs)
-    if isinstance(baseline, str):
-        return baseline
-    ours, theirs = run.scores, baseline.scores
+    beside = baseline_of(run, runs, baseline)
+    if isinstance(beside, str):
+        return beside
+    ours, theirs = run.scores, beside.scores
     if ours is None or theirs is None:
         return "validation.npz of one of the two is missing or unreadable"
     if not np.array_equal(ours["document_tokens"], theirs["document_tokens"]):
-        return "it and the MHA run scored different tokens"
+        return f"it and the {baseline.upper()} run scored different tokens"
     try:
         return paired_difference(ours["document_nats"], theirs["document_nats"], ours["document_tokens"])
     except ValueError as error:  # a validation.npz whose arrays do not fit each other

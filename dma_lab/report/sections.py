@@ -10,6 +10,7 @@ from dma_lab.report import figures, tables
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import BASELINE, Run, Unreadable
 from dma_lab.report.comparison import NO_SPREAD, Comparison, Difference
+from dma_lab.report.controls import content_sentences
 from dma_lab.report.document import Block, Document, Figure, Heatmap, Notice, Section, Table
 from dma_lab.report.evaluations import evaluations
 from dma_lab.report.predictions import predictions
@@ -58,7 +59,7 @@ def _cohort(
     if not finished:
         return [Section("Comparison", [f"Runs of {name}.", Notice("No run of this group is finished.")]), training], []
     found = compute_statistics(finished, progress)
-    said: list[Block] = list(verdicts(found))
+    said: list[Block] = [*verdicts(found), *content_sentences(finished, found.comparison)]
     sections = [Section("Verdict", said)] if said else []
     sections += [_comparison(name, found.comparison), _scaling(found), training]
     if recall := figures.recall(finished):

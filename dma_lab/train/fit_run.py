@@ -184,7 +184,7 @@ def _known_before(
         "study": settings.study,
         "model": settings.model.name,
         "rung": rung_name(vars(settings.model)),
-        "attention": settings.attention.name,
+        "attention": settings.attention.label,
         "match": settings.match,
         "seed": settings.seed,
         "params_total": plan.parameters.total,

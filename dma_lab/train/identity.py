@@ -32,7 +32,7 @@ def run_name(settings: TrainSettings, fingerprint: str, precision: str) -> str:
         "trainer": [trainer.context, trainer.tokens_per_step, trainer.validation_tokens, precision],
         "seed": settings.seed,
     }
-    return f"{settings.study}-{settings.model.name}-{settings.attention.name}-s{settings.seed}-{identity(defining)}"
+    return f"{settings.study}-{settings.model.name}-{settings.attention.label}-s{settings.seed}-{identity(defining)}"
 
 
 def state_identity(settings: TrainSettings, steps: int, fingerprint: str, precision: str, step: int) -> dict[str, Any]:

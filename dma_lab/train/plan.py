@@ -13,6 +13,7 @@ from dma_lab.model.accounting import (
     TrainingMemory,
     count_parameters,
     estimate_memory,
+    keys_per_query,
     training_flops_per_sequence,
 )
 from dma_lab.model.ladder import reference_parameters
@@ -47,6 +48,8 @@ class RunPlan:
     """Of the whole run."""
     memory: TrainingMemory
     """On one device."""
+    keys_per_query: float
+    """Mean over the context's queries, and over layers."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -87,6 +90,7 @@ def plan_run(settings: TrainSettings, vocab_size: int, hardware: Hardware) -> Ru
         flops=TrainingFlops(
             dense_equivalent=sequences * per_sequence.dense_equivalent, executed=sequences * per_sequence.executed
         ),
+        keys_per_query=keys_per_query(model, trainer.context),
         memory=estimate_memory(
             model, sequences_per_step // trainer.devices // accumulate, trainer.context, hardware.activation_dtype
         ),

@@ -15,7 +15,7 @@ def short_plan(settings: TrainSettings, plan: RunPlan) -> str:
     """Three lines: what is trained, on what, at what cost."""
     shape, parameters = plan.shape, plan.parameters
     return (
-        f"{settings.attention.name} at rung {rung_name(vars(settings.model))}: {parameters.non_embedding:,} "
+        f"{settings.attention.label} at rung {rung_name(vars(settings.model))}: {parameters.non_embedding:,} "
         f"non-embedding parameters ({parameters.total:,} in all), {shape.n_layers} layers of {shape.d_model}, "
         f"{shape.n_heads} heads ({shape.n_kv_heads} key/value) of {shape.head_dim}, feed-forward {shape.d_ff}\n"
         f"{plan.tokens:,} tokens ({plan.tokens_per_parameter:.1f} a parameter) in {plan.steps:,} steps of "
@@ -32,6 +32,7 @@ def print_plan(settings: TrainSettings, plan: RunPlan, hardware: Hardware, secon
     rows: list[tuple[str, str] | None] = [
         ("attention", _options(settings.attention.written())),
         ("rung", f"{rung_name(vars(settings.model))}, matched to the MHA rung by: {settings.match}"),
+        ("keys a query", f"{plan.keys_per_query:,.1f} of {(shape.max_seq_len + 1) / 2:,.1f} (means over the context)"),
         ("layers x width", f"{shape.n_layers} x {shape.d_model}"),
         ("heads", f"{shape.n_heads} query, {shape.n_kv_heads} key/value, of {shape.head_dim}"),
         ("feed-forward width", f"{shape.d_ff:,} (MHA rung {settings.model.d_ff:,})"),

@@ -128,9 +128,10 @@ def train_model(
     score = recorder.score or validate(device)
     if verdict := judge_score(trainer.global_step, score.metrics()):
         return outcome | score.metrics() | _what_diverged(verdict, task, plan)
-    attention = module.model.to(device).blocks[0].attention
-    bf16 = hardware.precision == "bf16"
-    outcome["kernels"] = attention.kernels(plan.shape.max_seq_len, packed=settings.data.mask_documents, bf16=bf16)
+    kinds = {type(block.attention): block.attention for block in module.model.to(device).blocks}
+    asked = {"packed": settings.data.mask_documents, "bf16": hardware.precision == "bf16"}
+    kernels = (attention.kernels(plan.shape.max_seq_len, **asked) for attention in kinds.values())
+    outcome["kernels"] = ", ".join(dict.fromkeys(", ".join(kernels).split(", ")))
     if run.writer:
         score.save(run.validation)
     return outcome | score.metrics() | {"status": "finished"}

@@ -43,6 +43,7 @@ def test_a_node_is_written_as_it_was_read():
         "qk_norm": False,
         "rope_base": 500_000,
         "recency": "slope",
+        "scores": "frozen",
     }
     written = AttentionConfig.read(node).written()
     assert written == node
@@ -62,7 +63,7 @@ def test_a_node_is_written_as_it_was_read():
         ({"name": "mqa"}, "attention=mqa is not known; choose one of: dma, mha, mla, nsa, swa."),
         (
             {"name": "mha", "window": 3},
-            "attention.window is no option of attention=mha; it has: qk_norm, rope_base, recency.",
+            "attention.window is no option of attention=mha; it has: qk_norm, rope_base, recency, gate.",
         ),
         ({"name": "swa", "window": "3"}, "attention.window=3: input should be a valid integer."),
     ],

@@ -30,13 +30,22 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"window": 64},
     ],
 }
+# Controls, with grouped heads alone. Layers of a hybrid are backends of their own (tests/model/test_hybrid.py).
+CONTROLS: list[tuple[str, dict[str, Any]]] = [
+    ("mha", {"gate": True, "recency": "slope"}),
+    ("swa", {"window": 5, "sinks": 3}),
+    ("swa", {"window": 4, "sinks": 2, "recency": "slope"}),
+    ("dma", {"window": 5, "scores": "random", "recent": 2}),
+    ("dma", {"window": 5, "scores": "random", "recency": "slope"}),
+    ("dma", {"window": 5, "scores": "frozen", "recency": "slope"}),
+]
 HEADS = {"mha": (4, 4), "gqa": (4, 2), "mqa": (4, 1)}
 CASES = [
     pytest.param(name, heads, options, id=f"{name}-{shape}-{options}")
     for name, variants in VARIANTS.items()
     for shape, heads in HEADS.items()
     for options in variants
-]
+] + [pytest.param(name, HEADS["gqa"], options, id=f"{name}-gqa-{options}") for name, options in CONTROLS]
 over_cases = pytest.mark.parametrize(("name", "heads", "options"), CASES)
 
 

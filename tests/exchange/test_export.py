@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from packaging.requirements import Requirement
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from dma_lab.attention.chance import ChanceScores
 from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.exchange import export_model, export_run
 from dma_lab.messages import UserError, print_once
@@ -59,6 +60,7 @@ def assert_same_logits(folder: Path, model: Transformer, tokens: torch.Tensor, *
         ("mha", {"rope_base": 500.0}, UNTIED | {"head_dim": 20}, "Qwen3"),
         ("mha", {"qk_norm": False, "rope_base": 500.0}, {"n_kv_heads": 4}, "Llama"),
         ("swa", {"window": 7}, {}, "Qwen3"),
+        ("swa", {"window": 7, "full_every": 2}, {"n_layers": 3}, "Qwen3"),
         ("swa", {"qk_norm": False}, {"n_kv_heads": 1}, "Mistral"),
         ("mla", {}, {}, "DeepseekV2"),
         (
@@ -198,6 +200,14 @@ def test_what_is_exported_can_be_read_by_whom_the_umask_lets(tmp_path):
         ("dma", {"recent": 2}, {}, "Doge keeps no key for being recent, and this model has attention.recent=2"),
         ("mha", {"recency": "slope"}, {}, "transformers has no MHA with attention.recency=slope"),
         ("dma", {"recency": "slope"}, {}, "transformers has no DMA with attention.recency=slope"),
+        ("dma", {"scores": "random"}, {}, "transformers has no DMA with attention.scores=random"),
+        ("dma", {"scores": "frozen"}, {}, "transformers has no DMA with attention.scores=frozen"),
+        ("swa", {"sinks": 2}, {}, "transformers has no SWA with attention.sinks=2"),
+        ("mha", {"gate": True}, {}, "transformers has no MHA with attention.gate=true"),
+        (
+            *("swa", {"qk_norm": False, "full_every": 2}, {}),
+            "Mistral has a window in every layer, and this model has attention.full_every=2",
+        ),
         ("mla", {}, {"d_model": 50}, "DeepSeek-V2 wants d_model=50 to be a multiple of n_heads=4"),
         ("mha", {"qk_norm": False}, {"d_model": 50}, "Llama wants d_model=50 to be a multiple of n_heads=4"),
     ],
@@ -302,6 +312,20 @@ def test_the_code_that_comes_along_gives_the_same_logits(custom):
     model, folder = custom
     tokens = distinct_tokens() // 3  # tokens come again: of equally scored keys it keeps those that we keep
     assert_same_logits(folder, model, tokens, trust_remote_code=True)
+
+
+@pytest.mark.parametrize(
+    ("attention", "options"),
+    [("dma", {"scores": "random", "window": 9}), ("swa", {"full_every": 2, "window": 9, "sinks": 2})],
+)
+def test_controls_come_back_as_they_went(tmp_path, monkeypatch, attention, options):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model = make_model(attention, options)
+    for module in model.modules():
+        if isinstance(module, ChanceScores):  # streams that a model of seed 0 would not draw
+            module.draw(torch.Generator().manual_seed(9))
+    folder = export_model(model, tmp_path / "folder", "custom")
+    assert_same_logits(folder, model, distinct_tokens(), trust_remote_code=True)
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from dma_lab.train.settings import read_settings
 ROOT = Path(__file__).resolve().parents[2]
 CHOICES = {
     "model": ["14k", "nano", "80m", "1.7b"],
-    "attention": ["mha", "swa", "mla", "nsa", "dma"],
+    "attention": ["mha", "swa", "mla", "nsa", "dma", "dma_random", "hybrid"],
     "data": ["stdlib", "local", "mqar", "fineweb_edu", "wikitext103"],
     "schedule": ["wsd", "cosine"],
     "logger": ["local", "wandb"],

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dma_lab.attention.chance import ChanceScores
 from dma_lab.kernels import interval_attention, prefix_topk_expiry
 from dma_lab.kernels.interval.key_lists import CHUNK, KeyLists, build_key_lists
 from dma_lab.kernels.interval.key_order import backward_key_order, bucket_size, group_of_program
@@ -124,6 +125,18 @@ def test_attention_and_gradients_equal_float64(shape, kind, make_scores):
     tensors = input_of(B, H, K, N, D, D_v, scores)
     expiry = prefix_topk_expiry(scores, window)
     found = attend(tensors, expiry, torch.float32, impl="triton", max_live=window)
+    assert_near(found, attend(tensors, expiry, torch.float64, impl="torch"), 2e-6)
+
+
+@pytest.mark.parametrize("control", ["chance", "sinks"])
+def test_lifetimes_of_controls_equal_float64(control):
+    N, tensors = 290, input_of(1, 4, 2, 290, 32, 32, None)
+    j = torch.arange(N)
+    if control == "chance":  # chosen without content: nothing is added to logits
+        expiry, most = prefix_topk_expiry(ChanceScores(2)(j[None, None]), 40, impl="triton"), 40
+    else:
+        expiry, most = torch.where(j < 3, N, (j + 40).clamp(max=N)).to(torch.int32).expand(1, 2, N).contiguous(), 43
+    found = attend(tensors, expiry, torch.float32, impl="triton", max_live=most)
     assert_near(found, attend(tensors, expiry, torch.float64, impl="torch"), 2e-6)
 
 

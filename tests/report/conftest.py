@@ -15,8 +15,14 @@ from dma_lab.run_summary import read_summary, write_summary
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 RUNGS = {"nano": 150_000, "1m": 1_100_000, "3m": 3_200_000}
-OFFSETS = {"mha": 0.0, "swa": 0.03, "mla": 0.01, "nsa": -0.01, "dma": -0.02}
+OFFSETS = {"mha": 0.0, "swa": 0.03, "mla": 0.01, "nsa": -0.01, "dma": -0.02, "dma_random": 0.04, "gated_mha": -0.05}
 DOCUMENTS, CONTEXT = 40, 64
+
+
+def attention_node(name: str) -> dict[str, Any]:
+    """conf/attention/NAME.yaml and what it is made of."""
+    node = yaml.safe_load((CONF / "attention" / f"{name}.yaml").read_text())
+    return {key: value for base in node.pop("defaults", []) for key, value in attention_node(base).items()} | node
 
 
 def law(attention: str, params: int, tokens: int) -> float:
@@ -88,7 +94,7 @@ def write_run(
         "flops": None,
         "output_dir": str(root),
         "model": yaml.safe_load(rung.read_text()) if rung.exists() else {"name": model, "d_model": params},
-        "attention": yaml.safe_load((CONF / "attention" / f"{attention}.yaml").read_text()),
+        "attention": attention_node(attention),
         "data": {"name": "local", "source": "local", "path": str(root), "cache_dir": "cache", "mask_documents": True},
         "optimizer": {"name": "adamw", "learning_rate": 0.01, "weight_decay": 0.1, "betas": [0.9, 0.95]},
         "schedule": {

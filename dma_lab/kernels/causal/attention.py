@@ -43,8 +43,10 @@ def causal_attention(
     document_ids: Tensor | Documents | None = None,
     scale: float | None = None,
     bias: Tensor | None = None,
+    sinks: int = 0,
 ) -> Tensor:
-    """Softmax attention of every query over the keys of its document at or before it, the last ``window`` of them.
+    """Softmax attention of every query over the keys of its document at or before it, the last ``window`` of them and
+    the first ``sinks``.
 
     Differentiable in q, k, v and bias. Query head ``h`` reads key/value head ``h // (H / K)``. What computes it is the
     first of ``IMPLEMENTATIONS`` that supports it; on CUDA a line on stderr says once which, and why not those before.
@@ -57,6 +59,8 @@ def causal_attention(
         document_ids: (B, N) integers, non-decreasing along N, or ``Documents`` made of them.
         scale: multiplies q . k; D ** -0.5 unless given.
         bias: float (B, K, N), added to the logits of its key. Interval attention alone takes one.
+        sinks: keys at a document's beginning that its queries see whatever the window. Interval attention alone has
+            them.
 
     Returns:
         (B, H, N, E). Backward passes of the flash-attn packages and of PyTorch's SDPA may add up in no fixed order,
@@ -66,8 +70,8 @@ def causal_attention(
         ValueError: naming the argument, when a shape or value does not fit.
     """
     _check(q, k, v, window)
-    if bias is not None:
-        return interval.attend(q, k, v, window, document_ids, scale, bias)
+    if bias is not None or sinks:
+        return interval.attend(q, k, v, window, document_ids, scale, bias, sinks)
     # Branches, because under torch.compile a comparison with a length may have no value until it is branched on.
     single = whole = True
     if q.shape[2] > 1:

@@ -20,11 +20,14 @@ def attend(
     document_ids: Tensor | Documents | None,
     scale: float | None,
     bias: Tensor | None = None,
+    sinks: int = 0,
 ) -> Tensor:
     B, K, N, _ = k.shape
-    _, end_bn = document_bounds(document_ids, B, N, k.device)
+    start_bn, end_bn = document_bounds(document_ids, B, N, k.device)
     if window is not None:
-        end_bn = torch.minimum(torch.arange(N, device=k.device) + window, end_bn)
+        j_n = torch.arange(N, device=k.device)
+        window_bn = torch.minimum(j_n + window, end_bn)
+        end_bn = torch.where(j_n - start_bn < sinks, end_bn, window_bn) if sinks else window_bn
     expiry_bkn = end_bn.to(torch.int32)[:, None].expand(-1, K, -1)
-    max_live = N if window is None else min(window, N)
+    max_live = N if window is None else min(window + sinks, N)
     return interval_attention(q, k, v, expiry_bkn, bias=bias, scale=scale, max_live=max_live)

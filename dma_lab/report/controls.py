@@ -1,0 +1,60 @@
+"""What of DMA's difference to MHA is there without any choice by content: beside the control of random scores."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from dma_lab.report.collect import BASELINE, Run
+from dma_lab.report.comparison import Comparison, OverTrainings, baseline_of, compare
+from dma_lab.report.conditions import without
+from dma_lab.scaling.replicates import MeanDifference
+
+CHANCE = "dma_random"
+
+
+def content_sentences(runs: Sequence[Run], to_mha: Comparison) -> list[str]:
+    """A sentence for the largest budget of every rung at which DMA, its control and MHA stand side by side.
+
+    ``runs`` are a cohort's finished ones and ``to_mha`` has them beside MHA.
+    """
+    pair = [run for run in runs if run.attention in ("dma", CHANCE)]
+    largest: dict[tuple[Any, str], tuple[OverTrainings, MeanDifference, MeanDifference]] = {}
+    for cell in compare(pair, CHANCE).cells:
+        control = baseline_of(cell.run, pair, CHANCE)
+        ours, theirs = _to_mha(cell.run, to_mha), None if isinstance(control, str) else _to_mha(control, to_mha)
+        if ours is not None and theirs is not None:
+            key = cell.run.model, cell.run.backend
+            if key not in largest or largest[key][0].run.summary["tokens"] < cell.run.summary["tokens"]:
+                largest[key] = cell, ours, theirs
+    return [_sentence(*found) for found in largest.values()]
+
+
+def _to_mha(run: Run, comparison: Comparison) -> MeanDifference | None:
+    """The difference to MHA of a run and of those that its seed alone tells from it."""
+    seed = frozenset({"seed"})
+    for cell in comparison.cells:
+        if cell.run.backend == run.backend and without(cell.run.conditions, seed) == without(run.conditions, seed):
+            return cell.difference
+    return None
+
+
+def _sentence(cell: OverTrainings, ours: MeanDifference, theirs: MeanDifference) -> str:
+    run, own = cell.run, cell.difference
+    share = ""
+    if ours.interval is not None and not ours.interval[0] <= 0 <= ours.interval[1]:
+        share = f" ({theirs.difference / ours.difference:.0%})"
+    place = f"{run.rung}, {run.summary['tokens']:,} tokens{f', {run.setting}' if run.setting else ''}"
+    if own.interval is None:
+        content = f"{own.difference:+.4f}, without an interval: no rung has two seeds"
+    else:
+        low, high = own.interval
+        known = "" if not low <= 0 <= high else ", which other trainings may turn round"
+        content = f"{own.difference:+.4f} [{low:+.4f}, {high:+.4f}]{known}"
+    return (
+        f"What content does for {run.backend}, at {place}: of its {_signed(ours)} to {BASELINE.upper()}, "
+        f"{_signed(theirs)}{share} is there with scores by chance, which keep as many keys ({CHANCE}); choosing by "
+        f"content adds {content} (nats a token; {own.seeds} {'seed' if own.seeds == 1 else 'seeds'})."
+    )
+
+
+def _signed(difference: MeanDifference) -> str:
+    return f"{difference.difference:+.4f}"

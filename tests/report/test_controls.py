@@ -1,0 +1,86 @@
+"""A control stands under its own name, is never taken for the backend it is made of, and measures what DMA adds."""
+
+import numpy as np
+import pytest
+
+from dma_lab.report.cohorts import cohorts
+from dma_lab.report.collect import read_runs
+from dma_lab.report.comparison import baseline_of, compare
+from dma_lab.report.controls import content_sentences
+from tests.report.conftest import vouch
+
+
+@pytest.fixture
+def members(tmp_path):
+    def read():
+        (found,) = cohorts(read_runs(tmp_path / "runs")[0]).values()
+        return found
+
+    return read
+
+
+def mean(path):
+    scores = np.load(path / "validation.npz")
+    return scores["document_nats"].sum() / scores["document_tokens"].sum()
+
+
+def test_controls_go_by_their_names_and_mha_with_a_gate_is_no_baseline(add_run, members):
+    gated, mha, dma = (add_run(name) for name in ("gated_mha", "mha", "dma"))
+    runs = {run.path: run for run in members()}
+    assert [runs[path].backend for path in (gated, mha, dma)] == ["gated_mha", "mha", "dma"]
+    for path in (gated, dma):
+        assert baseline_of(runs[path], list(runs.values())).path == mha
+    assert baseline_of(runs[dma], [runs[gated], runs[dma]]) == "no finished mha run stands beside it"
+
+
+def test_two_settings_of_a_control_are_told_apart(add_run, members):
+    paths = [add_run("dma_random", settings={"attention": {"window": window}}) for window in (8, 16)]
+    runs = {run.path: run for run in members()}
+    assert [runs[path].backend for path in paths] == ["dma_random window=8", "dma_random window=16"]
+
+
+def test_what_chance_has_of_dmas_difference_is_said_with_its_interval(add_run, members):
+    paths = {(name, seed): add_run(name, seed=seed) for name in ("mha", "dma", "dma_random") for seed in (0, 1, 2)}
+    add_run("dma", tokens=500_000)  # a smaller budget of the rung
+    runs = members()
+    (said,) = content_sentences(runs, compare(runs))
+    ours, theirs, content = (
+        np.mean([mean(paths[a, seed]) - mean(paths[b, seed]) for seed in (0, 1, 2)])
+        for a, b in (("dma", "mha"), ("dma_random", "mha"), ("dma", "dma_random"))
+    )
+    assert f"of its {ours:+.4f} to MHA, {theirs:+.4f} ({theirs / ours:.0%}) is there with scores by chance" in said
+    assert f"choosing by content adds {content:+.4f} [" in said
+    low, high = (float(part.strip("[], ")) for part in said.split(f"{content:+.4f} ")[1].split("]")[0].split(", "))
+    assert low < content < high < 0
+    assert "nano, 1,000,000 tokens" in said
+    assert "3 seeds" in said
+
+
+def test_each_dma_is_held_against_the_control_of_its_own_window(add_run, members):
+    add_run("mha")
+    for window in (8, 16):
+        for name in ("dma", "dma_random"):
+            add_run(name, tokens=1_000_000, settings={"attention": {"window": window}})
+    paths = sorted(run.path for run in members())
+    # The two controls are to differ, or nothing would show which was taken.
+    scores = dict(np.load(paths[-1] / "validation.npz"))
+    np.savez(paths[-1] / "validation.npz", **scores | {"document_nats": 1.1 * scores["document_nats"]})
+    vouch(paths[-1])
+    runs = members()
+    losses = {run.backend: mean(run.path) for run in runs}
+    said = content_sentences(runs, compare(runs))
+    assert len(said) == 2
+    for window, text in zip((8, 16), said, strict=True):
+        assert f"for dma window={window}, " in text
+        assert f"{losses[f'dma_random window={window}'] - losses['mha']:+.4f} is there with scores by chance" in text
+
+
+def test_nothing_is_said_without_all_three(add_run, members):
+    for name in ("mha", "dma"):
+        add_run(name)
+    runs = members()
+    assert content_sentences(runs, compare(runs)) == []
+    add_run("dma_random")
+    runs = members()
+    (said,) = content_sentences(runs, compare(runs))
+    assert "without an interval: no rung has two seeds" in said
