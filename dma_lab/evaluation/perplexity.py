@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -90,8 +89,8 @@ def score_validation(
     for batch in batches:
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         targets = batch["targets"]
-        logits = model(batch["tokens"], batch["document_ids"] if mask_documents else None)
-        nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").double()
+        documents_bn = batch["document_ids"] if mask_documents else None
+        nats = model.nats(batch["tokens"], targets, documents_bn).double().flatten()
         scored = (targets != -100).flatten()
         documents = batch["target_documents"].flatten()[scored]
         document_nats.index_add_(0, documents, nats[scored])

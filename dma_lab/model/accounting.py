@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from dma_lab.model.loss import largest_chunk
 from dma_lab.model.transformer import Transformer
 
 
@@ -94,20 +95,23 @@ def estimate_memory(model: Transformer, sequences: int, seq_len: int, activation
 
     Activations count what the backward pass keeps, by formula: a layer holds its two residual inputs and their norms
     (4 M), q, k, v and the attention output (2 H D + 2 K D) and the three feed-forward products (3 F), a token, in
-    ``activation_dtype``; the head holds logits and their gradient in float32 (2 V). Attention itself is counted as a
-    fused kernel that stores no scores: the plain PyTorch path keeps N squared scores a head on top of this.
+    ``activation_dtype``. The head's loss (``LinearCrossEntropy``) holds logits and their gradient in float32 (2 V) of
+    its largest chunk of tokens, the gradient of its input (M) of all, and that of its weight in float32 (V M).
+    Attention itself is counted as a fused kernel that stores no scores: the plain PyTorch path keeps N squared scores a
+    head on top of this.
     """
     shape = model.shape
-    parameters = _numel(model)
+    parameters, tokens = _numel(model), sequences * seq_len
     a_layer = (
         4 * shape.d_model + 2 * (shape.n_heads + shape.n_kv_heads) * shape.head_dim + 3 * shape.d_ff
     ) * activation_dtype.itemsize
-    a_token = shape.n_layers * a_layer + 2 * shape.vocab_size * torch.float32.itemsize
+    a_token = shape.n_layers * a_layer + shape.d_model * activation_dtype.itemsize
+    loss = (2 * largest_chunk(tokens, shape.vocab_size) + shape.d_model) * shape.vocab_size * torch.float32.itemsize
     return TrainingMemory(
         weights=4 * parameters,
         gradients=4 * parameters,
         optimizer=8 * parameters,
-        activations=sequences * seq_len * a_token,
+        activations=tokens * a_token + loss,
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dma_lab.attention import AttentionConfig, AttentionShape
 from dma_lab.attention.chance import ChanceScores
 from dma_lab.kernels import Documents
+from dma_lab.model.loss import LinearCrossEntropy, target_nats
 
 _INIT_STD = 0.02
 
@@ -95,15 +96,29 @@ class Transformer(nn.Module):
         self.head = nn.Linear(shape.d_model, shape.vocab_size, bias=False)
         if shape.tie_embeddings:
             self.head.weight = self.embedding.weight
+        self.cross_entropy = LinearCrossEntropy()
         initialise(self, seed)
 
     def forward(self, tokens: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
         """int64 (B, N), document ids (B, N) or none -> logits (B, N, V)."""
+        return self.head(self.features(tokens, document_ids))
+
+    def features(self, tokens: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
+        """What the output head is given: int64 (B, N), document ids (B, N) or none -> (B, N, M)."""
         documents = None if document_ids is None else Documents.of(document_ids)
         x = self.embedding(tokens)
         for block in self.blocks:
             x = block(x, documents)
-        return self.head(self.norm(x))
+        return self.norm(x)
+
+    def loss(self, tokens: Tensor, targets: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
+        """To train with: mean nats of ``targets``, int64 (B, N), of which -100 are not scored. No logits are kept."""
+        return self.cross_entropy(self.features(tokens, document_ids), self.head.weight, targets)
+
+    @torch.no_grad()
+    def nats(self, tokens: Tensor, targets: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
+        """To score with: nats of each of ``targets`` (B, N), float32; 0 where that is -100. No logits are kept."""
+        return target_nats(self.features(tokens, document_ids), self.head, targets)
 
     @property
     def blocks(self) -> list[Block]:

@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
@@ -103,8 +102,7 @@ class LanguageModel(L.LightningModule):
         losses = []
         for number, batch in enumerate(micro_batches, 1):
             with nullcontext() if number == len(micro_batches) else self._gradients_stay_local():
-                logits = self.model(batch["tokens"], batch.get("document_ids"))
-                loss = F.cross_entropy(logits.flatten(0, 1).float(), batch["targets"].flatten()) / self.accumulate
+                loss = self.model.loss(batch["tokens"], batch["targets"], batch.get("document_ids")) / self.accumulate
                 self.manual_backward(loss)
             losses.append(loss.detach())
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)

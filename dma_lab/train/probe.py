@@ -3,7 +3,6 @@
 import time
 
 import torch
-import torch.nn.functional as F
 
 from dma_lab.train.hardware import Hardware
 from dma_lab.train.optim import build_optimizers
@@ -27,8 +26,7 @@ def probe_step_seconds(settings: TrainSettings, plan: RunPlan, hardware: Hardwar
         _synchronize(hardware)
         started = time.perf_counter()
         with torch.autocast(hardware.device.type, torch.bfloat16, enabled=hardware.precision == "bf16"):
-            logits = model(tokens[:, :-1], document_ids)
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+            loss = model.loss(tokens[:, :-1], tokens[:, 1:], document_ids)
         loss.backward()
         _synchronize(hardware)
         seconds.append(time.perf_counter() - started)

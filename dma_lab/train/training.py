@@ -152,6 +152,7 @@ def _language_model(settings: TrainSettings, plan: RunPlan, hardware: Hardware) 
         # Block by block: they share one compiled graph, so compiling takes seconds at any depth.
         for block in module.model.blocks:
             block.compile(fullgraph=True)
+        module.model.cross_entropy.compile(fullgraph=True)
     return module
 
 

@@ -88,6 +88,8 @@ def trained(backend: str, optimizer: str = "adamw", *, compiled: bool = False, b
         module.model.embedding.weight[BAD_TOKEN] = torch.inf
     for block in module.model.blocks if compiled else []:
         block.compile(fullgraph=True)
+    if compiled:
+        module.model.cross_entropy.compile(fullgraph=True)
     trainer = L.Trainer(
         accelerator="gpu", devices=1, precision="bf16-mixed", max_steps=STEPS, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,

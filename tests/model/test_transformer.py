@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dma_lab.attention import registered_backends
 from dma_lab.kernels import Documents
-from dma_lab.model import ModelShape, Transformer
+from dma_lab.model import ModelShape, Transformer, loss
 from dma_lab.model.accounting import count_parameters, estimate_memory, training_flops_per_sequence
 
 SHAPE = ModelShape(n_layers=2, d_model=32, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=96, vocab_size=64, max_seq_len=48)
@@ -97,10 +97,13 @@ def test_flops_of_a_training_step_are_those_of_its_matrix_products():
     assert mixing == square * 49 // 96
 
 
-def test_memory_counts_four_words_a_parameter_and_halves_activations_in_bf16():
+def test_memory_counts_four_words_a_parameter_and_halves_activations_in_bf16(monkeypatch):
     model = Transformer(SHAPE, "mha")
     wide, half = (estimate_memory(model, 4, 48, dtype) for dtype in (torch.float32, torch.bfloat16))
     parameters = sum(p.numel() for p in model.parameters())
     assert wide.weights + wide.gradients + wide.optimizer == 16 * parameters
+    head = 64 * 32 * 4
     logits = 4 * 48 * 2 * 64 * 4
-    assert wide.activations - logits == 2 * (half.activations - logits)
+    assert wide.activations - logits - head == 2 * (half.activations - logits - head)
+    monkeypatch.setattr(loss, "_CHUNK_BYTES", 48 * 64 * 4)
+    assert wide.activations - estimate_memory(model, 4, 48, torch.float32).activations == logits * 3 // 4

@@ -52,7 +52,7 @@ def poison(monkeypatch):
         def training_step(self, batch, batch_idx):
             step = self.global_step + 1
             before = state_of(self)
-            hook = self.model.register_forward_hook(lambda _, __, logits: logits * (math.nan if step in steps else 1.0))
+            hook = self.model.norm.register_forward_hook(lambda _, __, x: x * (math.nan if step in steps else 1.0))
             original(self, batch, batch_idx)
             hook.remove()
             states[step] = before, state_of(self)

@@ -147,8 +147,10 @@ def test_half_the_memory_is_what_the_estimate_of_a_larger_micro_batch_may_take(r
     settings = read(["model=80m", "attention=mha"])
     shape = (model := matched_model(settings, settings.model.vocab_size)).shape
     states = 16 * sum(parameter.numel() for parameter in model.parameters())
-    # A layer's activations in bf16, logits and their gradient in float32 (estimate_memory), 16 sequences of 2,048.
-    a_token = 12 * 2 * (4 * 768 + 2 * (6 + 3) * 128 + 3 * shape.d_ff) + 8 * shape.vocab_size
-    room = 2 * (states + 16 * 2048 * a_token)
+    # Activations and the gradient of the head's input in bf16; 8,192 tokens' logits and their gradient, and the
+    # gradient of its weight, in float32 (estimate_memory): 16 sequences of 2,048.
+    a_token = 12 * 2 * (4 * 768 + 2 * (6 + 3) * 128 + 3 * shape.d_ff) + 2 * 768
+    loss = (2 * 8192 + 768) * shape.vocab_size * 4
+    room = 2 * (states + 16 * 2048 * a_token + loss)
     assert gpu_micro_batch(model, 64, 2048, torch.bfloat16, room) == 16
     assert gpu_micro_batch(model, 64, 2048, torch.bfloat16, room - 2) == 8
