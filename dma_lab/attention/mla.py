@@ -9,13 +9,22 @@ Absorbed, MLA is attention with one key and value for all heads: ``q_nope . (W_u
 ``W_uv`` comes after the sum over values. So decoding reads the latents as they lie in the cache.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dma_lab.attention.base import AttentionBackend, AttentionFlops, AttentionOptions, AttentionShape, causal_pairs
+from dma_lab.attention.base import (
+    LATER,
+    AttentionBackend,
+    AttentionFlops,
+    AttentionOptions,
+    AttentionShape,
+    causal_pairs,
+)
+from dma_lab.attention.places import places
+from dma_lab.attention.recency import Recency, RecencySlope
 from dma_lab.attention.rope import RopeBase, Rotary
 from dma_lab.kernels import Documents, causal_attention
 from dma_lab.messages import UserError
@@ -46,6 +55,8 @@ class MultiHeadLatentOptions(AttentionOptions):
     rope_dim: Count | None = None
     """Width of the rotated part, even; half of ``head_dim`` unless given, the paper's ratio."""
     rope_base: RopeBase = 10_000.0
+    recency: Recency | None = field(default=None, metadata=LATER)
+    """``slope``: a learned slope a head on logits (``recency.py``), every head having its own keys."""
 
 
 class MultiHeadLatentAttention(AttentionBackend, name="mla"):
@@ -81,6 +92,7 @@ class MultiHeadLatentAttention(AttentionBackend, name="mla"):
         self.v_up = nn.Linear(kv_rank, n_heads * head_dim, bias=False)
         self.o_proj = nn.Linear(n_heads * head_dim, d_model, bias=False)
         self.rotary = Rotary(rope_dim, shape.max_seq_len, options.rope_base)
+        self.recency = RecencySlope(n_heads) if options.recency else None
 
     def queries(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
         """q_nope (B, H, N, head_dim) and the rotated q_rope (B, H, N, rope_dim)."""
@@ -100,7 +112,8 @@ class MultiHeadLatentAttention(AttentionBackend, name="mla"):
         c_bnr, k_rope_bnd = self.latents(x)
         k_nope, v = (up(c_bnr).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for up in (self.k_up, self.v_up))
         k_bhnd = torch.cat((k_nope, k_rope_bnd[:, None].expand(-1, self.n_heads, -1, -1)), dim=-1)
-        out_bhnd = causal_attention(q_bhnd, k_bhnd, v, document_ids=document_ids, scale=self.scale)
+        bias = None if self.recency is None else self.recency(places(k_bhnd, document_ids))
+        out_bhnd = causal_attention(q_bhnd, k_bhnd, v, document_ids=document_ids, scale=self.scale, bias=bias)
         return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
 
     def new_cache(self, batch_size: int) -> LatentCache:
@@ -113,9 +126,20 @@ class MultiHeadLatentAttention(AttentionBackend, name="mla"):
         # Absorbed: the heads are rows of queries against one shared key, whose first kv_rank entries are its value.
         q_bhr = torch.einsum("bhnd,hdr->bhr", q_nope, self.k_up.weight.unflatten(0, (self.n_heads, -1)))
         q_b1hr = torch.cat((q_bhr, q_rope[:, :, 0]), dim=-1)[:, None]
-        out_b1hr = F.scaled_dot_product_attention(q_b1hr, key_b1sr, key_b1sr[..., : self.kv_rank], scale=self.scale)
+        out_b1hr = self._attend_to_latents(q_b1hr, key_b1sr)
         out_b1hd = torch.einsum("bnhr,hdr->bnhd", out_b1hr, self.v_up.weight.unflatten(0, (self.n_heads, -1)))
         return self.o_proj(out_b1hd.flatten(2))
+
+    def _attend_to_latents(self, q_b1hr: Tensor, key_b1sr: Tensor) -> Tensor:
+        """The newest query of every head over all positions' latents: the sums over values, (B, 1, H, kv_rank)."""
+        value_b1sr = key_b1sr[..., : self.kv_rank]
+        if self.recency is None:
+            return F.scaled_dot_product_attention(q_b1hr, key_b1sr, value_b1sr, scale=self.scale)
+        dtype = torch.promote_types(q_b1hr.dtype, torch.float32)  # half precision has no room for a slope's places
+        S = key_b1sr.shape[2]
+        bias_1hs = self.recency(torch.arange(1 - S, 1, device=key_b1sr.device)[None, None])
+        logits_b1hs = self.scale * q_b1hr.to(dtype) @ key_b1sr.to(dtype).mT + bias_1hs
+        return (logits_b1hs.softmax(-1) @ value_b1sr.to(dtype)).to(value_b1sr.dtype)
 
     def flops(self, seq_len: int) -> AttentionFlops:
         weights = sum(module.weight.numel() for module in self.modules() if isinstance(module, nn.Linear))

@@ -5,8 +5,10 @@ Softmax does not see what all logits of a query share, so ``r · j`` is ALiBi's 
 (large r) and a choice by content alone (r = 0) there is no jump, and a key still leaves once and for ever.
 
 Positions count from the start of the key's document. float32 rounds ``r · j`` by up to 2^-24 of itself: at ALiBi's
-steepest slope here, 1/2, by 6e-5 at 2,048 tokens, 4e-3 at 131,072. Steep slopes cost kernels time: where a block's keys
-differ by more than softmax's fixed reference has room for, rows are computed a second time.
+steepest slope here, 1/2, by 6e-5 at 2,048 tokens, 4e-3 at 131,072. Very steep slopes cost kernels time: their softmax
+has a fixed reference for each block of queries, with room for 44 nats of growth within the block, which is a slope of
+0.33 where every query head has keys of its own, 0.68 where two share them, and so on; rows past it are computed a
+second time.
 """
 
 from typing import Literal
@@ -18,7 +20,7 @@ Recency = Literal["slope"]
 
 
 class RecencySlope(nn.Module):
-    """One slope a key/value head, begun at ALiBi's for as many heads: 2^(-8 h / K), h = 1 .. K."""
+    """One slope a head that has keys, begun at ALiBi's for as many heads: 2^(-8 h / K), h = 1 .. K."""
 
     def __init__(self, n_kv_heads: int) -> None:
         super().__init__()

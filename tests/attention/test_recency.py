@@ -15,7 +15,7 @@ def build(name, dtype=torch.float64, **options):
     torch.manual_seed(0)
     layer = build_attention(name, **SHAPE, **options, recency="slope").to(dtype)
     with torch.no_grad():
-        layer.recency.slope_k.copy_(torch.tensor([0.3, -0.02]))
+        layer.recency.slope_k.copy_(torch.tensor([0.3, -0.02] * (layer.recency.slope_k.shape[0] // 2)))
         if name == "dma":
             layer.A.copy_(torch.tensor([0.5, -1.0]))
     return layer
@@ -59,7 +59,28 @@ def test_it_is_alibi_in_the_softmax_and_ranks_keys(name, packed):
     torch.testing.assert_close(layer(x, ids), by_alibi(layer, x, ids, kept), rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", ["mha", "swa", "dma"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_in_mla_every_head_has_a_slope_for_its_own_keys(packed):
+    torch.manual_seed(0)
+    layer = build_attention("mla", **SHAPE, kv_rank=6, rope_dim=4, recency="slope").double()
+    with torch.no_grad():
+        layer.recency.slope_k.copy_(torch.tensor([0.3, -0.02, 0.1, 1.5]))
+    x = noise()
+    ids = torch.repeat_interleave(torch.arange(3), torch.tensor(LENGTHS))[None] if packed else None
+    document = [0] * N if ids is None else ids[0].tolist()
+    (q_nope, q_rope), (c_bnr, k_rope) = layer.queries(x), layer.latents(x)
+    k_nope, v = (up(c_bnr)[0].unflatten(-1, (H, D)) for up in (layer.k_up, layer.v_up))
+    out = torch.zeros(N, H, D, dtype=torch.float64)
+    for h in range(H):
+        for t in range(N):
+            keys = torch.tensor([j for j in range(t + 1) if document[j] == document[t]])
+            products = k_nope[keys, h] @ q_nope[0, h, t] + k_rope[0, keys] @ q_rope[0, h, t]
+            logits = products * (D + 4) ** -0.5 - layer.recency.slope_k[h] * (t - keys)
+            out[t, h] = logits.softmax(0) @ v[keys, h]
+    torch.testing.assert_close(layer(x, ids), layer.o_proj(out.flatten(1))[None], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["mha", "swa", "mla", "dma"])
 def test_slopes_begin_at_alibis(name):
     shape = SHAPE | {"n_heads": 8, "n_kv_heads": 8}
     layer = build_attention(name, **shape, recency="slope")
@@ -80,13 +101,13 @@ def test_a_large_slope_makes_dma_a_sliding_window_and_none_leaves_it_to_content(
         assert (expiry.tolist() == [[window] * K]) is slides
 
 
-@pytest.mark.parametrize("name", ["mha", "dma"])
+@pytest.mark.parametrize("name", ["mha", "mla", "dma"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_steps_far_into_a_text_give_what_the_whole_gives(name, dtype):
     """Where r · j is large beside what tells keys apart; and in bfloat16, which could not hold it."""
     layer, x = build(name, dtype, **({"window": 16} if name == "dma" else {})), noise(1500, dtype)
     with torch.no_grad():
-        layer.recency.slope_k.copy_(torch.tensor([0.5, 0.004]))
+        layer.recency.slope_k.copy_(torch.tensor([0.5, 0.004] * (layer.recency.slope_k.shape[0] // 2)))
         cache = layer.new_cache(1)
         stepped = torch.cat([layer.step(x_t, cache) for x_t in x.split(1, dim=1)], dim=1)
         whole = layer(x)
@@ -96,7 +117,7 @@ def test_steps_far_into_a_text_give_what_the_whole_gives(name, dtype):
 
 def test_runs_without_it_keep_their_names():
     """It came later than the first runs: only where it is set does it define one."""
-    for name in ("mha", "swa", "dma"):
+    for name in ("mha", "swa", "mla", "dma"):
         plain, sloped = (AttentionConfig.of(name, {"recency": recency}) for recency in (None, "slope"))
         assert (plain.written()["recency"], sloped.written()["recency"]) == (None, "slope")
         assert "recency" not in plain.defining()

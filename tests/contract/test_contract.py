@@ -33,6 +33,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 # Controls, with grouped heads alone. Layers of a hybrid are backends of their own (tests/model/test_hybrid.py).
 CONTROLS: list[tuple[str, dict[str, Any]]] = [
     ("mha", {"gate": True, "recency": "slope"}),
+    ("mla", {"kv_rank": 5, "recency": "slope"}),
     ("swa", {"window": 5, "sinks": 3}),
     ("swa", {"window": 4, "sinks": 2, "recency": "slope"}),
     ("dma", {"window": 5, "scores": "random", "recent": 2}),

@@ -200,6 +200,7 @@ def test_what_is_exported_can_be_read_by_whom_the_umask_lets(tmp_path):
         ("dma", {"recent": 2}, {}, "Doge keeps no key for being recent, and this model has attention.recent=2"),
         ("mha", {"recency": "slope"}, {}, "transformers has no MHA with attention.recency=slope"),
         ("dma", {"recency": "slope"}, {}, "transformers has no DMA with attention.recency=slope"),
+        ("mla", {"recency": "slope"}, {}, "transformers has no MLA with attention.recency=slope"),
         ("dma", {"scores": "random"}, {}, "transformers has no DMA with attention.scores=random"),
         ("dma", {"scores": "frozen"}, {}, "transformers has no DMA with attention.scores=frozen"),
         ("swa", {"sinks": 2}, {}, "transformers has no SWA with attention.sinks=2"),

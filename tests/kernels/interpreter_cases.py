@@ -280,7 +280,9 @@ def test_lists_hold_every_blocks_live_keys_and_what_to_ask_of_them(N, window, re
         for t0 in range(0, N, block):
             t1, opens = min(t0 + block, N), t0 // span * span
             keys = [j for j in range(t1) if lifetimes[j] > max(t0, j)]
-            reference = max((biases[j] for j in range(opens + 1) if lifetimes[j] > opens), default=0.0)
+            alive_then = [j for j in range(opens + 1) if lifetimes[j] > opens]
+            came_since = [j for j in range(opens + 1, t0 + 1) if lifetimes[j] > t0]
+            reference = max((biases[j] for j in alive_then + came_since), default=0.0)
             ends = [block if lifetimes[j] >= t1 else lifetimes[j] - t0 for j in keys]
             asks = [2 if j > t0 else 1 if end < block else 0 for j, end in zip(keys, ends, strict=True)]
             filler = -len(keys) % tile if keys else tile
@@ -295,6 +297,23 @@ def test_lists_hold_every_blocks_live_keys_and_what_to_ask_of_them(N, window, re
             asks += [2] * filler
             tiles = [max(asks[start : start + tile]) for start in range(0, len(asks), tile)]
             assert lists.blocks.mask_rit[of_block][: len(tiles)].tolist() == tiles
+
+
+@pytest.mark.parametrize(("block", "slope"), [(128, 0.33), (64, 0.5), (64, 0.68), (32, 1.4), (128, -0.33)])
+def test_sums_of_biases_that_grow_with_place_stay_within_the_references_range(block, slope):
+    """``block``: 128 rows by the query heads that share keys. Beyond 2^64 a row would be computed a second time."""
+    N, window = 1300, 400
+    place = torch.arange(N)
+    bias = (slope * place).float().expand(1, 1, N).contiguous()
+    for most in (N, window):
+        expiry = (place + most).clamp(max=N).to(torch.int32).expand(1, 1, N).contiguous()
+        lists = build_key_lists(expiry, block, most, bias)
+        seen = (place[:, None] >= place) & (place[:, None] < expiry[0])
+        sums = torch.where(seen, bias[0].double(), -torch.inf).logsumexp(-1) / math.log(2)
+        room = sums - lists.blocks.reference_ri[0].double().repeat_interleave(block)[:N]
+        assert room.max() < 64
+        # A slope that prefers old keys: the best of a window leaves while a span lasts, and what is left is far below.
+        assert slope < 0 or room.min() > -1
 
 
 @pytest.mark.parametrize(("N", "window", "buckets"), [(1, 40, 1), (300, 40, 1), (1300, 900, 3)])

@@ -69,7 +69,7 @@ def coarse_lists_kernel(
     arrivals, ever_ptr, coarse, length_ptr, reference_ptr, N, capacity, chunks,
     SPAN: tl.constexpr, CHUNK: tl.constexpr, MAX_CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """Keys that live for any query of a span, and the largest bias of those alive when it opens."""
+    """Keys that live for any query of a span, and the largest bias of those alive when it opens (-inf of none)."""
     span, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     t0 = span * SPAN
     t1 = tl.minimum(t0 + SPAN, N)
@@ -92,13 +92,12 @@ def coarse_lists_kernel(
             largest_s = tl.maximum(largest_s, tl.where((live_s != 0) & (j_s <= t0), bias_s, float("-inf")))
         length += tl.sum(live_s, 0)
     tl.store(length_ptr + of_span, length)
-    reference = tl.max(largest_s, 0)
-    tl.store(reference_ptr + of_span, tl.where(reference > float("-inf"), reference, 0.0))
+    tl.store(reference_ptr + of_span, tl.max(largest_s, 0))
 
 
 @triton.jit
 def block_lists_kernel(
-    coarse, coarse_length_ptr, coarse_reference_ptr, lists, N, coarse_capacity, capacity,
+    expiry_ptr, bias_ptr, coarse, coarse_length_ptr, coarse_reference_ptr, lists, N, coarse_capacity, capacity,
     BLOCK: tl.constexpr, TILE: tl.constexpr, SPAN: tl.constexpr, CHUNK: tl.constexpr, MAX_TILES: tl.constexpr,
 ):  # fmt: skip
     """Out of a span's keys those that live for a block of its queries, in the same order."""
@@ -113,7 +112,14 @@ def block_lists_kernel(
     in_reach = tl.minimum(coarse_length, coarse_capacity)
     reference = 0.0
     if coarse.bias is not None:
-        reference = tl.load(coarse_reference_ptr + of_span)
+        # Keys that arrived since the span opened, of those that live: a slope makes each one's bias larger.
+        since_s = t0 // SPAN * SPAN + tl.arange(0, SPAN)
+        known_s = since_s <= t0
+        open_s = tl.load(expiry_ptr + row * N + since_s, mask=known_s, other=0) > t0
+        since_bias_s = tl.load(bias_ptr + row * N + since_s, mask=known_s, other=0.0).to(tl.float32) * LOG2_E
+        largest = tl.max(tl.where(open_s, since_bias_s, float("-inf")), 0)
+        reference = tl.maximum(tl.load(coarse_reference_ptr + of_span), largest)
+        reference = tl.where(reference > float("-inf"), reference, 0.0)
         tl.store(lists.reference_ri + of_block, reference)
     tile = tl.arange(0, MAX_TILES)
     tl.store(flags + tile, tl.zeros_like(tile), mask=tile < capacity // TILE)

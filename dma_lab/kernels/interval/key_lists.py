@@ -53,8 +53,9 @@ class BlockLists(NamedTuple):
     """float32 (R, blocks, capacity): the keys' biases times log2(e), minus the block's reference. Beside the indices,
     because a kernel that gathers them again waits for the index first, and every thread does it for itself."""
     reference_ri: Tensor | None
-    """float32 (R, blocks): the largest bias, times log2(e), among the keys alive when the block's span opens (0 if
-    none is): what all its queries know. It keeps softmax's sums near 1, however large all biases are."""
+    """float32 (R, blocks): the largest bias, times log2(e), of the keys alive when the block's span opens and of those
+    that came since and live when the block does (0 if there is none): what all its queries know. It keeps softmax's
+    sums near 1, however large all biases are and however steeply they grow with place."""
 
 
 class KeyLists(NamedTuple):
@@ -135,9 +136,9 @@ def build_key_lists(expiry: Tensor, block: int, max_live: int, bias: Tensor | No
         _SPAN, CHUNK, max_chunks, num_warps=CHUNK // 32,
     )  # fmt: skip
     block_lists_kernel[(triton.cdiv(N, block), R)](
-        coarse, coarse_length, coarse_reference, lists.blocks, N, coarse_capacity, lists.blocks.index_ris.shape[2],
-        block, TILE, _SPAN, _BLOCK_CHUNK, triton.next_power_of_2(lists.blocks.mask_rit.shape[2]),
-        num_warps=_BLOCK_CHUNK // 32,
+        expiry, bias, coarse, coarse_length, coarse_reference, lists.blocks, N, coarse_capacity,
+        lists.blocks.index_ris.shape[2], block, TILE, _SPAN, _BLOCK_CHUNK,
+        triton.next_power_of_2(lists.blocks.mask_rit.shape[2]), num_warps=_BLOCK_CHUNK // 32,
     )  # fmt: skip
     return lists
 
