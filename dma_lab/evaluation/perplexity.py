@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dma_lab.evaluation.splits import LossSplits, SplitSums
 from dma_lab.files import whole
 from dma_lab.model import Transformer
 
@@ -34,6 +35,8 @@ class ValidationScore:
     position_tokens: NDArray[np.int64]
     document_end_nats: NDArray[np.float64]
     """(documents,): the part of ``document_nats`` that is the separator's at the document's end."""
+    splits: LossSplits | None = None
+    """By repeated bigrams and by what a target is predicted from; of the validation that a run ends with."""
 
     @property
     def loss(self) -> float:
@@ -68,7 +71,8 @@ class ValidationScore:
     def save(self, path: Path) -> None:
         """Write the arrays to ``path`` (.npz)."""
         with whole(path) as stream:
-            np.savez(stream, **vars(self))
+            arrays = {name: array for name, array in vars(self).items() if name != "splits"}
+            np.savez(stream, **arrays, **({} if self.splits is None else vars(self.splits)))
 
 
 @torch.no_grad()
@@ -84,6 +88,7 @@ def score_validation(
     document_nats, document_end_nats = torch.zeros(2, n_documents, dtype=torch.float64, device=device)
     document_tokens, document_bytes = torch.zeros(2, n_documents, dtype=torch.int64, device=device)
     by_position: Tensor | None = None
+    splits = SplitSums(n_documents, model.shape.max_seq_len, model.shape.vocab_size, device)
     was_training = model.training
     model.eval()
     for batch in batches:
@@ -100,6 +105,7 @@ def score_validation(
         document_bytes.index_add_(0, documents, target_bytes)
         sums = torch.stack((nats, scored.double())).view(2, *targets.shape).sum(1)
         by_position = sums if by_position is None else by_position + sums
+        splits.add(batch, nats.view(targets.shape), targets != -100, mask_documents=mask_documents)
     model.train(was_training)
     assert by_position is not None, "no validation batch"
     return ValidationScore(
@@ -109,4 +115,5 @@ def score_validation(
         document_bytes=document_bytes.cpu().numpy(),
         position_nats=by_position[0].cpu().numpy(),
         position_tokens=by_position[1].long().cpu().numpy(),
+        splits=splits.result(),
     )

@@ -1,9 +1,11 @@
 """A run beside MHA: which run it is compared with, by how much they differ, and what other trainings say."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Group
 from rich.table import Table
 
@@ -16,6 +18,11 @@ from dma_lab.scaling.replicates import Cell, MeanDifference, mean_differences
 
 Difference = PairedDifference | str
 """Of a run to MHA, or why there is none (empty for MHA itself)."""
+Scores = dict[str, NDArray[Any]]
+"""A run's validation.npz."""
+Part = Callable[[Scores], tuple[NDArray[Any], NDArray[Any]]]
+"""Of a run's scores the nats and the tokens of every document, (documents,), that are compared. Raises KeyError where a
+run was scored without."""
 NO_SPREAD = (
     "No backend has two seeds at one rung, so nothing tells what other trainings would have given: no difference to "
     "MHA has an interval that holds beyond these very models."
@@ -45,9 +52,14 @@ class Comparison:
         return any(cell.difference.interval is not None for cell in self.cells)
 
 
-def compare(runs: Sequence[Run], baseline: str = BASELINE) -> Comparison:
-    """All of ``runs``, which are finished, beside MHA or another attention."""
-    pairs = pair_runs(runs, baseline)
+def whole(scores: Scores) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Nats and tokens of every document, all of its tokens."""
+    return scores["document_nats"], scores["document_tokens"]
+
+
+def compare(runs: Sequence[Run], baseline: str = BASELINE, part: Part = whole) -> Comparison:
+    """All of ``runs``, which are finished, beside MHA or another attention, in all tokens or a ``part`` of them."""
+    pairs = pair_runs(runs, baseline, part)
     found: list[OverTrainings] = []
     for backend in dict.fromkeys(run.backend for run in runs):
         alike: dict[tuple[frozenset, bytes], list[tuple[Run, PairedDifference]]] = {}
@@ -148,9 +160,9 @@ def cell_texts(cell: OverTrainings) -> tuple[str, ...]:
     )
 
 
-def pair_runs(runs: Sequence[Run], baseline: str = BASELINE) -> list[tuple[Run, Difference]]:
+def pair_runs(runs: Sequence[Run], baseline: str = BASELINE, part: Part = whole) -> list[tuple[Run, Difference]]:
     """Every run of ``runs``, which are finished, with its paired difference to MHA or another ``baseline``."""
-    return [(run, _pair(run, runs, baseline)) for run in runs]
+    return [(run, _pair(run, runs, baseline, part)) for run in runs]
 
 
 def baseline_of(run: Run, runs: Sequence[Run], baseline: str = BASELINE) -> Run | str:
@@ -178,7 +190,7 @@ def _apart(run: Run, baseline: Run) -> list[str]:
     return [*differing(run.conditions, baseline.conditions), *options]
 
 
-def _pair(run: Run, runs: Sequence[Run], baseline: str) -> Difference:
+def _pair(run: Run, runs: Sequence[Run], baseline: str, part: Part) -> Difference:
     if run.attention == baseline:
         return ""
     beside = baseline_of(run, runs, baseline)
@@ -187,10 +199,13 @@ def _pair(run: Run, runs: Sequence[Run], baseline: str) -> Difference:
     ours, theirs = run.scores, beside.scores
     if ours is None or theirs is None:
         return "validation.npz of one of the two is missing or unreadable"
-    if not np.array_equal(ours["document_tokens"], theirs["document_tokens"]):
-        return f"it and the {baseline.upper()} run scored different tokens"
     try:
-        return paired_difference(ours["document_nats"], theirs["document_nats"], ours["document_tokens"])
+        (nats, tokens), (baseline_nats, baseline_tokens) = part(ours), part(theirs)
+        if not np.array_equal(tokens, baseline_tokens):
+            return f"it and the {baseline.upper()} run scored different tokens"
+        return paired_difference(nats, baseline_nats, tokens)
+    except KeyError:
+        return "it or what it is compared with was scored before losses were split"
     except ValueError as error:  # a validation.npz whose arrays do not fit each other
         return str(error)
 

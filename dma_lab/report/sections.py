@@ -14,6 +14,7 @@ from dma_lab.report.controls import content_sentences
 from dma_lab.report.document import Block, Document, Figure, Heatmap, Notice, Section, Table
 from dma_lab.report.evaluations import evaluations
 from dma_lab.report.predictions import predictions
+from dma_lab.report.splits import hidden_by_the_mean
 from dma_lab.report.statistics import Statistics, compute_statistics
 from dma_lab.report.verdict import verdicts
 from dma_lab.train.hardware import MACHINE
@@ -66,6 +67,8 @@ def _cohort(
         sections.append(Section("Recall", [recall]))
     if position := figures.loss_by_position(finished):
         sections.append(Section("Position in the context", [position]))
+    if hidden := hidden_by_the_mean(finished):
+        sections.append(hidden)
     if evaluated := evaluations(finished):
         sections.append(evaluated)
     return [*sections, _lifetimes(finished, progress)], found.comparison.pairs
