@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.evaluation.record import weights_digest
+from dma_lab.report.cache import needles_against_cache
 from dma_lab.report.collect import Run
 from dma_lab.report.conditions import SHAPED, without
 from dma_lab.report.document import Block, Figure, Heatmap, Notice, Section, Series, Table
@@ -49,6 +50,8 @@ def evaluations(finished: Sequence[Run]) -> Section | None:
                 blocks.append(Notice(f"evaluation/{suite}.json of {run.name} cannot be read: {reason}."))
     for number, (settings, group) in enumerate(_groups(cells["needle"], ("length", "depth")), 1):
         blocks += _needles(number, settings, group)
+        if scatter := needles_against_cache(number, group, _spelled(settings)):
+            blocks.append(scatter)
     for number, (settings, group) in enumerate(_groups(cells["context"], ("context",)), 1):
         blocks.append(_contexts(number, settings, group))
     if benchmarks := [*cells["local"], *cells["paper"]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dma_lab.evaluation.lifetimes import KINDS, Lifetimes, run_lifetimes
 from dma_lab.messages import UserError
 from dma_lab.report import figures, tables
+from dma_lab.report.cache import recall_against_cache
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import BASELINE, Run, Unreadable
 from dma_lab.report.comparison import NO_SPREAD, Comparison, Difference
@@ -14,6 +15,7 @@ from dma_lab.report.controls import content_sentences
 from dma_lab.report.document import Block, Document, Figure, Heatmap, Notice, Section, Table
 from dma_lab.report.evaluations import evaluations
 from dma_lab.report.predictions import predictions
+from dma_lab.report.sparsity import context_in_windows
 from dma_lab.report.splits import hidden_by_the_mean
 from dma_lab.report.statistics import Statistics, compute_statistics
 from dma_lab.report.verdict import verdicts
@@ -64,7 +66,8 @@ def _cohort(
     sections = [Section("Verdict", said)] if said else []
     sections += [_comparison(name, found.comparison), _scaling(found), training]
     if recall := figures.recall(finished):
-        sections.append(Section("Recall", [recall]))
+        scatter = recall_against_cache(finished)
+        sections.append(Section("Recall", [recall, *([scatter] if scatter else [])]))
     if position := figures.loss_by_position(finished):
         sections.append(Section("Position in the context", [position]))
     if hidden := hidden_by_the_mean(finished):
@@ -136,6 +139,8 @@ def _comparison(name: str, comparison: Comparison) -> Section:
         listed = [f"{_runs(count)}: {reason}" for reason, count in refused.items()]
         blocks.append(Notice("Not every run has a difference to MHA.", listed))
     blocks.append(tables.comparison(compared))
+    if said := context_in_windows([run for run, _ in compared]):
+        blocks.insert(1, said)
     if comparison.has_spread:
         blocks.insert(-1, tables.over_trainings(comparison.cells))
     elif comparison.cells:

@@ -72,13 +72,22 @@ def test_runs_that_were_not_evaluated_have_no_section(add_run, section):
 def test_needles_lie_by_backend_depth_and_length_and_what_is_missing_is_empty(add_run, section):
     record(add_run("mha"), "needle", *(needle(n, d, d / 2, n * d / 64 - 1) for n in (128, 64) for d in (0.0, 1.0)))
     record(add_run("dma"), "needle", needle(64, 1.0, 1.0, float("nan")), needle(128, 1.0, 0.25, -3.5))
-    exact, gain = section().blocks
+    exact, gain, scatter = section().blocks
     assert exact.rows == gain.rows == ["mha 0%", "mha 100%", "dma 0%", "dma 100%"]
     assert exact.columns == ["64 tokens", "128 tokens"]
     assert exact.values == [[0.0, 0.0], [0.5, 0.5], [None, None], [1.0, 0.25]]
     assert gain.values == [[-1.0, -1.0], [0.0, 1.0], [None, None], [None, -3.5]]
     assert (exact.reach, gain.reach) == (None, 3.5)
+    # Both have depth 1. nano: 3 layers of 1 key/value head of 32; dma keeps 32 keys, each with a score and a place.
+    points = {series.group: (list(series.x), list(series.y)) for series in scatter.series}
+    assert points["mha"] == ([3 * 2 * 64 * 32 * 2, 3 * 2 * 128 * 32 * 2], [0.5, 0.5])
+    assert points["dma"] == ([3 * 32 * (2 * 32 * 2 + 4 + 4)] * 2, [0.25, 1.0])
     assert "Rung nano, 1,000,000 tokens, seed 0, trained on contexts of 64 tokens" in exact.caption
+
+
+def test_a_backend_alone_is_no_scatter(add_run, section):
+    record(add_run("mha"), "needle", needle(64, 1.0, 1.0, 0.0), needle(128, 1.0, 1.0, 0.0))
+    assert [block.slug for block in section().blocks] == ["needle-1-exact", "needle-1-gain"]
 
 
 def test_every_kind_of_needle_has_maps_of_its_own(add_run, section):

@@ -1,0 +1,52 @@
+"""Whether contexts are long enough for sparsity to act: how many windows they are, how many queries lie past one."""
+
+from collections.abc import Sequence
+
+from dma_lab.attention.dma import DynamicMaskAttention
+from dma_lab.attention.nsa import NativeSparseAttention
+from dma_lab.attention.swa import SlidingWindowAttention
+from dma_lab.report.collect import Run
+from dma_lab.report.document import Notice
+from dma_lab.report.layers import attention_layers
+
+_WINDOWS = 4.0
+"""Contexts below so many windows say little of what dropping keys costs."""
+
+
+def window_of(run: Run) -> int | None:
+    """Keys from which on a query of a sparse layer drops some: of NSA those of its selected blocks; None of a run that
+    drops none, or whose layers are not known."""
+    for layer in attention_layers(run):
+        match layer:
+            case SlidingWindowAttention():
+                return layer.window + layer.sinks
+            case DynamicMaskAttention():
+                return layer.window
+            case NativeSparseAttention():
+                return layer.selected_blocks * layer.selected_block
+    return None
+
+
+def context_in_windows(finished: Sequence[Run]) -> str | Notice | None:
+    """What a cohort's finished runs can say of dropping keys; None where none of them drops any."""
+    said: dict[str, float] = {}
+    for run in finished:
+        window, context = window_of(run), run.summary["context"]
+        if window is not None:
+            windows, past = context / window, max(0.0, 1 - window / context)
+            line = (
+                f"{run.backend} at {run.rung}: a context of {context:,} is {windows:.3g} windows of {window:,}, and "
+                f"{past:.0%} of queries have more keys before them than that"
+            )
+            said[line] = windows
+    if not said:
+        return None
+    if min(said.values()) >= _WINDOWS:
+        return f"Contexts are at least {_WINDOWS:.0f} windows long. {'; '.join(said)}."
+    few = sum(windows < _WINDOWS for windows in said.values())
+    return Notice(
+        f"Sparsity hardly acts: in {few} of {len(said)} combinations of backend and rung the context is fewer than "
+        f"{_WINDOWS:.0f} windows long, so what they say of dropping keys is of few queries, and of none in documents "
+        "shorter than a window; trainer.context and attention.window set it.",
+        list(said),
+    )
