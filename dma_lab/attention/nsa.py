@@ -14,7 +14,7 @@ within the block is what φ's own position embeddings are for.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,9 @@ from dma_lab.attention.nsa_blocks import (
 )
 from dma_lab.attention.rope import RopeBase
 from dma_lab.kernels import Documents, causal_attention, document_bounds
+from dma_lab.kernels.blocks.attention import choose_blocks, selected_attention, unsupported
+from dma_lab.kernels.blocks.compressed import compressed_attention
+from dma_lab.kernels.choice import choose_triton, note_kernel
 from dma_lab.messages import UserError, announce_once
 from dma_lab.settings import Count
 
@@ -53,6 +56,19 @@ class KeyValueProjections(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         k_bnkd, v_bnkd = (projection(x).unflatten(-1, (-1, self.head_dim)) for projection in (self.k_proj, self.v_proj))
         return k_bnkd.transpose(1, 2), v_bnkd.transpose(1, 2)
+
+
+class Places(NamedTuple):
+    """Where documents and their compressed blocks lie."""
+
+    start_bn: Tensor
+    """int64 (B, N), the first position of each position's document."""
+    end_bn: Tensor
+    """int64 (B, N), the end (exclusive) of that document."""
+    last_bc: Tensor
+    """int64 (B, C), the last token of every compressed block; from N on where a row has fewer."""
+    before_bn: Tensor
+    """int64 (B, N), how many blocks the documents before each position's own have."""
 
 
 class BlockCompression(nn.Module):
@@ -158,23 +174,43 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
     def forward(self, x: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
         self.check_input(x, document_ids)
         B, N, _ = x.shape
-        reach = self.selected_blocks * self.selected_block
-        if x.is_cuda and N > reach:
-            announce_once(
-                "attention=nsa has no block-sparse kernel: its selected branch masks all keys to the "
-                f"{reach} that a query selects, and costs what dense attention costs."
-            )
         q, k, v = self.heads(x)
         keys_values = self._sliding_keys_values(x)
         sliding = causal_attention(q, *keys_values, window=self.window, document_ids=document_ids)
 
         start_bn, end_bn = document_bounds(document_ids, B, N, x.device)
         first_bc, before_bn = locate_blocks(start_bn, end_bn, self.block, self.stride)
-        last_bc = first_bc + self.block - 1
-        k_blocks, v_blocks = (gather_blocks(raw_bknd, first_bc, self.block) for raw_bknd in self.compressed(x))
-        k_bkcd, v_bkcd = self._compress(k_blocks, v_blocks, last_bc.clamp(max=N - 1)[:, None])
+        places = Places(start_bn, end_bn, first_bc + self.block - 1, before_bn)
+        k_blocks, v_blocks = (
+            gather_blocks(raw_bknd, first_bc, self.block, self.stride) for raw_bknd in self.compressed(x)
+        )
+        summaries = self._compress(k_blocks, v_blocks, places.last_bc.clamp(max=N - 1)[:, None])
+        if choose_triton("auto", x.device, unsupported(q, self.selected_blocks)):
+            compressed, selected = self._attend_by_kernels(q, k, v, *summaries, places)
+        else:
+            compressed, selected = self._attend_in_chunks(q, k, v, *summaries, places)
+        return self._mix(x, compressed, selected, sliding)
 
-        position_n = torch.arange(N, device=x.device)
+    def _attend_by_kernels(
+        self, q: Tensor, k: Tensor, v: Tensor, k_bkcd: Tensor, v_bkcd: Tensor, places: Places
+    ) -> tuple[Tensor, Tensor]:
+        """The compressed and the selected branch, (B, H, N, D) each, in memory linear in N."""
+        compressed, lse = compressed_attention(q, k_bkcd, v_bkcd, places.last_bc, places.end_bn)
+        start_bn, end_bn, before_bn = (
+            place.to(torch.int32) for place in (places.start_bn, places.end_bn, places.before_bn)
+        )
+        sizes = {"block": self.block, "stride": self.stride, "selected_block": self.selected_block}
+        chosen = choose_blocks(q.detach(), k_bkcd.detach(), lse, start_bn, before_bn, self.selected_blocks, **sizes)
+        return compressed, selected_attention(q, k, v, chosen, end_bn, block=self.selected_block)
+
+    def _attend_in_chunks(
+        self, q: Tensor, k: Tensor, v: Tensor, k_bkcd: Tensor, v_bkcd: Tensor, places: Places
+    ) -> tuple[Tensor, Tensor]:
+        """The same in plain PyTorch, by masks: the work of dense attention, a chunk of queries at a time."""
+        note_kernel("block-sparse attention (PyTorch)")
+        N, (start_bn, _, last_bc, before_bn) = q.shape[2], places
+        first_bc = last_bc - self.block + 1
+        position_n = torch.arange(N, device=q.device)
         block_bn = (position_n - start_bn) // self.selected_block
         compressed, selected = [], []
         for t0 in range(0, N, _QUERY_CHUNK):
@@ -187,7 +223,7 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
             visible_bts = (position_n[:t1] >= start_bt1) & (position_n[:t1] <= position_t1)
             keys = k[:, :, :t1], v[:, :, :t1], selected_bktj, block_bn[:, :t1], visible_bts
             selected.append(_recomputed(attend_selected, q_bhtd, *keys, self.head_dim**-0.5))
-        return self._mix(x, torch.cat(compressed, dim=2), torch.cat(selected, dim=2), sliding)
+        return torch.cat(compressed, dim=2), torch.cat(selected, dim=2)
 
     def _sliding_keys_values(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
         k_bknd, v_bknd = self.sliding(x)

@@ -7,12 +7,11 @@ packed document has the blocks it has alone.
 Letters beside the usual: T queries of a chunk, S keys, C compressed blocks of a row, J selection blocks of a document.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-
-from dma_lab.kernels.choice import note_kernel
 
 
 def count_blocks(seq_len: int, block: int, stride: int) -> int:
@@ -38,12 +37,42 @@ def locate_blocks(start_bn: Tensor, end_bn: Tensor, block: int, stride: int) -> 
     return first_bc, before_bn.gather(1, start_bn)
 
 
-def gather_blocks(x_bknd: Tensor, first_bc: Tensor, block: int) -> Tensor:
+def gather_blocks(x_bknd: Tensor, first_bc: Tensor, block: int, stride: int) -> Tensor:
     """The tokens of every compressed block: (B, K, N, D) -> (B, K, C, block, D); unused blocks get any."""
-    B, K, N, D = x_bknd.shape
-    token_bcl = first_bc[..., None] + torch.arange(block, device=first_bc.device)
-    index = token_bcl.clamp(max=N - 1).flatten(1)[:, None, :, None].expand(B, K, -1, D)
-    return x_bknd.gather(2, index).unflatten(2, (first_bc.shape[1], block))
+    blocks: Tensor = _GatheredBlocks.apply(x_bknd, first_bc, block, stride)
+    return blocks
+
+
+class _GatheredBlocks(torch.autograd.Function):
+    """Its gradients are gathered too, block by block that a token lies in: PyTorch's would be added up by atomics, in
+    no fixed order and slowly.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_bknd: Tensor, first_bc: Tensor, block: int, stride: int) -> Tensor:
+        B, K, N, D = x_bknd.shape
+        ctx.save_for_backward(first_bc)
+        ctx.N, ctx.block, ctx.stride = N, block, stride
+        token_bcl = first_bc[..., None] + torch.arange(block, device=first_bc.device)
+        index = token_bcl.clamp(max=N - 1).flatten(1)[:, None, :, None].expand(B, K, -1, D)
+        return x_bknd.gather(2, index).unflatten(2, (first_bc.shape[1], block))
+
+    @staticmethod
+    def backward(ctx: Any, d_blocks: Tensor) -> tuple[Tensor | None, ...]:
+        (first_bc,) = ctx.saved_tensors
+        B, K, C, block, D = d_blocks.shape
+        d_bkld = d_blocks.flatten(2, 3)
+        d_x = d_blocks.new_zeros(B, K, ctx.N, D)
+        position_bn = torch.arange(ctx.N, device=first_bc.device).expand(B, -1).contiguous()
+        newest_bn = torch.searchsorted(first_bc.contiguous(), position_bn, right=True) - 1
+        for age in range(block // ctx.stride if C else 0):
+            c_bn = newest_bn - age
+            place_bn = position_bn - first_bc.gather(1, c_bn.clamp(min=0))
+            inside = (c_bn >= 0) & (place_bn < block)
+            index_bn = torch.where(inside, c_bn * block + place_bn, 0)
+            of_block = d_bkld.gather(2, index_bn[:, None, :, None].expand(B, K, -1, D))
+            d_x = d_x + torch.where(inside[:, None, :, None], of_block, 0.0)
+        return d_x, None, None, None
 
 
 def attend_compressed(
@@ -133,12 +162,6 @@ def attend_selected(
     B, H, T, D = q_bhtd.shape
     K, S = k_bksd.shape[1:3]
     live = selected_bktj.gather(-1, block_bs[:, None, None].expand(B, K, T, S)) & visible_bts[:, None]
-    if q_bhtd.is_cuda:  # The fused kernel that takes a mask wants as many key heads as query heads.
-        k, v, live = (tensor.repeat_interleave(H // K, dim=1) for tensor in (k_bksd, v_bksd, live))
-        q, k, v = (F.pad(tensor, (0, -D % 8)) for tensor in (q_bhtd, k, v))  # it reads 16 bytes at a time
-        note_kernel("PyTorch's SDPA under a mask")
-        with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):  # cuDNN's gradients under a mask are not to be relied on
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=live, scale=scale)[..., :D]
     dtype = torch.promote_types(q_bhtd.dtype, torch.float32)
     q, k, v = q_bhtd.to(dtype), k_bksd.to(dtype), v_bksd.to(dtype)
     logits = ((q * scale).reshape(B, K, H // K * T, D) @ k.mT).view(B, K, H // K, T, S)

@@ -6,7 +6,8 @@ all of this kind.
 
 Rooms: ``causal/`` (dense, windowed and packed attention by whatever is fastest there), ``selection/`` (scores to
 expiries), ``interval/`` (attention over lifetimes: the operator, its key lists, and
-the kernels, under the same names for any GPU in ``triton/`` and for Hopper in ``hopper/``), ``decode/`` (the cache).
+the kernels, under the same names for any GPU in ``triton/`` and for Hopper in ``hopper/``), ``blocks/`` (NSA: attention
+over chosen blocks of keys, and the choice), ``decode/`` (the cache).
 
 Dimension letters, in capitals for sizes and as suffixes of tensors (``q_bhnd``):
 
@@ -14,7 +15,9 @@ Dimension letters, in capitals for sizes and as suffixes of tensors (``q_bhnd``)
 - R rows: the key/value heads of all batch entries, B * K
 - in a kernel's tile: a attending rows (queries times the query heads that share the tile), s slots (keys, or places of
   a list or cache)
-- i blocks of queries, t tiles of a list, c chunks of positions, u buckets of ranks
+- i blocks of queries, t tiles of a list, c chunks of positions, u buckets of ranks or windows of positions
+- C compressed blocks of a row, S slots of a query (the blocks that it chose), J selection blocks of a document; in a
+  kernel's tile q queries, p places of a piece
 
 ``j`` is a key's position and ``t`` a query's.
 """

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dma_lab.attention import build_attention, nsa
-from dma_lab.attention.nsa_blocks import block_importance, count_blocks, locate_blocks, select_blocks
+from dma_lab.attention.nsa_blocks import block_importance, count_blocks, gather_blocks, locate_blocks, select_blocks
 from dma_lab.kernels import document_bounds
 from dma_lab.messages import UserError, announce_once
 
@@ -156,6 +156,21 @@ def test_blocks_begin_at_their_documents_and_are_whole() -> None:
     assert before[0].tolist() == [0] * 7 + [2] * 3 + [2] * 12 + [7] + [7] * 4
 
 
+@pytest.mark.parametrize(("block", "stride"), [(4, 2), (6, 1), (3, 3)])
+def test_blocks_hold_their_tokens_and_pass_back_the_sum_over_blocks(block: int, stride: int) -> None:
+    lengths = [7, 3, 12, 1, 4]
+    ids = torch.repeat_interleave(torch.arange(5), torch.tensor(lengths)).expand(2, -1)
+    first, _ = locate_blocks(*document_bounds(ids, 2, 27, ids.device), block=block, stride=stride)
+    x = torch.randn(2, 3, 27, 5, dtype=torch.float64, requires_grad=True)
+    blocks = gather_blocks(x, first, block, stride)
+    d_blocks, expected = torch.randn_like(blocks), torch.zeros_like(x)
+    for b, c in itertools.product(range(2), range(first.shape[1])):
+        if (t := int(first[b, c])) < 27:
+            assert torch.equal(blocks[b, :, c], x[b, :, t : t + block])
+            expected[b, :, t : t + block] += d_blocks[b, :, c]
+    torch.testing.assert_close(torch.autograd.grad(blocks, x, d_blocks)[0], expected)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_chunks_of_queries_change_nothing(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     attention, x = build((4, 2), **SIZES["the paper's ratios"]), torch.randn(2, 64, M, dtype=torch.float64)
@@ -215,7 +230,7 @@ def test_sizes_that_cannot_be_are_refused_with_their_numbers(options: dict, said
         build((2, 1), **options)
 
 
-def test_it_compiles_into_one_graph_that_announces_quadratic_work_once(capfd: pytest.CaptureFixture[str]) -> None:
+def test_it_compiles_into_one_graph_that_announces_once(capfd: pytest.CaptureFixture[str]) -> None:
     attention, x = build((4, 2), **SIZES["the paper's ratios"]), torch.randn(2, 64, M, dtype=torch.float64)
 
     def announcing(x: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from dma_lab.kernels import Documents, causal_attention, document_bounds, interv
 from dma_lab.kernels.causal.attention import IMPLEMENTATIONS, which
 from dma_lab.kernels.causal.problem import Problem
 from dma_lab.kernels.choice import noted_kernels
-from dma_lab.messages import print_once
 from dma_lab.model import ModelShape, Transformer
 
 pytestmark = [
@@ -169,8 +168,7 @@ def test_one_graph_serves_batches_of_any_number_of_documents(name):
 @pytest.mark.parametrize("name", sorted(registered_backends()))
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_no_backend_takes_quadratic_memory_and_quadratic_work_is_said(name, packed, precision, capfd):
-    print_once.cache_clear()
+def test_no_backend_takes_quadratic_memory(name, packed, precision):
     peaks = []
     for N in (8192, 16_384):
         shape = {"d_model": 256, "n_heads": 4, "n_kv_heads": 2, "head_dim": 64, "max_seq_len": N}
@@ -183,7 +181,6 @@ def test_no_backend_takes_quadratic_memory_and_quadratic_work_is_said(name, pack
         peaks.append(torch.cuda.max_memory_allocated() - before)
         del layer, x
     assert peaks[1] < 2.6 * peaks[0], f"{peaks} bytes at 8,192 and 16,384 tokens"
-    assert capfd.readouterr().err.count("costs what dense attention costs") == (name == "nsa")
 
 
 @pytest.mark.parametrize(
@@ -208,7 +205,7 @@ def test_a_layer_in_bf16_agrees_with_the_cpu_in_float32(name, options, packed, h
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_nsa_over_several_chunks_of_queries_has_the_gradients_it_has_on_the_cpu(compiled):
+def test_nsa_by_kernels_has_the_gradients_it_has_on_the_cpu(compiled):
     torch.manual_seed(0)
     N = 4500
     shape = {"d_model": 256, "n_heads": 4, "n_kv_heads": 2, "head_dim": 64, "max_seq_len": N}

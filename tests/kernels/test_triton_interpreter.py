@@ -11,9 +11,17 @@ import torch
 from dma_lab.kernels import interval_attention, prefix_topk_expiry
 
 
-@pytest.mark.parametrize("part", ["expiry", "gradients", "not expiry and not gradients"])
-def test_kernels_under_the_interpreter(part):
-    cases = Path(__file__).with_name("interpreter_cases.py")
+@pytest.mark.parametrize(
+    ("file", "part"),
+    [
+        ("interpreter_cases.py", "expiry"),
+        ("interpreter_cases.py", "gradients"),
+        ("interpreter_cases.py", "not expiry and not gradients"),
+        ("interpreter_block_cases.py", "test"),
+    ],
+)
+def test_kernels_under_the_interpreter(file, part):
+    cases = Path(__file__).with_name(file)
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", part, str(cases)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "1"})
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
