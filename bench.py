@@ -1,5 +1,5 @@
-"""Measure on the machine at hand: ``python bench.py kernels``, ``decode``, ``training``, ``gpu_tests`` or ``faults``;
-conf/bench_*.yaml holds what each measures, and every setting there is an override.
+"""Measure on the machine at hand: ``python bench.py kernels``, ``nsa``, ``decode``, ``training``, ``gpu_tests`` or
+``faults``; conf/bench_*.yaml holds what each measures, and every setting there is an override.
 """
 
 import sys
@@ -11,13 +11,22 @@ from benchmarks.decode import bench_decode
 from benchmarks.faults import record_faults
 from benchmarks.gpu_tests import record_gpu_tests
 from benchmarks.kernels import bench_kernels
-from benchmarks.settings import DecodeSettings, FaultsSettings, GpuTestsSettings, KernelsSettings, TrainingSettings
+from benchmarks.nsa import bench_nsa
+from benchmarks.settings import (
+    DecodeSettings,
+    FaultsSettings,
+    GpuTestsSettings,
+    KernelsSettings,
+    NsaSettings,
+    TrainingSettings,
+)
 from benchmarks.training import bench_training
 from dma_lab.door import open_door
 from dma_lab.settings import read_settings
 
 SUITES: dict[str, tuple[Callable[[Any], Path], type]] = {
     "kernels": (bench_kernels, KernelsSettings),
+    "nsa": (bench_nsa, NsaSettings),
     "decode": (bench_decode, DecodeSettings),
     "training": (bench_training, TrainingSettings),
     "gpu_tests": (record_gpu_tests, GpuTestsSettings),

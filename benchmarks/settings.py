@@ -27,6 +27,18 @@ class KernelsSettings:
 
 
 @dataclass(frozen=True)
+class NsaSettings:
+    """conf/bench_nsa.yaml."""
+
+    __pydantic_config__ = STRICT
+    lengths: Widths
+    heads: Width
+    kv_heads: Width
+    head_dim: Width
+    results_dir: Text
+
+
+@dataclass(frozen=True)
 class DecodeSettings:
     """conf/bench_decode.yaml."""
 

@@ -91,7 +91,7 @@ def test_what_it_cannot_measure_is_one_sentence(bench, arguments, said):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what is said without a GPU")
-@pytest.mark.parametrize("suite", ["kernels", "decode", "gpu_tests"])
+@pytest.mark.parametrize("suite", ["kernels", "nsa", "decode", "gpu_tests"])
 def test_what_needs_a_gpu_says_so_without_one(bench, suite):
     result = bench(suite)
     assert result.returncode == 2
