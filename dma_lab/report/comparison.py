@@ -21,8 +21,7 @@ Difference = PairedDifference | str
 Scores = dict[str, NDArray[Any]]
 """A run's validation.npz."""
 Part = Callable[[Scores], tuple[NDArray[Any], NDArray[Any]]]
-"""Of a run's scores the nats and the tokens of every document, (documents,), that are compared. Raises KeyError where a
-run was scored without."""
+"""Of a run's scores the nats and the tokens of every document, (documents,), that are compared."""
 NO_SPREAD = (
     "No backend has two seeds at one rung, so nothing tells what other trainings would have given: no difference to "
     "MHA has an interval that holds beyond these very models."
@@ -57,11 +56,20 @@ def whole(scores: Scores) -> tuple[NDArray[Any], NDArray[Any]]:
     return scores["document_nats"], scores["document_tokens"]
 
 
-def compare(runs: Sequence[Run], baseline: str = BASELINE, part: Part = whole) -> Comparison:
-    """All of ``runs``, which are finished, beside MHA or another attention, in all tokens or a ``part`` of them."""
-    pairs = pair_runs(runs, baseline, part)
+def compare(runs: Sequence[Run], baseline: str = BASELINE) -> Comparison:
+    """All of ``runs``, which are finished, beside MHA or another attention."""
+    return _over_trainings(pair_runs(runs, baseline))
+
+
+def compare_parts(runs: Sequence[Run], parts: Sequence[Part]) -> list[Comparison]:
+    """The same beside MHA, in each of ``parts`` of the tokens."""
+    beside = [(run, _beside(run, runs, BASELINE)) for run in runs]
+    return [_over_trainings([(run, _difference(run, other, part)) for run, other in beside]) for part in parts]
+
+
+def _over_trainings(pairs: list[tuple[Run, Difference]]) -> Comparison:
     found: list[OverTrainings] = []
-    for backend in dict.fromkeys(run.backend for run in runs):
+    for backend in dict.fromkeys(run.backend for run, _ in pairs):
         alike: dict[tuple[frozenset, bytes], list[tuple[Run, PairedDifference]]] = {}
         for run, difference in pairs:
             if run.backend == backend and isinstance(difference, PairedDifference):
@@ -70,7 +78,7 @@ def compare(runs: Sequence[Run], baseline: str = BASELINE, part: Part = whole) -
         members = list(alike.values())
         differences = mean_differences([_cell(own) for own in members])
         found += [OverTrainings(own[0][0], value) for own, value in zip(members, differences, strict=True)]
-    order = {run.path: number for number, run in enumerate(runs)}
+    order = {run.path: number for number, (run, _) in enumerate(pairs)}
     return Comparison(pairs, sorted(found, key=lambda cell: order[cell.run.path]))
 
 
@@ -160,9 +168,14 @@ def cell_texts(cell: OverTrainings) -> tuple[str, ...]:
     )
 
 
-def pair_runs(runs: Sequence[Run], baseline: str = BASELINE, part: Part = whole) -> list[tuple[Run, Difference]]:
+def pair_runs(runs: Sequence[Run], baseline: str = BASELINE) -> list[tuple[Run, Difference]]:
     """Every run of ``runs``, which are finished, with its paired difference to MHA or another ``baseline``."""
-    return [(run, _pair(run, runs, baseline, part)) for run in runs]
+    return [(run, _difference(run, _beside(run, runs, baseline), whole)) for run in runs]
+
+
+def _beside(run: Run, runs: Sequence[Run], baseline: str) -> Run | str:
+    """What a run is compared with, or why with nothing (empty for the baseline itself)."""
+    return "" if run.attention == baseline else baseline_of(run, runs, baseline)
 
 
 def baseline_of(run: Run, runs: Sequence[Run], baseline: str = BASELINE) -> Run | str:
@@ -190,10 +203,7 @@ def _apart(run: Run, baseline: Run) -> list[str]:
     return [*differing(run.conditions, baseline.conditions), *options]
 
 
-def _pair(run: Run, runs: Sequence[Run], baseline: str, part: Part) -> Difference:
-    if run.attention == baseline:
-        return ""
-    beside = baseline_of(run, runs, baseline)
+def _difference(run: Run, beside: Run | str, part: Part) -> Difference:
     if isinstance(beside, str):
         return beside
     ours, theirs = run.scores, beside.scores
@@ -202,10 +212,8 @@ def _pair(run: Run, runs: Sequence[Run], baseline: str, part: Part) -> Differenc
     try:
         (nats, tokens), (baseline_nats, baseline_tokens) = part(ours), part(theirs)
         if not np.array_equal(tokens, baseline_tokens):
-            return f"it and the {baseline.upper()} run scored different tokens"
+            return f"it and the {beside.attention.upper()} run scored different tokens"
         return paired_difference(nats, baseline_nats, tokens)
-    except KeyError:
-        return "it or what it is compared with was scored before losses were split"
     except ValueError as error:  # a validation.npz whose arrays do not fit each other
         return str(error)
 

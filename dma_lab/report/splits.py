@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dma_lab.report.collect import BASELINE, Run
-from dma_lab.report.comparison import OverTrainings, Part, Scores, compare, whole
+from dma_lab.report.collect import Run
+from dma_lab.report.comparison import OverTrainings, Part, Scores, baseline_of, compare, compare_parts, whole
 from dma_lab.report.conditions import without
 from dma_lab.report.document import Figure, Section, Series, Table
 from dma_lab.scaling.replicates import MeanDifference
@@ -47,12 +47,12 @@ def hidden_by_the_mean(finished: Sequence[Run]) -> Section | None:
     context = shown[0].run.summary["context"]
     by_kind = [Split(name, part) for name, part in zip(_KINDS, (whole, _repeats, _others), strict=True)]
     bands, of_repeats = (_bands(shown[0].run, repeating) for repeating in (False, True))
-    found = {
-        split.name: _at(compare(scored, part=split.part).cells, point)
-        for split in (*by_kind, *_lengths(context), *bands, *of_repeats)
-    }
+    splits = [*by_kind, *_lengths(context), *bands, *of_repeats]
+    compared = compare_parts(scored, [split.part for split in splits])
+    found = {split.name: _at(own.cells, point) for split, own in zip(splits, compared, strict=True)}
     backends = [cell.run.backend for cell in shown]
-    baseline = next(run for run in scored if run.attention == BASELINE and without(run.conditions, _SEED) == point)
+    baseline = baseline_of(shown[0].run, scored)
+    assert isinstance(baseline, Run)  # or it would have no cell
     rows = [_row(split, found[split.name], backends, baseline) for split in (*by_kind, *_lengths(context), *bands)]
     columns = ("targets", "share", "documents", "MHA's loss", *(f"{backend} − MHA [95 %]" for backend in backends))
     about = (

@@ -14,6 +14,12 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
 ]
+CONTROLS = [
+    ("mha", {"gate": True}),
+    ("swa", {"sinks": 4, "window": 100}),
+    ("dma", {"scores": "random"}),
+    ("dma", {"scores": "frozen", "recency": "slope"}),
+]
 IDS = torch.repeat_interleave(torch.arange(5), torch.tensor([1, 300, 129, 500, 94]))
 
 
@@ -186,7 +192,8 @@ def test_no_backend_takes_quadratic_memory(name, packed, precision):
 @pytest.mark.parametrize(
     ("name", "options"),
     [(name, {}) for name in sorted(registered_backends())]
-    + [(name, {"recency": "slope"}) for name in ("mha", "swa", "dma")],
+    + [(name, {"recency": "slope"}) for name in ("mha", "swa", "mla", "dma")]
+    + CONTROLS,
 )
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("head_dim", [12, 64])
@@ -227,12 +234,15 @@ def test_nsa_by_kernels_has_the_gradients_it_has_on_the_cpu(compiled):
         assert relative_error(each, reference) < 0.03
 
 
-@pytest.mark.parametrize("name", sorted(registered_backends()))
-def test_a_compiled_model_is_one_graph_and_agrees_with_the_eager_one(name):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, {}) for name in sorted(registered_backends())] + CONTROLS + [("swa", {"full_every": 2, "window": 100})],
+)
+def test_a_compiled_model_is_one_graph_and_agrees_with_the_eager_one(name, options):
     shape = ModelShape(
         n_layers=2, d_model=256, n_heads=4, n_kv_heads=2, head_dim=64, d_ff=512, vocab_size=512, max_seq_len=1024
     )
-    model = Transformer(shape, name).cuda()
+    model = Transformer(shape, name, options).cuda()
     tokens = torch.randint(0, 512, (2, 1024), device="cuda")
     ids = IDS.expand(2, -1).cuda()
 

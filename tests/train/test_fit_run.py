@@ -26,10 +26,12 @@ PROMISED = {
 CALM = ["attention=mha", "optimizer.learning_rate=1e-3"]
 
 
-@pytest.mark.parametrize("attention", sorted(registered_backends()))
+@pytest.mark.parametrize("attention", [*sorted(registered_backends()), "dma_random", "hybrid"])
 def test_every_backend_learns_more_than_frequencies(read, overrides, tmp_path, attention):
     summary = fit_run(read([*overrides, f"attention={attention}"]))
     assert set(summary) >= PROMISED
+    assert summary["attention"] == attention
+    assert f"-{attention}-s0-" in Path(summary["run"]).name
     assert summary["status"] == "finished"
     assert summary["val_loss"] < summary["unigram_entropy"] - 0.3
     assert summary["val_perplexity"] == pytest.approx(math.exp(summary["val_loss"]))
