@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("unwritten_memory_is_nan")
 # no powers of two; blocks as many as slots and far more; documents of one token, and dozens of them in a block's room.
 CASES = [
     (1, 4, 2, 60, 16, 4, 8, None),
-    (2, 3, 1, 45, 12, 3, 5, [1, 20, 4, 20]),
+    (2, 3, 1, 45, 12, 3, 5, [1, 20, 4, 10, 10]),
     (1, 2, 2, 24, 24, 16, 4, None),
     (1, 6, 1, 60, 16, 5, 16, [1] * 12 + [48]),
     (1, 1, 1, 1, 16, 3, 16, None),
@@ -31,7 +31,7 @@ over_cases = pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Most blocks' queries are cut, some more than once, and heads wait their turn."""
-    monkeypatch.setattr(arguments, "PIECE", 32)
+    monkeypatch.setattr(arguments, "PIECE", 16)
     monkeypatch.setattr(arguments, "_PARTS_BYTES", 1)
 
 
