@@ -12,8 +12,15 @@ from dma_lab.attention.rope import Rotary
 from dma_lab.kernels import interval_attention_decode
 
 
+class QKNorm(nn.RMSNorm):
+    """RMSNorm over a head's query or key (arXiv 2010.04245); what its gain begins at, ``initialise`` decides."""
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__(head_dim, eps=1e-6)
+
+
 class HeadProjections(nn.Module):
-    """x -> q, k, v by head, with RMSNorm over each head's q and k (QK-norm, arXiv 2010.04245) and then RoPE."""
+    """x -> q, k, v by head, with QK-norm and then RoPE."""
 
     def __init__(self, shape: AttentionShape, *, qk_norm: bool, rope_base: float) -> None:
         super().__init__()
@@ -21,8 +28,8 @@ class HeadProjections(nn.Module):
         self.q_proj = nn.Linear(shape.d_model, shape.n_heads * shape.head_dim, bias=False)
         self.k_proj = nn.Linear(shape.d_model, shape.n_kv_heads * shape.head_dim, bias=False)
         self.v_proj = nn.Linear(shape.d_model, shape.n_kv_heads * shape.head_dim, bias=False)
-        self.q_norm = nn.RMSNorm(shape.head_dim, eps=1e-6) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(shape.head_dim, eps=1e-6) if qk_norm else nn.Identity()
+        self.q_norm = QKNorm(shape.head_dim) if qk_norm else nn.Identity()
+        self.k_norm = QKNorm(shape.head_dim) if qk_norm else nn.Identity()
         self.rotary = Rotary(shape.head_dim, shape.max_seq_len, rope_base)
 
     def forward(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dma_lab.attention.base import AttentionBackend, AttentionFlops, AttentionOptions, AttentionShape, causal_pairs
-from dma_lab.attention.heads import HeadProjections, KeyValueCache
+from dma_lab.attention.heads import HeadProjections, KeyValueCache, QKNorm
 from dma_lab.attention.nsa_blocks import (
     attend_compressed,
     attend_selected,
@@ -51,7 +51,7 @@ class KeyValueProjections(nn.Module):
         self.head_dim = shape.head_dim
         self.k_proj = nn.Linear(shape.d_model, shape.n_kv_heads * shape.head_dim, bias=False)
         self.v_proj = nn.Linear(shape.d_model, shape.n_kv_heads * shape.head_dim, bias=False)
-        self.k_norm = nn.RMSNorm(shape.head_dim, eps=1e-6) if qk_norm else nn.Identity()
+        self.k_norm = QKNorm(shape.head_dim) if qk_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         k_bnkd, v_bnkd = (projection(x).unflatten(-1, (-1, self.head_dim)) for projection in (self.k_proj, self.v_proj))

@@ -3,6 +3,6 @@
 Dimension letters: B batch, N sequence, M model dim, F feed-forward width, V vocabulary.
 """
 
-from dma_lab.model.transformer import ModelShape, Transformer
+from dma_lab.model.transformer import Initialisation, ModelShape, Transformer
 
-__all__ = ["ModelShape", "Transformer"]
+__all__ = ["Initialisation", "ModelShape", "Transformer"]

@@ -3,18 +3,32 @@
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from dma_lab.attention import AttentionConfig, AttentionShape
 from dma_lab.attention.chance import ChanceScores
+from dma_lab.attention.heads import QKNorm
 from dma_lab.kernels import Documents
 from dma_lab.model.loss import LinearCrossEntropy, target_nats
+from dma_lab.settings import STRICT, Positive
 
-_INIT_STD = 0.02
+
+@dataclass(frozen=True)
+class Initialisation:
+    """What initial weights are drawn from (``initialise``)."""
+
+    __pydantic_config__ = STRICT
+    std: Positive = 0.02
+    """Of linear and embedding weights."""
+    output_scale: Annotated[float, Field(ge=0)] = 1.0
+    """Of maps back into the residual stream, times ``std`` / sqrt(2 · layers); 0: every block begins as none."""
+    qk_gain: Positive = 1.0
+    """Of QK-norm, on queries and on keys: logits begin within its square times sqrt(head_dim)."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,7 @@ class Transformer(nn.Module):
         shape: the size.
         attention: the backend, as a config has it, or its name alone.
         options: with a name, the backend's options.
-        seed: fixes every initial weight (``initialise``).
+        seed, init: fix every initial weight (``initialise``).
     """
 
     def __init__(
@@ -85,6 +99,7 @@ class Transformer(nn.Module):
         options: dict[str, Any] | None = None,
         *,
         seed: int = 0,
+        init: Initialisation = Initialisation(),
     ) -> None:
         super().__init__()
         config = AttentionConfig.of(attention, options or {}) if isinstance(attention, str) else attention
@@ -97,7 +112,7 @@ class Transformer(nn.Module):
         if shape.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.cross_entropy = LinearCrossEntropy()
-        initialise(self, seed)
+        initialise(self, seed, init)
 
     def forward(self, tokens: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
         """int64 (B, N), document ids (B, N) or none -> logits (B, N, V)."""
@@ -141,24 +156,26 @@ class Transformer(nn.Module):
         return self.head(self.norm(x_t))
 
 
-def initialise(model: Transformer, seed: int) -> None:
-    """Draw every linear and embedding weight from N(0, 0.02²), each from a stream named by (seed, parameter name).
+def initialise(model: Transformer, seed: int, init: Initialisation) -> None:
+    """Draw every linear and embedding weight from N(0, std²), each from a stream named by (seed, parameter name).
 
     So two backends that share a parameter (same name and shape) start from the same one, and differ in nothing that
     they need not differ in. Maps back into the residual stream are scaled by 1 / sqrt(2 · layers) (GPT-2). Scores by
-    chance get streams in the same way; parameters of other kinds keep what their module gave them. Does nothing on the
-    meta device.
+    chance get streams in the same way; parameters of other kinds, but for QK-norm's gains, keep what their module gave
+    them. Does nothing on the meta device.
     """
-    residual_scale = 1 / math.sqrt(2 * model.shape.n_layers)
+    residual_scale = init.output_scale / math.sqrt(2 * model.shape.n_layers)
     for module_name, module in model.named_modules():
         if isinstance(module, ChanceScores) and not module.stream_k.is_meta:
             module.draw(_generator(f"{seed}:{module_name}"))
+        if isinstance(module, QKNorm):
+            nn.init.constant_(module.weight, init.qk_gain)
         if not isinstance(module, nn.Linear | nn.Embedding) or module.weight.is_meta:
             continue
         if module is model.head and model.shape.tie_embeddings:
             continue
         generator = _generator(f"{seed}:{module_name}.weight")
-        std = _INIT_STD * (residual_scale if module_name.endswith(("o_proj", "down_proj")) else 1.0)
+        std = init.std * (residual_scale if module_name.endswith(("o_proj", "down_proj")) else 1.0)
         with torch.no_grad():
             module.weight.copy_(torch.empty(module.weight.shape).normal_(0.0, std, generator=generator))
             if isinstance(module, nn.Linear) and module.bias is not None:

@@ -19,6 +19,7 @@ def run_name(settings: TrainSettings, fingerprint: str, precision: str) -> str:
     trainer = settings.trainer
     defining = {
         "model": dataclasses.asdict(settings.model),
+        "init": dataclasses.asdict(settings.init),
         "attention": settings.attention.defining(),
         "match": settings.match,
         "budget": [
@@ -45,6 +46,7 @@ def state_identity(settings: TrainSettings, steps: int, fingerprint: str, precis
     trainer = settings.trainer
     named = {
         "model": dataclasses.asdict(settings.model),
+        "init": dataclasses.asdict(settings.init),
         "attention": settings.attention.defining(),
         "optimizer": dataclasses.asdict(settings.optimizer),
         # Of text; recall has no such setting.

@@ -12,6 +12,7 @@ from dma_lab.attention import AttentionConfig
 from dma_lab.data.mqar import RecallSettings
 from dma_lab.data.settings import DataSettings
 from dma_lab.messages import UserError
+from dma_lab.model import Initialisation
 from dma_lab.settings import STRICT, Count, CountOrNone, Fraction, Name, Positive, Seed, Text, Tokens, Width
 
 Layers = Annotated[int, Field(gt=0, le=512)]
@@ -132,6 +133,7 @@ class TrainSettings:
     """Budget in the dense-equivalent FLOP of the MHA rung, so that all backends of a rung train on the same tokens."""
     output_dir: Text
     model: RungSettings
+    init: Initialisation
     attention: Annotated[AttentionConfig, PlainValidator(AttentionConfig.read)]
     data: Annotated[
         Annotated[DataSettings, Tag("<text>")] | Annotated[RecallSettings, Tag("<recall>")],

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dma_lab.attention import registered_backends
 from dma_lab.kernels import Documents
-from dma_lab.model import ModelShape, Transformer, loss
+from dma_lab.model import Initialisation, ModelShape, Transformer, loss
 from dma_lab.model.accounting import count_parameters, estimate_memory, training_flops_per_sequence
 
 SHAPE = ModelShape(n_layers=2, d_model=32, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=96, vocab_size=64, max_seq_len=48)
@@ -41,6 +41,24 @@ def test_initial_weights_have_the_stated_spread():
     assert model.blocks[0].feed_forward.up_proj.weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert model.blocks[0].feed_forward.down_proj.weight.std().item() == pytest.approx(0.02 / 4**0.5, rel=0.02)
     assert model.blocks[1].attention.o_proj.weight.std().item() == pytest.approx(0.02 / 4**0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("attention", sorted(registered_backends()))
+def test_initial_scales_change_what_they_name_alone(attention):
+    scales = Initialisation(std=0.04, output_scale=3.0, qk_gain=1.5)
+    plain, scaled = Transformer(SHAPE, attention), Transformer(SHAPE, attention, init=scales)
+    gains = 0
+    for (name, ours), theirs in zip(plain.named_parameters(), scaled.parameters(), strict=True):
+        # MLA's q_norm and kv_norm are of latents.
+        if name.endswith(("q_norm.weight", "k_norm.weight")) and attention != "mla":
+            assert torch.equal(theirs, torch.full_like(ours, 1.5))
+            gains += 1
+        elif ours.ndim == 2 and "position" not in name:
+            times = 6.0 if name.endswith(("o_proj.weight", "down_proj.weight")) else 2.0
+            torch.testing.assert_close(theirs, times * ours)
+        else:
+            assert torch.equal(theirs, ours), name
+    assert gains == {"mla": 0, "nsa": 8}.get(attention, 4)
 
 
 @pytest.mark.parametrize("attention", ["mha", "dma"])

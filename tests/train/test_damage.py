@@ -270,6 +270,7 @@ def test_states_are_told_apart_by_all_that_led_to_them(settings_in):
     assert state(match="none") != same
     assert state(attention=AttentionConfig.of("mha", {"rope_base": 5000.0})) != same
     assert state("model", d_ff=128) != same
+    assert state("init", qk_gain=2.0) != same
     assert state("data", mask_documents=False) != same
     assert state("optimizer", weight_decay=0.2) != same
     assert state("trainer", tokens_per_step=1024) != same
