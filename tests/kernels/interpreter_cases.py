@@ -130,7 +130,7 @@ def test_attention_and_gradients_equal_float64(shape, kind, make_scores):
 
 @pytest.mark.parametrize("control", ["chance", "sinks"])
 def test_lifetimes_of_controls_equal_float64(control):
-    N, tensors = 290, input_of(1, 4, 2, 290, 32, 32, None)
+    N, tensors = 150, input_of(1, 4, 2, 150, 32, 32, None)
     j = torch.arange(N)
     if control == "chance":  # chosen without content: nothing is added to logits
         expiry, most = prefix_topk_expiry(ChanceScores(2)(j[None, None]), 40, impl="triton"), 40
@@ -299,10 +299,10 @@ def test_lists_hold_every_blocks_live_keys_and_what_to_ask_of_them(N, window, re
             assert lists.blocks.mask_rit[of_block][: len(tiles)].tolist() == tiles
 
 
-@pytest.mark.parametrize(("block", "slope"), [(128, 0.33), (64, 0.5), (64, 0.68), (32, 1.4), (128, -0.33)])
+@pytest.mark.parametrize(("block", "slope"), [(128, 0.33), (64, 0.68), (32, 1.4)])
 def test_sums_of_biases_that_grow_with_place_stay_within_the_references_range(block, slope):
     """``block``: 128 rows by the query heads that share keys. Beyond 2^64 a row would be computed a second time."""
-    N, window = 1300, 400
+    N, window = 700, 400
     place = torch.arange(N)
     bias = (slope * place).float().expand(1, 1, N).contiguous()
     for most in (N, window):
@@ -312,8 +312,7 @@ def test_sums_of_biases_that_grow_with_place_stay_within_the_references_range(bl
         sums = torch.where(seen, bias[0].double(), -torch.inf).logsumexp(-1) / math.log(2)
         room = sums - lists.blocks.reference_ri[0].double().repeat_interleave(block)[:N]
         assert room.max() < 64
-        # A slope that prefers old keys: the best of a window leaves while a span lasts, and what is left is far below.
-        assert slope < 0 or room.min() > -1
+        assert room.min() > -1
 
 
 @pytest.mark.parametrize(("N", "window", "buckets"), [(1, 40, 1), (300, 40, 1), (1300, 900, 3)])
