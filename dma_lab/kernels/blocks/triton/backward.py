@@ -155,7 +155,7 @@ def _add_run(
         p_sa = tl.exp2(logits_sa - lse_a[None, :])
         if C.KEYS != C.BLOCK:
             p_sa = tl.where((slot_s < C.BLOCK)[:, None], p_sa, 0.0)
-        if tl.min(t_a, 0) < first + C.BLOCK - 1:
+        if tile < at + C.BLOCK:
             p_sa = tl.where(first + slot_s[:, None] <= t_a[None, :], p_sa, 0.0)
         dv_sd = tl.dot(p_sa.to(do_ad.dtype), do_ad, dv_sd, input_precision=C.PRECISION)
         dp_sa = tl.dot(v_sd, tl.trans(do_ad), input_precision=C.PRECISION)

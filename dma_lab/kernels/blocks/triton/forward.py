@@ -80,12 +80,13 @@ def _attend_run(
         logits_as = tl.dot(q_ad, tl.trans(k_sd), input_precision=C.PRECISION) * scale_log2
         if C.KEYS != C.BLOCK:
             logits_as = tl.where((slot_s < C.BLOCK)[None, :], logits_as, float("-inf"))
-        if tl.min(t_a, 0) < first + C.BLOCK - 1:  # queries come in order: the first tiles alone lie in the block
+        if tile < at + C.BLOCK:  # queries come in order: only a run's first can lie in the block itself
             logits_as = tl.where(first + slot_s[None, :] <= t_a[:, None], logits_as, float("-inf"))
         max_a = tl.max(logits_as, 1)
         weights_as = tl.exp2(logits_as - max_a[:, None])
         sum_a = tl.sum(weights_as, 1)
-        out_ad = tl.dot(weights_as.to(v_sd.dtype), v_sd, input_precision=C.PRECISION) / sum_a[:, None]
+        out_ad = tl.dot(weights_as.to(v_sd.dtype), v_sd, input_precision=C.PRECISION)
+        out_ad *= (1.0 / sum_a)[:, None]
         row_a = part_rows(tl.program_id(1).to(tl.int64), place_a, head_in_group_a, sizes, C)
         tl.store(
             row_ptrs(part_ptr, row_a, C.D, C.D_PAD), out_ad.to(part_ptr.dtype.element_ty),
