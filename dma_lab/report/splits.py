@@ -54,7 +54,14 @@ def hidden_by_the_mean(finished: Sequence[Run]) -> Section | None:
     baseline = baseline_of(shown[0].run, scored)
     assert isinstance(baseline, Run)  # or it would have no cell
     rows = [_row(split, found[split.name], backends, baseline) for split in (*by_kind, *_lengths(context), *bands)]
-    columns = ("targets", "share", "documents", "MHA's loss", *(f"{backend} − MHA [95 %]" for backend in backends))
+    columns = (
+        "targets",
+        "tokens",
+        "share",
+        "documents",
+        "MHA's loss",
+        *(f"{backend} − MHA [95 %]" for backend in backends),
+    )
     about = (
         f"Rung {shown[0].run.rung}, {shown[0].run.summary['tokens']:,} tokens, {_seeds(shown)}, contexts of {context:,}"
     )
@@ -141,7 +148,7 @@ def _row(
     share = tokens.sum() / whole(baseline.scores)[1].sum()
     told = (_text(found[backend]) if backend in found else "-" for backend in backends)
     documents = f"{(tokens > 0).sum():,}"
-    return split.name, f"{share:.1%}", documents, f"{nats.sum() / tokens.sum():.4f}", *told
+    return split.name, f"{tokens.sum():,}", f"{share:.1%}", documents, f"{nats.sum() / tokens.sum():.4f}", *told
 
 
 def _text(difference: MeanDifference) -> str:

@@ -68,6 +68,7 @@ def test_every_kind_of_target_has_its_own_difference(study):
     }
     for name, tokens_of in kinds.items():
         tokens = tokens_of(sums["mha", 0][1])
+        assert rows[name]["tokens"] == f"{tokens.sum():,}"
         assert rows[name]["share"] == f"{tokens.sum() / sizes.sum():.1%}"
         assert rows[name]["documents"] == str((tokens > 0).sum())
         assert rows[name]["MHA's loss"] == f"{tokens_of(sums['mha', 0][0]).sum() / tokens.sum():.4f}"
@@ -103,7 +104,7 @@ def test_a_single_seed_has_no_interval(add_run, tmp_path):
     ((members,),) = [list(cohorts(read_runs(tmp_path / "runs")[0]).values())]
     section = hidden_by_the_mean(members)
     (table,) = [block for block in section.blocks if isinstance(block, Table)]
-    assert not any("[" in row[4] for row in table.rows)
+    assert not any("[" in row[5] for row in table.rows)
     assert not any(
         series.kind == "band" for block in section.blocks if isinstance(block, Figure) for series in block.series
     )
