@@ -10,6 +10,7 @@ from dma_lab.attention.base import AttentionShape
 from dma_lab.attention.recency import RecencySlope
 from dma_lab.attention.rope import Rotary
 from dma_lab.kernels import interval_attention_decode
+from dma_lab.kernels.projections import project
 
 
 class QKNorm(nn.RMSNorm):
@@ -35,8 +36,8 @@ class HeadProjections(nn.Module):
     def forward(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, N, M), whose first token is at position ``start`` -> q (B, H, N, D), k and v (B, K, N, D)."""
         q_bhnd, k_bknd, v_bknd = (
-            projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            heads.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for heads in project(x, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
         )
         # Autocast may run the norms in float32; what attends has one dtype.
         q_bhnd = self.rotary(self.q_norm(q_bhnd), start).to(v_bknd.dtype)
