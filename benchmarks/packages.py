@@ -109,7 +109,8 @@ def fla_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     from fla.ops.attn import parallel_attn
 
     q_bnhd, k_bnkd, v_bnkd = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    return parallel_attn(q_bnhd, k_bnkd, v_bnkd, window_size=window).transpose(1, 2)
+    out: Tensor = parallel_attn(q_bnhd, k_bnkd, v_bnkd, window_size=window)
+    return out.transpose(1, 2)
 
 
 def authors_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ def authors_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tenso
     from flash_dmattn import flash_dmattn_func
 
     q_bnhd, k_bnkd, v_bnkd = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    out = flash_dmattn_func(q_bnhd, k_bnkd, v_bnkd, attn_mask=mask, attn_bias=bias[:, :, None], is_causal=True)
+    out: Tensor = flash_dmattn_func(q_bnhd, k_bnkd, v_bnkd, attn_mask=mask, attn_bias=bias[:, :, None], is_causal=True)
     return out.transpose(1, 2)
 
 

@@ -29,7 +29,7 @@ def milliseconds(function: Callable[[], Any]) -> float:
 
     function()  # compiled, and its handles made, before the capture
     torch.cuda.synchronize()
-    return do_bench_cudagraph(function, rep=60, return_mode="median")
+    return float(do_bench_cudagraph(function, rep=60, return_mode="median"))
 
 
 def in_turns(functions: Mapping[Key, Callable[[], Any]], bar: Progress, description: str) -> dict[Key, float]:
@@ -70,14 +70,14 @@ def _elapsed(function: Callable[[], Any]) -> float:
     function()
     end.record()
     torch.cuda.synchronize()
-    return start.elapsed_time(end)
+    return float(start.elapsed_time(end))
 
 
 def eager_milliseconds(function: Callable[[], Any]) -> float:
     """Median time of a call as Python makes it."""
     from triton.testing import do_bench
 
-    return do_bench(function, warmup=20, rep=60, return_mode="median")
+    return float(do_bench(function, warmup=20, rep=60, return_mode="median"))
 
 
 def forward_and_total(attend: Callable[..., Tensor], inputs: Sequence[Tensor], d_out: Tensor) -> dict[str, float]:

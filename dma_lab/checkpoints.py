@@ -69,7 +69,9 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     with path.open("rb") as stream:
         try:
             _verify(stream)
-            content = torch.load(path if mmap else stream, map_location="cpu", weights_only=True, mmap=mmap)
+            content: dict[str, Any] = torch.load(
+                path if mmap else stream, map_location="cpu", weights_only=True, mmap=mmap
+            )
             missing = {"global_step"} - content.keys() | {"run", "identity", "lines"} - recorded(content).keys()
             if missing:
                 raise _DamageError(f"it lacks {', '.join(sorted(missing))}")
@@ -84,7 +86,8 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
 
 def recorded(content: dict[str, Any]) -> dict[str, Any]:
     """What the run's recorder (dma_lab/train/callbacks.py) keeps in a checkpoint."""
-    return content["callbacks"]["RunRecorder"]
+    kept: dict[str, Any] = content["callbacks"]["RunRecorder"]
+    return kept
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

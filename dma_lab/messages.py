@@ -2,11 +2,15 @@
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
+constant_in_graphs: Callable[[_Function], _Function] = torch.compiler.assume_constant_result
+"""A compiler that meets the function calls it, and takes what it returns for a constant. (Typed, unlike its own.)"""
 
 
 class UserError(Exception):
@@ -34,12 +38,9 @@ class RunHeldError(UserError):
         self.path = path
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def announce_once(message: str) -> None:
-    """Print ``message`` to stderr the first time it is given in this process, and never again.
-
-    A compiler that meets it calls it, instead of stumbling over it.
-    """
+    """Print ``message`` to stderr the first time it is given in this process, and never again."""
     print_once(message)
 
 

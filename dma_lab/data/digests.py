@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -58,7 +59,7 @@ class DigestCache:
     def __init__(self, cache_dir: Path) -> None:
         self._file = cache_dir / "digests.json"
         try:
-            self._known: dict[str, list] = unsealed(self._file.read_text(encoding="utf-8"))
+            self._known: dict[str, list[Any]] = unsealed(self._file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             self._known = {}
         self._changed = False

@@ -86,11 +86,11 @@ def _current_revision(name: str, cache_dir: Path) -> str:
     """The data set's newest commit; without network the one last seen, so that what was built can be used again."""
     remembered = cache_dir / "hub_revisions.json"
     try:
-        known = unsealed(remembered.read_text(encoding="utf-8"))
+        known: dict[str, str] = unsealed(remembered.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
     try:
-        revision = huggingface_hub.HfApi().dataset_info(name, timeout=_TIMEOUT_SECONDS).sha
+        revision = str(huggingface_hub.HfApi().dataset_info(name, timeout=_TIMEOUT_SECONDS).sha)
     except Exception as error:
         if name in known:
             announce_once(f"the hub does not answer; taking {name} as last seen (revision {known[name]}).")
@@ -100,13 +100,13 @@ def _current_revision(name: str, cache_dir: Path) -> str:
             "or read files with data=local data.path=…, or the standard library with data=stdlib."
         ) from error
     if known.get(name) == revision:
-        return str(revision)
+        return revision
     known[name] = revision
     cache_dir.mkdir(parents=True, exist_ok=True)
     partial = remembered.with_suffix(f".partial-{os.getpid()}")
     partial.write_text(sealed(known), encoding="utf-8")
     os.replace(partial, remembered)
-    return str(revision)
+    return revision
 
 
 def _first_line(error: Exception) -> str:

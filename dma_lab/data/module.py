@@ -20,7 +20,7 @@ class DrawSequences(Protocol):
         """Sequences ``first`` … ``first + count - 1``: a pure function of the two (``batches.sequences_from``)."""
 
 
-class MicroBatches(IterableDataset):
+class MicroBatches(IterableDataset[dict[str, Tensor | None]]):
     """Endless micro-batches of one rank from optimizer step ``first_step`` on, whatever the number of workers.
 
     Micro-batch m of rank r holds rows [(m·ranks + r)·b, (m·ranks + r + 1)·b) of the step's batch, b = sequences /
@@ -82,7 +82,7 @@ class TokenDataModule(lightning.LightningDataModule):
         self.accumulate = accumulate
         self.num_workers = num_workers
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor | None]]:
         """Micro-batches from the trainer's step on, so that a continued run sees what it would have seen.
 
         Raises:

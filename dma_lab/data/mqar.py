@@ -209,4 +209,6 @@ def _other_than(keys: NDArray[np.int64], raw: NDArray[np.uint64], vocab_size: in
     drawn = (raw % (vocab_size - n)).astype(np.int64)
     # The r-th token that is no key is r + (the number of keys k_0 < k_1 < … with k_i - i <= r).
     passed = np.sort(keys, axis=1) - np.arange(n)
-    return drawn + np.stack([np.searchsorted(row, r, side="right") for row, r in zip(passed, drawn, strict=True)])
+    skipped = [np.searchsorted(row, r, side="right") for row, r in zip(passed, drawn, strict=True)]
+    others: NDArray[np.int64] = drawn + np.stack(skipped)
+    return others

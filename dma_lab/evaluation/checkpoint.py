@@ -43,11 +43,11 @@ class TrainedRun:
     @property
     def context(self) -> int:
         """Tokens a training sequence."""
-        return self.config["trainer"]["context"]
+        return int(self.config["trainer"]["context"])
 
     @property
     def rope_base(self) -> float:
-        return self.config["attention"]["rope_base"]
+        return float(self.config["attention"]["rope_base"])
 
     def model(self, max_seq_len: int | None = None, rope_base: float | None = None) -> Transformer:
         """The trained model in float32 on the CPU, in eval mode.
@@ -192,7 +192,8 @@ def _read_config(file: Path) -> dict[str, Any]:
     missing = [node for node in ("model", "attention", "data", "trainer") if not _holds(config, node)]
     if missing:
         raise UserError(f"{file} is no run's config: it lacks {', '.join(missing)}; {_MADE_AGAIN}.")
-    return config
+    whole: dict[str, Any] = config
+    return whole
 
 
 def _holds(config: Any, node: str) -> bool:

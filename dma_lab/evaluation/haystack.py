@@ -57,7 +57,8 @@ class Haystack:
     def excerpt(self, start: int, count: int) -> NDArray[np.int64]:
         """``count`` tokens from the first on that, from the ``start``-th on, begins with a space or a new line."""
         following = self._words[np.searchsorted(self._words, start) % len(self._words)] if len(self._words) else start
-        return self.tokens[np.arange(following, following + count) % len(self.tokens)]
+        excerpt: NDArray[np.int64] = self.tokens[np.arange(following, following + count) % len(self.tokens)]
+        return excerpt
 
     def gap(self, excerpt: NDArray[np.int64], depth: float) -> int:
         """How many tokens of ``excerpt`` come before a needle at ``depth``.

@@ -42,11 +42,13 @@ class DogeBlock(Block):
 
     def forward(self, x: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
         x = self.attention_residual * x + self.attention(self.attention_norm(x), document_ids)
-        return self.feed_forward_residual * x + self.feed_forward(self.feed_forward_norm(x))
+        out: Tensor = self.feed_forward_residual * x + self.feed_forward(self.feed_forward_norm(x))
+        return out
 
     def step(self, x_t: Tensor, cache: Any) -> Tensor:
         x_t = self.attention_residual * x_t + self.attention.step(self.attention_norm(x_t), cache)
-        return self.feed_forward_residual * x_t + self.feed_forward(self.feed_forward_norm(x_t))
+        out: Tensor = self.feed_forward_residual * x_t + self.feed_forward(self.feed_forward_norm(x_t))
+        return out
 
 
 class DogeTransformer(Transformer):

@@ -50,10 +50,12 @@ class DmaLabForCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutput(loss=loss, logits=logits)
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.model.embedding
+        embedding: nn.Module = self.model.embedding
+        return embedding
 
     def get_output_embeddings(self) -> nn.Module:
-        return self.model.head
+        head: nn.Module = self.model.head
+        return head
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, attention_mask: Tensor | None = None, **kwargs: Any

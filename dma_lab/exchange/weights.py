@@ -101,7 +101,8 @@ def _deepseek_layout(weights: dict[str, Tensor], shape: ModelShape) -> dict[str,
 
 def _neighbouring_pairs(rows_hdm: Tensor) -> Tensor:
     """RoPE turns our dimensions (i, i + D / 2) and DeepSeek's (2 i, 2 i + 1)."""
-    return rows_hdm.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+    out: Tensor = rows_hdm.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+    return out
 
 
 def _rows(first_hdm: Tensor, second_hdm: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from dma_lab.messages import announce_once
+from dma_lab.messages import announce_once, constant_in_graphs
 
 _noted: list[str] | None = None
 
@@ -21,7 +21,7 @@ def noted_kernels() -> Iterator[list[str]]:
         _noted = None
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def note_kernel(name: str) -> None:
     """Say to ``noted_kernels`` that ``name`` runs."""
     if _noted is not None and name not in _noted:

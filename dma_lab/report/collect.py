@@ -60,12 +60,12 @@ class Run:
 
     @property
     def attention(self) -> str:
-        return self.summary["attention"]
+        return str(self.summary["attention"])
 
     @property
     def params(self) -> int:
         """Non-embedding."""
-        return self.summary["params_non_embedding"]
+        return int(self.summary["params_non_embedding"])
 
     @property
     def point(self) -> frozenset[tuple[str, Any]]:

@@ -70,7 +70,7 @@ def compare_parts(runs: Sequence[Run], parts: Sequence[Part]) -> list[Comparison
 def _over_trainings(pairs: list[tuple[Run, Difference]]) -> Comparison:
     found: list[OverTrainings] = []
     for backend in dict.fromkeys(run.backend for run, _ in pairs):
-        alike: dict[tuple[frozenset, bytes], list[tuple[Run, PairedDifference]]] = {}
+        alike: dict[tuple[frozenset[tuple[str, Any]], bytes], list[tuple[Run, PairedDifference]]] = {}
         for run, difference in pairs:
             if run.backend == backend and isinstance(difference, PairedDifference):
                 key = without(run.conditions, frozenset({"seed"})), difference.tokens.tobytes()

@@ -52,7 +52,7 @@ def loss_against_compute(runs: Sequence[Run], laws: Laws, which: Literal["flops_
 
 
 def _flops_per_token(run: Run, which: str) -> float:
-    return run.summary[which] / run.summary["tokens"]
+    return float(run.summary[which] / run.summary["tokens"])
 
 
 def _law_at(law: TrainingsFit, runs: Sequence[Run], which: str) -> list[Series]:

@@ -1,7 +1,8 @@
 """How the best size and length of training grow with compute, and what they are at a budget."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -72,15 +73,18 @@ def exponents_of(runs: Sequence[Run], laws: Laws) -> tuple[list[Exponents], list
         own = [run for run in runs if run.backend == backend]
         if isinstance(law := laws.get(backend), TrainingsFit):
             found.append(_by_law(backend, "3, law", law))
-            _, *points = points_of(own)
+            _, tokens, loss, training = points_of(own)
             for count, params in list(counts_of(own).items())[1:]:
                 try:
-                    found.append(_by_law(backend, f"3, law, N {count}", fit_trainings(params, *points)))
+                    found.append(_by_law(backend, f"3, law, N {count}", fit_trainings(params, tokens, loss, training)))
                 except UserError as error:
                     refused.append(f"{backend}, approach 3, N {count}: {error}")
         parabolas, without = parabolas_of(own)
         refused += [f"{backend}, approach 2: {reason}" for reason in without]
-        approaches = (("2, isoFLOP", lambda p=parabolas: _isoflop(p)), ("1, envelope", lambda own=own: _envelope(own)))
+        approaches: tuple[tuple[str, Callable[[], tuple[PowerLaw, PowerLaw]]], ...] = (
+            ("2, isoFLOP", partial(_isoflop, parabolas)),
+            ("1, envelope", partial(_envelope, own)),
+        )
         for name, fit in approaches:
             try:
                 of_size, of_tokens = fit()

@@ -99,7 +99,9 @@ def vagueness(fit: TrainingsFit) -> str | None:
     return f"the runs do not fix the exponents, {' and '.join(vague)}" if vague else None
 
 
-def band(fit: TrainingsFit, params: float, tokens: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
+def band(
+    fit: TrainingsFit, params: float, tokens: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """95 % band of the law, noise apart, for one size of model over ``tokens``."""
     assert fit.samples is not None
     drawn = law_loss(fit.samples[:, None], np.log(params), np.log(tokens))

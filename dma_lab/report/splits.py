@@ -84,7 +84,7 @@ def _fullest(cells: Sequence[OverTrainings]) -> list[OverTrainings]:
     return max(points.values(), key=lambda own: (len(own), max(cell.run.summary["flops"] for cell in own)))
 
 
-def _at(cells: Sequence[OverTrainings], point: frozenset) -> dict[str, MeanDifference]:
+def _at(cells: Sequence[OverTrainings], point: frozenset[tuple[str, Any]]) -> dict[str, MeanDifference]:
     return {cell.run.backend: cell.difference for cell in cells if without(cell.run.conditions, _SEED) == point}
 
 

@@ -185,7 +185,7 @@ def write_points(path: Path, compared: Sequence[tuple[Run, Difference]]) -> None
         writer.writeheader()
         for run, difference in compared:
             if isinstance(difference, str):
-                cells: tuple = ("", "", "", "", "", difference)
+                cells: tuple[object, ...] = ("", "", "", "", "", difference)
             else:
                 own = difference
                 cells = (own.difference, *(own.interval or ("", "")), own.documents, own.effective_documents, "")

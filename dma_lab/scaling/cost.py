@@ -45,7 +45,8 @@ class Cost:
         log_n = np.log(np.asarray(params, float))
         # What lies beyond the ends, at slope 1; np.interp holds the end's value.
         beyond = log_n - np.clip(log_n, self.log_params[0], self.log_params[-1])
-        return np.exp(np.interp(log_n, self.log_params, self.log_flops_per_token) + beyond)
+        values: Vector = np.exp(np.interp(log_n, self.log_params, self.log_flops_per_token) + beyond)
+        return values
 
     @property
     def segments(self) -> list[tuple[float, float, float, float]]:

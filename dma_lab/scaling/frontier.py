@@ -21,7 +21,8 @@ def law_loss(laws: Vector, log_params: ArrayLike, log_tokens: ArrayLike) -> Vect
     """Loss of every law, nats a token. In logarithms: an A beyond all floats may be made small again by its alpha."""
     E, A, B, alpha, beta = np.moveaxis(laws, -1, 0)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        return E + np.exp(np.log(A) - alpha * log_params) + np.exp(np.log(B) - beta * log_tokens)
+        values: Vector = E + np.exp(np.log(A) - alpha * log_params) + np.exp(np.log(B) - beta * log_tokens)
+        return values
 
 
 def best_allocation(laws: Vector, flops: ArrayLike, cost: Cost) -> tuple[Vector, Vector, Vector]:

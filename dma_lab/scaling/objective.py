@@ -4,7 +4,9 @@ Several backends' points may be fitted at once: ``slots`` says which entry of th
 alpha, beta, e = log E, a = log A and b = log B, so that backends share what their slots share.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,7 +17,8 @@ from dma_lab.messages import UserError
 from dma_lab.scaling.interval import require_resamples
 
 Vector = NDArray[np.float64]
-one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")
+_Fit = TypeVar("_Fit", bound=Callable[..., object])
+one_blas_thread: Callable[[_Fit], _Fit] = threadpool_limits.wrap(limits=1, user_api="blas")
 """Decorator of a fit: its matrices have a few hundred entries, over which BLAS's threads spend their time meeting (four
 times the work of one thread on two cores, and more on more)."""
 ONE_LAW = np.arange(5)[None]
@@ -163,4 +166,5 @@ def curvature_scaling(point: Vector, groups: list[Points], slots: NDArray[np.int
         curvature[np.ix_(own, own)] += (derivative * weight) @ derivative.T / delta**2
     values, directions = np.linalg.eigh(curvature)
     # A direction that the runs leave open is not stretched without limit.
-    return directions / np.sqrt(np.maximum(values, 1e-8 * values[-1]))
+    scaled: Vector = directions / np.sqrt(np.maximum(values, 1e-8 * values[-1]))
+    return scaled

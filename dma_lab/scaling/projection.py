@@ -108,4 +108,5 @@ class Trainings:
 
     def shared_of(self, log_ratio: ArrayLike) -> Vector:
         """Variance of a training's noise over that of a branch's own."""
-        return np.expm1(np.asarray(log_ratio, float)) / max(self._branches.max(), 1)
+        values: Vector = np.expm1(np.asarray(log_ratio, float)) / max(self._branches.max(), 1)
+        return values

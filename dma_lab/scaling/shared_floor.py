@@ -8,7 +8,8 @@ from scipy.stats import gaussian_kde
 
 from dma_lab.messages import UserError
 from dma_lab.scaling.interval import percentile_interval
-from dma_lab.scaling.trainings import DRAWS, TrainingsFit, Vector
+from dma_lab.scaling.objective import Vector
+from dma_lab.scaling.trainings import DRAWS, TrainingsFit
 
 _NEAREST = 8
 _LEAST = 50

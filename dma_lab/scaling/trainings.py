@@ -129,7 +129,8 @@ def _lowest(runs: Trainings, ratio: float, start: Vector | None = None) -> Vecto
         method="Nelder-Mead",
         options={"xatol": 1e-6, "fatol": 1e-10, "maxiter": 1000, "initial_simplex": start + 0.05 * np.eye(3, 2, -1)},
     )
-    return np.clip(found.x, *_LOG_EXPONENTS)
+    values: Vector = np.clip(found.x, *_LOG_EXPONENTS)
+    return values
 
 
 def _law(runs: Trainings, exponents: Vector, ratio: float) -> tuple[Vector, float]:

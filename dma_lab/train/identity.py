@@ -73,4 +73,5 @@ def state_identity(settings: TrainSettings, steps: int, fingerprint: str, precis
             "schedule.decay_fraction": schedule.decay_fraction,
             "schedule.final_fraction": schedule.final_fraction,
         }
-    return json.loads(json.dumps(state))  # equal to what a checkpoint gives back
+    read_back: dict[str, Any] = json.loads(json.dumps(state))  # equal to what a checkpoint gives back
+    return read_back

@@ -147,7 +147,8 @@ def _launchers_store(ranks: Ranks) -> dist.Store:
         UserError: the first one cannot listen there, or none does in time.
     """
     if dist.is_torchelastic_launched():  # torchrun listens there itself
-        return next(dist.rendezvous("env://", ranks.rank, ranks.count, timeout=_TIMEOUT))[0]
+        store: dist.Store = next(dist.rendezvous("env://", ranks.rank, ranks.count, timeout=_TIMEOUT))[0]
+        return store
     where = f"{ranks.address}:{ranks.port}"
     if not ranks.first:
         deadline = time.monotonic() + _TIMEOUT.total_seconds()

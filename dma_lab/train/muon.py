@@ -90,7 +90,8 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.to(matrices.dtype)
+    out: Tensor = x.to(matrices.dtype)
+    return out
 
 
 def _wide(matrix: Tensor) -> Tensor:

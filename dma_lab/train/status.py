@@ -7,7 +7,7 @@ from typing import Any
 
 def status_in_words(path: Path, summary: dict[str, Any]) -> str:
     """``finished``, or what became of the run in ``path`` instead."""
-    status = summary["status"]
+    status: str = summary["status"]
     if status == "finished":
         return status
     if status == "diverged":

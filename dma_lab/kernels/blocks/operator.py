@@ -1,5 +1,7 @@
 """Block-sparse attention's kernels as PyTorch operators: autograd, and shapes for torch.compile."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -72,14 +74,14 @@ def _(
     return dq, dk, dv
 
 
-def _save_for_backward(ctx, inputs, output) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     q, k, v, chosen, end_bn, ctx.block, ctx.scale = inputs
     ctx.save_for_backward(q, k, v, chosen, end_bn, *output)
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, d_out: Tensor, *_d_others: Tensor):
+def _backward(ctx: Any, d_out: Tensor, *_d_others: Tensor) -> tuple[Tensor | None, ...]:
     gradients = selected_attention_triton_backward(d_out, *ctx.saved_tensors, ctx.block, ctx.scale)
     return *gradients, None, None, None, None
 

@@ -11,7 +11,7 @@ from dma_lab.kernels.causal import flash2, flash4, interval, sdpa
 from dma_lab.kernels.causal.problem import Problem
 from dma_lab.kernels.choice import note_kernel
 from dma_lab.kernels.documents import Documents
-from dma_lab.messages import print_once
+from dma_lab.messages import constant_in_graphs, print_once
 
 
 class Implementation(NamedTuple):
@@ -96,7 +96,7 @@ def which(problem: Problem) -> tuple[int, dict[str, str]]:
     raise AssertionError("the last implementation supports everything")
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _choose(device: str, device_index: int | None, dtype: torch.dtype, *asked: object) -> int:
     """``which``, for a compiler a constant of the shapes."""
     index = _choice(device, device_index, dtype, *asked)

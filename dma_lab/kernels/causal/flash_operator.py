@@ -1,6 +1,7 @@
 """The flash-attn packages as one PyTorch operator: autograd, and shapes for torch.compile."""
 
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ def flash_attention(
     offsets, longest = (None, None) if document_ids is None else locate_documents(document_ids)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     q_bnhd, k_bnkd, v_bnke = (tensor.transpose(1, 2).contiguous() for tensor in (q, k, v))
-    return _attend(q_bnhd, k_bnkd, v_bnke, offsets, longest, window, scale, version)[0].transpose(1, 2)
+    out_bnhe: Tensor = _attend(q_bnhd, k_bnkd, v_bnke, offsets, longest, window, scale, version)[0]
+    return out_bnhe.transpose(1, 2)
 
 
 @torch.library.custom_op("dma_lab::flash_attention", mutates_args=(), device_types="cuda")
@@ -74,9 +76,10 @@ def _backward_pass(
     B, N, H, _ = q.shape
     lse = lse.view(B, H, N) if offsets is None and version == 4 else lse.view(H, B * N)
     with torch.cuda.device_of(q):
-        return _package(version).backward(
+        gradients: tuple[Tensor, Tensor, Tensor] = _package(version).backward(
             d_out.contiguous(), q, k, v, out, lse, offsets, _length(longest), window, scale
         )
+    return gradients
 
 
 @_backward_pass.register_fake
@@ -96,14 +99,14 @@ def _(
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
-def _save_for_backward(ctx, inputs, output) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     q, k, v, offsets, longest, ctx.window, ctx.scale, ctx.version = inputs
     ctx.save_for_backward(q, k, v, *output, offsets, longest)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, d_out: Tensor, _d_lse: Tensor):
+def _backward(ctx: Any, d_out: Tensor, _d_lse: Tensor) -> tuple[Tensor | None, ...]:
     gradients = _backward_pass(d_out, *ctx.saved_tensors, ctx.window, ctx.scale, ctx.version)
     return *gradients, None, None, None, None, None
 

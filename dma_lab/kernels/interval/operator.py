@@ -1,5 +1,7 @@
 """Interval attention's kernels as PyTorch operators: autograd, and shapes for torch.compile."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -116,14 +118,14 @@ def _(
     return dq, dk, dv, d_bias
 
 
-def _save_for_backward(ctx, inputs, output) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: _Outputs) -> None:
     q, k, v, expiry, bias, ctx.scale, ctx.max_live = inputs
     ctx.save_for_backward(q, k, v, expiry, bias, *output)
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # no zeros for outputs that have no gradient: the lists are large
 
 
-def _backward(ctx, d_out: Tensor, *_d_others: Tensor):
+def _backward(ctx: Any, d_out: Tensor, *_d_others: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors  # asked once: under checkpointing every asking computes the layer again
     bias = saved[4]
     gradients = interval_attention_triton_backward(d_out, *saved[:7], list(saved[7:]), ctx.scale, ctx.max_live)
