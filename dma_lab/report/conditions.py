@@ -21,7 +21,7 @@ WARMUP = "schedule.warmup"
 _NOT_COMPARED = (
     "attention",  # what comparisons are about
     # Labels, what other settings take their defaults from, and the vocabulary, which is the data's.
-    *("model.name", "model.context", "model.tokens_per_step", "model.learning_rate", "model.vocab_size"),
+    *("model.name", "model.context", "model.vocab_size"),
     # Ways to name the budget, the warm-up and the device: what they came to is compared.
     *("tokens", "tokens_per_parameter", "flops", "schedule.warmup_fraction", "schedule.warmup_steps"),
     *("trainer.device", "trainer.precision", "trainer.compile"),

@@ -24,7 +24,7 @@ from dma_lab.train.plan_table import short_plan
 from dma_lab.train.ranks import Ranks, find_ranks
 from dma_lab.train.rung import rung_name
 from dma_lab.train.runs import RunDirectory, git_commit
-from dma_lab.train.settings import TrainSettings
+from dma_lab.train.settings import TrainSettings, recipe_rate
 from dma_lab.train.signals import StopRequest
 from dma_lab.train.summary import of_another_run
 from dma_lab.train.task import Task, prepare_task
@@ -193,6 +193,7 @@ def _known_before(
         "context": plan.shape.max_seq_len,
         "steps": plan.steps,
         "tokens": plan.tokens,
+        "recipe_learning_rate": recipe_rate(settings),
         "flops": plan.flops.dense_equivalent,
         "flops_executed": plan.flops.executed,
         **task.facts,

@@ -8,7 +8,7 @@ from rich.table import Table
 from dma_lab.train.hardware import Hardware
 from dma_lab.train.plan import RunPlan
 from dma_lab.train.rung import rung_name
-from dma_lab.train.settings import TrainSettings
+from dma_lab.train.settings import TrainSettings, recipe_rate
 
 
 def short_plan(settings: TrainSettings, plan: RunPlan) -> str:
@@ -58,7 +58,10 @@ def print_plan(settings: TrainSettings, plan: RunPlan, hardware: Hardware, secon
             f"{plan.tokens_per_step:,} tokens: {plan.sequences_per_step} sequences of {shape.max_seq_len}, "
             f"{plan.accumulate} micro-batch(es) on {settings.trainer.devices} device(s)",
         ),
-        ("learning rate", f"{settings.optimizer.learning_rate:g} peak, {settings.schedule.name}"),
+        (
+            "learning rate",
+            _learning_rate(settings),
+        ),
         ("tokens on disk", f"{_bytes(plan.tokens * token_bytes)} for one pass"),
         None,
         ("FLOP, executed", f"{plan.flops.executed:.4g}"),
@@ -80,6 +83,12 @@ def print_plan(settings: TrainSettings, plan: RunPlan, hardware: Hardware, secon
         else:
             table.add_row(*row)
     Console().print(table)
+
+
+def _learning_rate(settings: TrainSettings) -> str:
+    rate, recipe = settings.optimizer.learning_rate, recipe_rate(settings)
+    beside = "the recipe's" if rate == recipe else f"the recipe's would be {recipe:g}"
+    return f"{rate:g} peak, {settings.schedule.name} ({beside})"
 
 
 def _budget(settings: TrainSettings) -> str:

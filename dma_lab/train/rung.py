@@ -7,8 +7,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 _RUNGS = Path(__file__).resolve().parents[2] / "conf" / "model"
-# Not of the shape: the tokenizer's, and what other settings take their defaults from.
-_NOT_SHAPE = {"name", "vocab_size", "context", "tokens_per_step", "learning_rate"}
+# Not of the shape: the tokenizer's, and what the trainer takes its default from.
+_NOT_SHAPE = {"name", "vocab_size", "context"}
 
 
 def rung_name(model: Mapping[str, Any]) -> str:

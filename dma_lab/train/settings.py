@@ -2,9 +2,9 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pydantic import Discriminator, Field, PlainValidator, Tag
 
 import dma_lab.settings
@@ -13,7 +13,9 @@ from dma_lab.data.mqar import RecallSettings
 from dma_lab.data.settings import DataSettings
 from dma_lab.messages import UserError
 from dma_lab.model import Initialisation
+from dma_lab.model.ladder import reference_parameters
 from dma_lab.settings import STRICT, Count, CountOrNone, Fraction, Name, Positive, Seed, Text, Tokens, Width
+from dma_lab.train.recipe import recipe_learning_rate, recipe_tokens_per_step
 
 Layers = Annotated[int, Field(gt=0, le=512)]
 Multiple = Annotated[float, Field(gt=0, le=1e6)]
@@ -35,8 +37,6 @@ class RungSettings:
     vocab_size: Width
     tie_embeddings: bool
     context: Width
-    tokens_per_step: Count
-    learning_rate: Positive
 
 
 @dataclass(frozen=True)
@@ -162,16 +162,65 @@ def read_settings(config: DictConfig) -> TrainSettings:
     Raises:
         UserError: naming the first setting whose type or value cannot be, or that contradicts another.
     """
-    settings = dma_lab.settings.read_settings(TrainSettings, config)
-    _check_values(settings)
-    return settings
+    return _with_recipe(TrainSettings, config)
 
 
 def read_plan_settings(config: DictConfig) -> PlanSettings:
     """As ``read_settings``, of the config of ``plan.py``."""
-    settings = dma_lab.settings.read_settings(PlanSettings, config)
+    return _with_recipe(PlanSettings, config)
+
+
+_Settings = TypeVar("_Settings", bound=TrainSettings)
+
+
+def _with_recipe(kind: type[_Settings], config: DictConfig) -> _Settings:
+    """The settings of ``config``, with the recipe's learning rate and batch where it leaves them null."""
+    written: Any = OmegaConf.to_container(config)
+    nodes = {name: node if isinstance(node := written.get(name), dict) else {} for name in ("optimizer", "trainer")}
+    left_open = [
+        (group, name)
+        for group, name in (("trainer", "tokens_per_step"), ("optimizer", "learning_rate"))
+        if nodes[group].get(name, 0) is None
+    ]
+    config = config.copy()
+    for group, name in left_open:  # something valid, for as long as all else is checked
+        OmegaConf.update(config, f"{group}.{name}", 1)
+    settings = dma_lab.settings.read_settings(kind, config)
+    if ("trainer", "tokens_per_step") in left_open:
+        given = recipe_tokens_per_step(*rung_budget(settings), settings.trainer.context)
+        trainer = dataclasses.replace(settings.trainer, tokens_per_step=given)
+        settings = dataclasses.replace(settings, trainer=trainer)
+    if ("optimizer", "learning_rate") in left_open:
+        optimizer = dataclasses.replace(settings.optimizer, learning_rate=recipe_rate(settings))
+        settings = dataclasses.replace(settings, optimizer=optimizer)
     _check_values(settings)
     return settings
+
+
+def rung_budget(settings: TrainSettings) -> tuple[int, float]:
+    """N and D of the recipe: non-embedding parameters of the rung with MHA, and the tokens of the longest budget.
+
+    A budget of FLOP counts 6 (N + V · M) a token, as if attention's scores cost nothing.
+    """
+    rung = settings.model
+    parameters = reference_parameters(
+        rung.n_layers, rung.d_model, rung.n_heads, rung.n_kv_heads, rung.head_dim, rung.d_ff
+    )
+    if settings.tokens is not None:
+        tokens: float = settings.tokens
+    elif settings.flops is not None:
+        tokens = settings.flops / (6 * (parameters + rung.vocab_size * rung.d_model))
+    else:
+        tokens = settings.tokens_per_parameter * parameters
+    return parameters, tokens * max(settings.schedule.branches or [1.0])
+
+
+def recipe_rate(settings: TrainSettings) -> float:
+    """The recipe's learning rate for the run's rung, budget, batch and optimizer."""
+    trainer = settings.trainer
+    return recipe_learning_rate(
+        settings.optimizer.name, *rung_budget(settings), trainer.tokens_per_step, trainer.context
+    )
 
 
 def _check_values(settings: TrainSettings) -> None:

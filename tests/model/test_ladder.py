@@ -1,4 +1,4 @@
-"""Rungs against the paper's table, and the documented rule against the configs."""
+"""Rungs against the paper's table."""
 
 import importlib.util
 import sys
@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from dma_lab.model import ModelShape, Transformer
 from dma_lab.model.accounting import count_parameters
-from dma_lab.model.ladder import reference_parameters, rung_learning_rate, rung_tokens_per_step
+from dma_lab.model.ladder import reference_parameters
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "model"
 RUNGS = {path.stem: OmegaConf.load(path) for path in sorted(CONF.glob("*.yaml"))}
@@ -54,21 +54,3 @@ def test_the_shape_keeps_the_papers_proportions(rung):
     assert config.n_heads * config.head_dim == config.d_model
     assert config.n_kv_heads * 2 == config.n_heads
     assert config.d_ff == 3 * config.d_model
-    assert config.tokens_per_step % config.context == 0
-
-
-@pytest.mark.parametrize("rung", NAMED)
-def test_small_rungs_follow_the_documented_rule(rung):
-    config = RUNGS[rung]
-    parameters = reference_parameters(**{name: config[name] for name in SHAPE})
-    assert config.learning_rate == pytest.approx(rung_learning_rate(parameters), rel=0.02)
-    assert config.tokens_per_step == pytest.approx(rung_tokens_per_step(parameters), rel=0.05)
-
-
-@pytest.mark.parametrize(
-    ("rung", "learning_rate", "tokens"),
-    [("80m", 3e-3, 128), ("200m", 2e-3, 192), ("680m", 1e-3, 392), ("1.7b", 1e-3, 1000)],
-)
-def test_large_rungs_follow_the_paper(rung, learning_rate, tokens):
-    assert RUNGS[rung].learning_rate == learning_rate
-    assert RUNGS[rung].tokens_per_step / 1000 == pytest.approx(tokens, rel=0.05)
