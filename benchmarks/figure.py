@@ -1,17 +1,15 @@
 """Time against length on two logarithmic axes, as SVG: straight lines tell the power of N."""
 
-import math
-import os
 from collections.abc import Iterable
+from itertools import cycle
+from math import ceil, floor, log10
 from pathlib import Path
 from typing import Any, NamedTuple
-from xml.sax.saxutils import escape
+
+from dma_lab.figures.palette import SERIES
+from dma_lab.messages import announce_once
 
 Point = dict[str, Any]
-
-_WIDTH, _LEFT, _TOP, _PLOT_WIDTH, _PLOT_HEIGHT = 420, 56, 34, 340, 240
-_KEYS_FROM, _KEY_HEIGHT = _TOP + _PLOT_HEIGHT + 56, 16  # the lines' names lie below, where they cover none
-_COLOURS = ("#0b6e4f", "#d1495b", "#6b7280", "#2e5fa3", "#b8860b", "#7a3e9d")
 
 
 class Line(NamedTuple):
@@ -69,58 +67,30 @@ def draw_decode(points: list[Point], path: Path) -> None:
 
 
 def _write(panels: list[Panel], path: Path) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(_svg(panels), encoding="utf-8")
-    os.replace(unfinished, path)
-
-
-def _svg(panels: list[Panel]) -> str:
-    height = _KEYS_FROM + _KEY_HEIGHT * max(len(panel.lines) for panel in panels)
-    size = f'width="{_WIDTH * len(panels)}" height="{height}"'
-    view = f'viewBox="0 0 {_WIDTH * len(panels)} {height}"'
-    body = [part for number, panel in enumerate(panels) for part in _panel(panel, number * _WIDTH)]
-    opening = f'<svg xmlns="http://www.w3.org/2000/svg" {size} {view} font-family="sans-serif" font-size="11">'
-    return "\n".join([opening, '<rect width="100%" height="100%" fill="white"/>', *body, "</svg>"]) + "\n"
-
-
-def _panel(panel: Panel, x0: float) -> list[str]:
-    xs, ys = zip(*(point for line in panel.lines for point in line.points), strict=True)
-    decades = range(math.floor(math.log10(min(ys))), math.ceil(math.log10(max(ys))) + 1)
-    low, high = decades[0], max(decades[-1], decades[0] + 1)
-    first, last = math.log2(min(xs)), max(math.log2(max(xs)), math.log2(min(xs)) + 1)
-    left, bottom = x0 + _LEFT, _TOP + _PLOT_HEIGHT
-
-    def across(x: float) -> float:
-        return left + (math.log2(x) - first) / (last - first) * _PLOT_WIDTH
-
-    def up(y: float) -> float:
-        return bottom - (math.log10(y) - low) / (high - low) * _PLOT_HEIGHT
-
-    def text(x: float, y: float, words: str, anchor: str = "middle") -> str:
-        return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
-
-    parts = [text(left, _TOP - 14, f"{panel.title}, milliseconds", "start")]
-    for decade in range(low, high + 1):
-        y = up(10.0**decade)
-        parts.append(f'<path d="M{left} {y:.1f}h{_PLOT_WIDTH}" stroke="#e5e7eb"/>')
-        parts.append(text(left - 6, y + 4, f"{10.0**decade:g}", "end"))
-    for x in sorted(set(xs)):
-        parts.append(f'<path d="M{across(x):.1f} {bottom}v4" stroke="#111"/>')
-        parts.append(text(across(x), bottom + 16, f"{x / 1024:g}k"))
-    parts.append(text(left + _PLOT_WIDTH / 2, bottom + 34, panel.x_label))
-    parts.append(f'<path d="M{left} {_TOP}V{bottom}h{_PLOT_WIDTH}" fill="none" stroke="#111"/>')
-    for number, line in enumerate(panel.lines):
-        colour = _COLOURS[number % len(_COLOURS)]
-        dashes = ' stroke-dasharray="5 4"' if line.dashed else ""
-        places = [(across(x), up(y)) for x, y in line.points]
-        track = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        parts.append(f'<polyline points="{track}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>')
-        if not line.dashed:
-            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places]
-        key = _KEYS_FROM + _KEY_HEIGHT * number
-        parts.append(f'<path d="M{left} {key}h22" stroke="{colour}" stroke-width="2"{dashes}/>')
-        parts.append(text(left + 28, key + 4, line.name, "start"))
-    return parts
+    try:
+        from dma_lab.figures.canvas import canvas
+    except ModuleNotFoundError:  # the record is what counts
+        announce_once("no figure without matplotlib: pip install -e '.[report]'.")
+        return
+    with canvas(path.with_suffix(""), (5.6 * len(panels), 4.8), panels=len(panels), png=False) as axes:
+        for number, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
+            for line, colour in zip(panel.lines, cycle(SERIES), strict=False):
+                x, y = zip(*line.points, strict=True)
+                style, marker = ("--", "") if line.dashed else ("-", "o")
+                axis.loglog(
+                    x, y, style, marker=marker, markersize=4, color=colour, linewidth=1.6,
+                    label=line.name, gid=f"line {number} {line.name}",
+                )  # fmt: skip
+            lengths = sorted({x for line in panel.lines for x, _ in line.points})
+            axis.set_xticks(lengths, [f"{length / 1024:g}k" for length in lengths], minor=False)
+            axis.set_xticks([], minor=True)
+            times = [time for line in panel.lines for _, time in line.points]
+            low, high = floor(log10(min(times))), ceil(log10(max(times)))
+            axis.set_ylim(10.0**low, 10.0 ** max(high, low + 1))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter("")
+            axis.set(title=f"{panel.title}, milliseconds", xlabel=panel.x_label)
+            axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.14))  # below, where it covers no line
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # From the top of the house to its ground.
-ROOMS = ["report", "train", "exchange", "evaluation", "scaling", "data", "model", "attention", "kernels"]
+ROOMS = ["report", "train", "exchange", "evaluation", "scaling", "data", "model", "attention", "kernels", "figures"]
 # Beneath it: what all rooms stand on, and what that stands on.
 GROUND = {
     "messages.py": set(),

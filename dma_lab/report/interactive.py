@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from math import log10
 from typing import Any
 
+from dma_lab.figures.palette import DIVERGING, HEAT, MISSING
 from dma_lab.report.document import Figure, Heatmap, Series
-from dma_lab.report.palette import DIVERGING, HEAT, MISSING
 
 _AXIS = {"gridcolor": "#ebebe8", "zeroline": False, "linecolor": "#b8b8b4", "ticks": "outside", "automargin": True}
 _MINOR = {"ticks": "outside", "ticklen": 3, "showgrid": False}

@@ -11,9 +11,9 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from dma_lab.figures.palette import colours_of
 from dma_lab.report.document import Block, Document, Notice, Table
 from dma_lab.report.interactive import plotly_figure
-from dma_lab.report.palette import colours_of
 
 
 def write_page(document: Document, path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from dma_lab.figures.palette import colours_of
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
 from dma_lab.report.document import Document
@@ -13,7 +14,6 @@ from dma_lab.report.draw import draw
 from dma_lab.report.forecast import forecast_section, register
 from dma_lab.report.markdown import figures_linked, write_markdown
 from dma_lab.report.page import write_page
-from dma_lab.report.palette import colours_of
 from dma_lab.report.points import points_document
 from dma_lab.report.sections import build_document
 from dma_lab.report.settings import Larger

@@ -108,11 +108,18 @@ def test_the_table_counts_what_is_met():
     assert list(table.columns[1].cells) == ["≥ 2", "≥ 2"]
 
 
-def polylines(path):
+def lines_and_words(path):
+    """By panel and name the points of each line, in the picture's units, and all texts with their heights."""
     root = ElementTree.parse(path).getroot()
-    lines = root.findall(f"{SVG}polyline")
-    words = [element.text for element in root.findall(f"{SVG}text")]
-    return [[tuple(map(float, p.split(","))) for p in line.get("points").split()] for line in lines], lines, words
+    lines = {}
+    for group in root.iter(f"{SVG}g"):
+        if (name := group.get("id", "")).startswith("line "):
+            _, panel, what = name.split(" ", 2)
+            drawn = group.find(f"{SVG}path")
+            numbers = [float(number) for number in drawn.get("d").replace("M", " ").replace("L", " ").split()]
+            lines[int(panel), what] = list(zip(numbers[::2], numbers[1::2], strict=True)), drawn.get("style")
+    words = [(text.text.strip(), float(text.get("y"))) for text in root.iter(f"{SVG}text") if text.text]
+    return lines, words
 
 
 def test_the_figure_draws_ours_dense_and_floor_on_logarithmic_axes(tmp_path):
@@ -120,24 +127,22 @@ def test_the_figure_draws_ours_dense_and_floor_on_logarithmic_axes(tmp_path):
     points += [point(N=N, K=4, total=N / 5000) for N, _ in TIMES_FASTER] + [point(scores="sinks", total=500.0)]
     draw_kernels(points, tmp_path / "figure.svg")
     assert [path.name for path in tmp_path.iterdir()] == ["figure.svg"]
-    tracks, lines, words = polylines(tmp_path / "figure.svg")
-    assert len(tracks) == 2 * 4
-    for number, track in enumerate(tracks):
-        inside = number // 4 * 420  # where the panel begins; each is 420 wide, its plot ends at 274
-        assert all(inside < x < inside + 420 and 0 < y < 274 for x, y in track)
-    assert min(y for word, y in _heights(tmp_path / "figure.svg") if word.startswith("ours")) > 274  # below the axes
-    ours = tracks[4]  # the second panel's first: total, proportional to N
+    lines, words = lines_and_words(tmp_path / "figure.svg")
+    names = ["ours, 16/16 heads", "ours, 16/4 heads", "dense causal, the best", "floor"]
+    assert list(lines) == [(panel, name) for panel in (0, 1) for name in names]
+    lowest = max(y for word, y in words if word == "4k")
+    for panel, name in lines:
+        assert all(y < lowest for _, y in lines[panel, name][0])
+        assert [y > lowest for word, y in words if word == name] == [True, True]  # below the axes
+    ours, dense, floor = (lines[1, name][0] for name in (names[0], *names[2:]))
     slopes = [(y1 - y0) / (x1 - x0) for (x0, y0), (x1, y1) in itertools.pairwise(ours)]
-    assert slopes == pytest.approx([slopes[0]] * 4, rel=0.01)
-    dense, floor = tracks[6], tracks[7]
+    assert slopes == pytest.approx([slopes[0]] * 4, rel=0.01)  # total, proportional to N
     assert len({y for _, y in dense}) == 1  # the best is cuDNN's 40 throughout
     # One decade down the page from 40 to 4.
-    decades = [y for word, y in _heights(tmp_path / "figure.svg") if word in ("1", "10")][-2:]
+    decades = [y for word, y in words if word in ("1", "10")][-2:]
     assert floor[0][1] - dense[0][1] == pytest.approx(decades[0] - decades[1], abs=0.2)
-    assert [line.get("stroke-dasharray") is not None for line in lines] == [False, False, False, True] * 2
-    for name in ("ours, 16/16 heads", "ours, 16/4 heads", "dense causal, the best", "floor"):
-        assert words.count(name) == 2
-    assert {"4k", "8k", "32k", "64k", "128k"} <= set(words)
+    assert ["stroke-dasharray" in style for _, style in lines.values()] == [False, False, False, True] * 2
+    assert {"4k", "8k", "32k", "64k", "128k"} <= {word for word, _ in words}
 
 
 def test_the_figure_draws_other_packages_as_far_as_they_were_measured(tmp_path):
@@ -147,22 +152,21 @@ def test_the_figure_draws_other_packages_as_far_as_they_were_measured(tmp_path):
         each["packages"] = [own | {"forward": 7.0}, lifetimes | {"forward": 1.0}]
     points += [point(N=4096, K=4) | {"packages": [own | {"forward": 0.1}]}]  # other heads than the first of ours
     draw_kernels(points, tmp_path / "figure.svg")
-    tracks, _, words = polylines(tmp_path / "figure.svg")
-    assert [len(track) for track in tracks] == [5, 1, 5, 5, 3, 3] * 2
-    ours, _, dense, _, own, lifetimes = tracks[:6]
+    lines, words = lines_and_words(tmp_path / "figure.svg")
+    first = [track for (panel, _), (track, _) in lines.items() if panel == 0]
+    assert [len(track) for track in first] == [5, 1, 5, 5, 3, 3]
+    ours, _, dense, _, own, lifetimes = first
     assert (own, lifetimes) == (dense[:3], ours[:3])
-    assert words.count("theirs, mask its own") == words.count("theirs, mask of lifetimes") == 2
-
-
-def _heights(path):
-    return [(element.text, float(element.get("y"))) for element in ElementTree.parse(path).getroot().iter(f"{SVG}text")]
+    for name in ("theirs, mask its own", "theirs, mask of lifetimes"):
+        assert [word for word, _ in words].count(name) == 2
 
 
 def test_decoding_is_drawn_a_panel_a_batch_without_what_does_not_fit(tmp_path):
     points = [decode_point(4096, 0.01, 0.02), decode_point(524288, 0.01, 2.0)]
     points += [decode_point(4096, 0.02, 0.08, batch=64), decode_point(524288, 0.02, None, batch=64)]
     draw_decode(points, tmp_path / "figure.svg")
-    tracks, _, words = polylines(tmp_path / "figure.svg")
-    assert [len(track) for track in tracks] == [2, 2, 2, 1]
-    assert math.isclose(tracks[0][0][1], tracks[0][1][1])
-    assert "one token, batch 64, milliseconds" in words
+    lines, words = lines_and_words(tmp_path / "figure.svg")
+    assert [len(track) for track, _ in lines.values()] == [2, 2, 2, 1]
+    ours = lines[0, "ours"][0]
+    assert math.isclose(ours[0][1], ours[1][1])
+    assert "one token, batch 64, milliseconds" in [word for word, _ in words]

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from dma_lab.evaluation.record import EvaluationRecord
+from dma_lab.figures.palette import MISSING
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
 from dma_lab.report.document import Figure, Notice, Section, Table
 from dma_lab.report.evaluations import evaluations
-from dma_lab.report.palette import MISSING
 from dma_lab.report.write import write_report
 from dma_lab.seals import sealed
 

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 _COLOURS = {"mha": "#3d3d3d", "swa": "#0072b2", "mla": "#009e73", "nsa": "#cc79a7", "dma": "#d55e00"}
 _FURTHER = ("#56b4e9", "#8a6d00", "#7a3fb5", "#e69f00", "#7f8c1f", "#a3264d", "#4b6b8a", "#00b8a9")
 
+SERIES = ("#d55e00", "#0072b2", "#3d3d3d", "#009e73", *_FURTHER)
+"""Of curves that stand for no backend, in their order."""
 HEAT = ("#ffffff", "#fde3c8", "#f5a35c", "#d55e00", "#6b2b00")
 """Shares from none to all."""
 DIVERGING = ("#0b3c5d", "#7fb3d5", "#ffffff", "#f5a35c", "#6b2b00")
