@@ -25,7 +25,7 @@ Functions = dict[str, Callable[[], Any]]
 
 class Case:
     """Inputs of one attention, bfloat16, and what is timed of it: ``H`` query and ``K`` key/value heads of width ``D``
-    over ``N`` tokens, a ``kind`` of scores that keeps ``window`` keys a query.
+    over ``N`` tokens, a ``kind`` of scores that keeps ``window`` keys per query.
     """
 
     def __init__(self, N: int, window: int, H: int, K: int, D: int, kind: str) -> None:

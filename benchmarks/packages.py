@@ -3,7 +3,7 @@
 Constant scores are a sliding window, which flash-attn and fla-core have kernels for. flash-dmattn is the package of
 DMA's authors: CUDA kernels that take a mask as booleans and leave out the tiles of it that are empty. It is given two:
 the mask that lifetimes stand for, N x N, whose making is not counted, and the one that its own ``create_mask`` makes of
-a score a key: the ``window`` best keys of the whole sequence for every query, a choice that knows later tokens.
+a score per key: the ``window`` best keys of the whole sequence for every query, a choice that knows later tokens.
 """
 
 import importlib.util

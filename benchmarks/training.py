@@ -35,7 +35,7 @@ _CPU_FLOPS = 1e14
 """Half an hour on a CPU that sustains 5e10 FLOP/s."""
 _WARMUP_STEPS = 10
 _UNITS = {
-    "loss": "nats a token, by step",
+    "loss": "nats per token, by step",
     "not_finite": "steps whose loss or gradient norm is not finite",
     "tokens_per_second": f"median over the steps after the first {_WARMUP_STEPS}, which hold the compilation; every "
     "step is waited for",

@@ -9,7 +9,7 @@ _RIGHT = ("parameters", "loss, first", "last", "not finite", "graph breaks", "me
 
 
 def print_training(measured: list[dict[str, Any]], title: str) -> None:
-    """One line a point; one that failed has its figures up to there."""
+    """One line per point; one that failed has its figures up to there."""
     table = Table(title=title, title_justify="left")
     for column in ("attention", "context", "runs on", *_RIGHT):
         table.add_column(column, justify="right" if column in ("context", *_RIGHT) else "left")

@@ -16,7 +16,7 @@ constant_in_graphs: Callable[[_Function], _Function] = torch.compiler.assume_con
 class UserError(Exception):
     """A mistake of the user's. The message is one sentence: the setting, its value, what would do.
 
-    The doors print it without a traceback and exit with ``exit_status``.
+    The entry points print it without a traceback and exit with ``exit_status``.
     """
 
     exit_status = 2

@@ -1,6 +1,6 @@
-"""How every door reads its settings: once, from the composed config to a frozen dataclass, refused in one sentence.
+"""How every entry point reads its settings: once, from the composed config to a frozen dataclass, or one sentence.
 
-The types here say what a setting may be at all, so that nothing behind the door meets a number that no machine holds,
+The types here say what a setting may be at all, so that nothing behind it meets a number that no machine holds,
 text that no file system takes, or an infinity.
 """
 

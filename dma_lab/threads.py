@@ -36,7 +36,7 @@ def use_threads(flops: float, device: torch.device) -> None:
 
 def flops_of(model: torch.nn.Module, tokens: int) -> float:
     """What a forward pass over ``tokens`` counts as for ``use_threads``: as if it were trained on, for its operators
-    are of the same size. Six FLOP a parameter and token, without what attention computes between tokens."""
+    are of the same size. Six FLOP per parameter and token, without what attention computes between tokens."""
     return 6.0 * sum(weight.numel() for weight in model.parameters()) * tokens
 
 

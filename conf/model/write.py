@@ -36,7 +36,7 @@ class Rung:
     about: str
 
     def page(self) -> str:
-        """The text of its file: two query heads a key/value head, a feed-forward three times as wide as the model."""
+        """The text of its file: two query heads per key/value head, a feed-forward three times as wide as the model."""
         shape = {
             "n_layers": self.n_layers,
             "d_model": self.d_model,

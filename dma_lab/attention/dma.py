@@ -70,7 +70,7 @@ class DynamicMaskOptions(AttentionOptions):
     """RMSNorm over each head's query and key."""
     rope_base: RopeBase = 10_000.0
     recency: Recency | None = field(default=None, metadata=LATER)
-    """``slope``: a learned slope a key/value head on scores (``recency.py``); beside random ones on logits alone."""
+    """``slope``: a learned slope per key/value head on scores (``recency.py``); beside random ones on logits alone."""
     scores: Literal["learned", "random", "frozen"] = field(default="learned", metadata=LATER)
     """What ranks keys: what is learned of their values, chance, or nothing (all are equal, the recent first)."""
 

@@ -30,7 +30,7 @@ class MultiHeadOptions(AttentionOptions):
     """RMSNorm over each head's query and key."""
     rope_base: RopeBase = 10_000.0
     recency: Recency | None = field(default=None, metadata=LATER)
-    """``slope``: a learned slope a key/value head on logits (``recency.py``)."""
+    """``slope``: a learned slope per key/value head on logits (``recency.py``)."""
     gate: bool = field(default=False, metadata=LATER)
     """A sigmoid gate on every channel of the heads' outputs."""
 

@@ -56,7 +56,7 @@ class MultiHeadLatentOptions(AttentionOptions):
     """Width of the rotated part, even; half of ``head_dim`` unless given, the paper's ratio."""
     rope_base: RopeBase = 10_000.0
     recency: Recency | None = field(default=None, metadata=LATER)
-    """``slope``: a learned slope a head on logits (``recency.py``), every head having its own keys."""
+    """``slope``: a learned slope per head on logits (``recency.py``), every head having its own keys."""
 
 
 class MultiHeadLatentAttention(AttentionBackend, name="mla"):

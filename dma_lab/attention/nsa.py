@@ -252,7 +252,7 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
         return out_bhtd, select_blocks(importance_bktj, own_bt, self.selected_blocks)
 
     def _mix(self, x: Tensor, *branches: Tensor) -> Tensor:
-        """Equation 5: the branches (B, H, N, D), compressed, selected, sliding, each times its gate a head, summed."""
+        """Equation 5: the branches (B, H, N, D), compressed, selected, sliding, each times its gates, summed."""
         gates = self.gate_proj(x).sigmoid().unflatten(-1, (3, self.n_heads)).permute(2, 0, 3, 1)[..., None]
         out_bhnd = sum(gate * branch for gate, branch in zip(gates, branches, strict=True))
         return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))

@@ -20,7 +20,7 @@ Recency = Literal["slope"]
 
 
 class RecencySlope(nn.Module):
-    """One slope a head that has keys, begun at ALiBi's for as many heads: 2^(-8 h / K), h = 1 .. K."""
+    """One slope per head that has keys, begun at ALiBi's for as many heads: 2^(-8 h / K), h = 1 .. K."""
 
     def __init__(self, n_kv_heads: int) -> None:
         super().__init__()

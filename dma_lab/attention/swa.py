@@ -37,7 +37,7 @@ class SlidingWindowOptions(AttentionOptions):
     """RMSNorm over each head's query and key."""
     rope_base: RopeBase = 10_000.0
     recency: Recency | None = field(default=None, metadata=LATER)
-    """``slope``: a learned slope a key/value head on logits (``recency.py``)."""
+    """``slope``: a learned slope per key/value head on logits (``recency.py``)."""
     sinks: CountOrNone = field(default=0, metadata=LATER)
     """The first ``sinks`` keys of a document are seen by all its queries."""
     full_every: Annotated[int, Field(ge=2, le=512)] | None = field(default=None, metadata=LATER)

@@ -82,7 +82,7 @@ def scored_targets(data: TokenData, max_tokens: int | None = None) -> int:
     whole = len(data.validation_tokens) - 1
     if max_tokens is None or max_tokens >= whole:
         return whole
-    # A document's end is the separator that opens the next one: target s - 1 for one that starts at s.
+    # A document's end is the EOT that opens the next one: target s - 1 for one that starts at s.
     starts = data.validation_document_starts
     last_end = int(starts[np.searchsorted(starts, max_tokens, side="right") - 1])
     return last_end if last_end >= 0.9 * max_tokens else max_tokens
@@ -96,7 +96,7 @@ def validation_batches(
     Yields:
         ``tokens``, ``targets`` int64 and ``document_ids`` int32 (≤ sequences, context) as in training;
         ``target_documents`` int64: the document whose text predicts the target, an index into
-        ``validation_document_starts`` (a document's end, the next separator, counts as its own last target);
+        ``validation_document_starts`` (a document's end, the next EOT, counts as its own last target);
         ``target_bytes`` int64: bytes of text each target stands for. The last window is filled with separators whose
         targets are -100, of 0 bytes, in the last document.
     """
@@ -141,6 +141,6 @@ def _epoch_order(windows: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def _document_ids(tokens_bn: NDArray[np.int64], separator_id: int) -> Tensor:
-    """int32 (B, N): the number of the document within its window, from 0. Only a document's start is a separator."""
+    """int32 (B, N): the number of the document within its window, from 0. Only a document's start is an EOT."""
     documents_bn = np.cumsum(tokens_bn == separator_id, axis=1, dtype=np.int32)
     return torch.from_numpy(documents_bn - documents_bn[:, :1])

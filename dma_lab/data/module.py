@@ -39,7 +39,7 @@ class MicroBatches(IterableDataset[dict[str, Tensor | None]]):
     ) -> None:
         if sequences_per_step % (accumulate * ranks):
             raise UserError(
-                f"{sequences_per_step} sequences a step cannot be shared by {ranks} devices x {accumulate} "
+                f"{sequences_per_step} sequences per step cannot be shared by {ranks} devices x {accumulate} "
                 "micro-batches: choose trainer.tokens_per_step or trainer.micro_batch_sequences so that they divide."
             )
         self.draw = draw

@@ -35,7 +35,7 @@ class DataSettings:
     """``bpe`` (trained on the training documents), a tokenizer.json, a folder with one or with GPT-2's
     encoder.json + vocab.bpe, or a hub name."""
     vocab_size: int | None = None
-    """Of ``bpe``, the separator included; any other tokenizer brings its own."""
+    """Of ``bpe``, the EOT included; any other tokenizer brings its own."""
     mask_documents: bool = True
     """Attention does not look across documents."""
     allow_repeat: bool = False

@@ -27,7 +27,7 @@ class TornCacheError(Exception):
 class TokenData:
     """The token files under ``folder``, memory-mapped: two streams ``<|endoftext|> document <|endoftext|> document …``
 
-    So the target of a document's last token is the separator that opens the next document, and every pair of
+    So the target of a document's last token is the EOT that opens the next document, and every pair of
     neighbours in a stream is a legitimate (input, target) pair.
 
     A process that opens it reads every file once, to compare its digest with meta.json's.
@@ -65,7 +65,7 @@ class TokenData:
 
     @cached_property
     def train_document_starts(self) -> NDArray[np.int64]:
-        """(training documents,): where each document's separator lies in ``train_tokens``."""
+        """(training documents,): where each document's EOT lies in ``train_tokens``."""
         return self._map("train.starts", "<i8")
 
     @cached_property
@@ -74,7 +74,7 @@ class TokenData:
 
     @cached_property
     def token_bytes(self) -> NDArray[np.int32]:
-        """(vocab_size,): how many bytes of UTF-8 text each token stands for; 0 for the separator."""
+        """(vocab_size,): how many bytes of UTF-8 text each token stands for; 0 for the EOT."""
         return np.array(self._map("token_bytes", "<i4"))
 
     def load_tokenizer(self) -> Tokenizer:

@@ -34,7 +34,7 @@ def check_trainable(vocab_size: int | None) -> int:
     if vocab_size is None or not _SMALLEST_VOCABULARY <= vocab_size <= _LARGEST_VOCABULARY:
         raise UserError(
             f"data.vocab_size={vocab_size} cannot be trained: a byte-level BPE has at least {_SMALLEST_VOCABULARY} "
-            f"tokens (256 bytes and the separator) and at most {_LARGEST_VOCABULARY:,} (token ids are uint32)."
+            f"tokens (256 bytes and the EOT) and at most {_LARGEST_VOCABULARY:,} (token ids are uint32)."
         )
     return vocab_size
 
@@ -61,7 +61,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer that ``data.tokenizer=name`` means when it is not ``bpe``, with the separator, if it had none.
+    """The tokenizer that ``data.tokenizer=name`` means when it is not ``bpe``, with the EOT, if it had none.
 
     Raises:
         UserError: nothing of that name can be had, it cannot be read, or it is not byte-level.
@@ -111,14 +111,14 @@ def vocabulary_size(tokenizer: Tokenizer) -> int:
 
 
 def separator_of(tokenizer: Tokenizer) -> int:
-    """The id of the separator, which every tokenizer of this file has."""
+    """The id of the EOT (end-of-text token), which every tokenizer of this file has."""
     separator_id = tokenizer.token_to_id(SEPARATOR)
     assert separator_id is not None
     return separator_id
 
 
 def bytes_of_tokens(tokenizer: Tokenizer) -> NDArray[np.int32]:
-    """(vocabulary_size,): bytes of UTF-8 text each token stands for; 0 for the separator and for unused ids."""
+    """(vocabulary_size,): bytes of UTF-8 text each token stands for; 0 for the EOT and for unused ids."""
     counts = np.zeros(vocabulary_size(tokenizer), dtype="<i4")
     added = tokenizer.get_added_tokens_decoder()
     for token, index in tokenizer.get_vocab(with_added_tokens=True).items():
@@ -131,7 +131,7 @@ def bytes_of_tokens(tokenizer: Tokenizer) -> NDArray[np.int32]:
 def _prepared(tokenizer: Tokenizer, name: str) -> Tokenizer:
     """Make ``tokenizer`` encode text as nothing but text, and make sure that it is byte-level."""
     tokenizer.add_special_tokens([SEPARATOR])
-    tokenizer.encode_special_tokens = True  # text that spells <|endoftext|> is text, no separator
+    tokenizer.encode_special_tokens = True  # text that spells <|endoftext|> is text, no EOT
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if tokenizer.normalizer is not None:

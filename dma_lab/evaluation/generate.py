@@ -77,7 +77,7 @@ def generate(
     Raises:
         UserError: a prompt is longer than the model takes, its new tokens counted.
     """
-    assert all(prompts), "a prompt has at least one token, such as the separator"
+    assert all(prompts), "a prompt has at least one token, such as the EOT"
     lengths = [len(prompt) for prompt in prompts]
     steps = max(lengths) + max_new_tokens - 1
     if steps > model.shape.max_seq_len:

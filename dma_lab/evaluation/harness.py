@@ -1,8 +1,8 @@
 """A trained model as lm-eval sees one (its ``TemplateLM``): log-likelihoods of answers, and greedy text.
 
 What is cut off, what stands before a text and what ends an answer is as in lm-eval's own Hugging Face model
-(``HFLM``), so that both give the same scores on the same checkpoint: texts are tokenized without a separator, a text
-without context is predicted from the separator, and what is longer than the model takes loses its beginning.
+(``HFLM``), so that both give the same scores on the same checkpoint: texts are tokenized without an EOT, a text
+without context is predicted from the EOT, and what is longer than the model takes loses its beginning.
 """
 
 from collections.abc import Callable, Sequence

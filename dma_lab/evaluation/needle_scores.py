@@ -28,9 +28,9 @@ def score_samples(
     """Means over ``samples``, and standard errors of two of them.
 
     Returns:
-        Of what is generated, greedily, up to the separator or RULER's 128 tokens: ``exact``, share of samples where it
+        Of what is generated, greedily, up to the EOT or RULER's 128 tokens: ``exact``, share of samples where it
         begins with the answer, a colon before it or none; ``substring``, share of values that it has somewhere, RULER's
-        score. ``log_probability`` and ``log_probability_control``: nats a token of the values, after the prompt and
+        score. ``log_probability`` and ``log_probability_control``: nats per token of the values, after the prompt and
         after its control, which has other values in their place; ``gain``: the first less the second, 0 of a model
         that does not read the needles' values.
     """

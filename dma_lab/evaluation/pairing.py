@@ -10,7 +10,7 @@ from dma_lab.scaling.documents import effective_number, mean_interval
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Loss of one model minus that of another, nats a token."""
+    """Loss of one model minus that of another, nats per token."""
 
     difference: float
     interval: tuple[float, float] | None

@@ -1,4 +1,4 @@
-"""Loss on a fixed set of validation tokens, kept as sums a document and a position so that runs can be paired."""
+"""Loss on a fixed set of validation tokens, kept as sums per document and a position so that runs can be paired."""
 
 import math
 import sys
@@ -20,7 +20,7 @@ _LARGEST_LOG = math.log(sys.float_info.max)
 
 @dataclass(frozen=True)
 class ValidationScore:
-    """Sums over the scored tokens. The separator that ends a document is scored too, and stands for no bytes.
+    """Sums over the scored tokens. The EOT that ends a document is scored too, and stands for no bytes.
 
     Bits per byte are given with and without its nats: with, they are the code length of documents that say where they
     end; without, that of the text alone. The shorter the documents, the further the two are apart.
@@ -34,7 +34,7 @@ class ValidationScore:
     """(context,): by the target's position in its window; of ``score_sliding``, by the tokens it is predicted from."""
     position_tokens: NDArray[np.int64]
     document_end_nats: NDArray[np.float64]
-    """(documents,): the part of ``document_nats`` that is the separator's at the document's end."""
+    """(documents,): the part of ``document_nats`` that is the EOT's at the document's end."""
     splits: LossSplits | None = None
     """By repeated bigrams and by what a target is predicted from; of the validation that a run ends with."""
 

@@ -1,4 +1,4 @@
-"""The typed form of conf/evaluate.yaml: checked once at the door. A suite's own settings stand in its file."""
+"""The typed form of conf/evaluate.yaml: checked once, at the entry point. A suite's own settings stand in its file."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, Union

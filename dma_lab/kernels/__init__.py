@@ -1,6 +1,6 @@
 """Tensors in, tensors out: how long keys live, and attention over the live ones.
 
-A causal mask in which every key is seen by one run of consecutive queries needs one integer a key: key ``j`` is seen by
+A causal mask in which each key is seen by one run of consecutive queries is one integer per key: key ``j`` is seen by
 the queries ``j <= t < expiry_j``. Causal attention, sliding windows, packed documents, sinks and DMA's dynamic mask are
 all of this kind.
 

@@ -147,7 +147,7 @@ class Transformer(nn.Module):
         return AttentionConfig(self._attention_name, self.blocks[0].attention.options)
 
     def new_cache(self, batch_size: int) -> list[Any]:
-        """An empty decoding cache: one a layer."""
+        """An empty decoding cache: one per layer."""
         return [block.attention.new_cache(batch_size) for block in self.blocks]
 
     def step(self, tokens_t: Tensor, cache: list[Any]) -> Tensor:

@@ -52,7 +52,7 @@ def _sentence(cell: OverTrainings, ours: MeanDifference, theirs: MeanDifference)
     return (
         f"What content does for {run.backend}, at {place}: of its {_signed(ours)} to {BASELINE.upper()}, "
         f"{_signed(theirs)}{share} is there with scores by chance, which keep as many keys ({CHANCE}); choosing by "
-        f"content adds {content} (nats a token; {own.seeds} {'seed' if own.seeds == 1 else 'seeds'})."
+        f"content adds {content} (nats per token; {own.seeds} {'seed' if own.seeds == 1 else 'seeds'})."
     )
 
 

@@ -137,7 +137,7 @@ def _needles(number: int, settings: dict[str, Any], cells: Sequence[_Cell]) -> l
 
     return [
         heatmap("exact", "Needles answered exactly", "share of samples"),
-        heatmap("gain", "Log-probability that needles give their values over others", "nats a token"),
+        heatmap("gain", "Log-probability that needles give their values over others", "nats per token"),
     ]
 
 

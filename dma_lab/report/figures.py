@@ -45,7 +45,7 @@ def loss_against_compute(runs: Sequence[Run], laws: Laws, which: Literal["flops_
             else ""
         ),
         f"training compute, {name} (FLOP)",
-        "validation loss (nats a token)",
+        "validation loss (nats per token)",
         series,
         x_log=True,
     )
@@ -96,7 +96,7 @@ def isoflop(runs: Sequence[Run]) -> Figure | None:
         "line is the parabola in log N of such a budget, where it has a minimum within the sizes run: approach 2. Its "
         "minima are biased even without noise (arXiv 2603.22339).",
         "non-embedding parameters",
-        "validation loss (nats a token)",
+        "validation loss (nats per token)",
         series,
         x_log=True,
     )
@@ -126,7 +126,7 @@ def envelope(runs: Sequence[Run]) -> Figure | None:
         "Thin lines: a size and seed at the ends of its budgets, by dense-equivalent compute. Thick: the lowest of "
         "them. Points: where the best size changes, through which approach 1 lays its power laws.",
         "training compute, dense-equivalent (FLOP)",
-        "validation loss (nats a token)",
+        "validation loss (nats per token)",
         series,
         x_log=True,
     )
@@ -148,7 +148,7 @@ def training_curves(runs: Sequence[Run]) -> Figure:
         f"Lines: loss of the training batches, means over {_CURVE_BINS} bins of tokens. Points: validation loss on the "
         f"way, over {_SCORED_BINS}.",
         "training tokens",
-        "loss (nats a token)",
+        "loss (nats per token)",
         series,
         x_log=True,
     )
@@ -189,7 +189,7 @@ def loss_by_position(runs: Sequence[Run]) -> Figure | None:
         f"{point_text(shown[0])}: mean over the validation tokens at each position, positions gathered into bins that "
         "widen with distance.",
         "position of the target in its window",
-        "validation loss (nats a token)",
+        "validation loss (nats per token)",
         series,
         x_log=True,
     )
@@ -249,7 +249,7 @@ def lifetime_histograms(slug: str, run: Run, lifetimes: Lifetimes) -> Heatmap:
         slug,
         f"Lifetimes: {run.label}",
         f"Window W = {lifetimes.window} of a context of {lifetimes.expiry.shape[-1]}; "
-        f"{int(lifetimes.observed.sum()):,} observed keys a head. Under a sliding window every row has one dark cell "
+        f"{int(lifetimes.observed.sum()):,} observed keys per head. Under a sliding window every row has one dark cell "
         f"at 1; the last column holds the keys that live {OBSERVED:g} W or longer: were scores in random order, "
         f"{lifetimes.surviving_by_chance:.0%} of them.",
         "lifetime of a key, expiry − j, in windows",

@@ -35,7 +35,7 @@ class Entry:
     match: str
     precision: str
     loss: float
-    """By the law, nats a token."""
+    """By the law, nats per token."""
     low: float
     """95 %: where the loss of one training to come lies."""
     high: float

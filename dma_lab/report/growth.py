@@ -30,7 +30,7 @@ def column(runs: Sequence[Run], name: str) -> list[Any]:
 
 
 def cost_of(runs: Sequence[Run]) -> Cost:
-    """Executed training FLOP a token by size, of one backend's runs."""
+    """Executed training FLOP per token by size, of one backend's runs."""
     return Cost.of_runs(*(column(runs, key) for key in ("params_non_embedding", "tokens", "flops_executed")))
 
 

@@ -12,7 +12,7 @@ _MINOR = {"ticks": "outside", "ticklen": 3, "showgrid": False}
 
 
 def plotly_figure(figure: Figure | Heatmap, colours: dict[str, str]) -> dict[str, Any]:
-    """``data`` and ``layout`` for ``Plotly.newPlot``. One legend entry a group switches all that is its own."""
+    """``data`` and ``layout`` for ``Plotly.newPlot``. One legend entry per group switches all that is its own."""
     layout: dict[str, Any] = {
         "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#222"},

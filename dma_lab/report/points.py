@@ -32,8 +32,8 @@ class _Backend:
 def points_document(path: Path) -> Document:
     """What the laws fitted to the points in ``path`` say.
 
-    Columns ``parameters``, ``tokens`` and ``loss`` (nats a token) are read and, where they exist, ``backend``, each of
-    which has a law of its own, and ``training``, equal in branches of one; else every row is a training.
+    Columns ``parameters``, ``tokens`` and ``loss`` (nats per token) are read and, where they exist, ``backend``, each
+    of which has a law of its own, and ``training``, equal in branches of one; else every row is a training.
 
     Raises:
         UserError: there is no such file, or no such columns and numbers in it.
@@ -76,7 +76,7 @@ def _read(path: Path) -> dict[str, _Backend]:
     if missing := [name for name in _NUMBERS if name not in columns]:
         raise UserError(
             f"points={path} has no column {', '.join(missing)}; its first line must name parameters, tokens and loss "
-            "(nats a token), and may name backend and training."
+            "(nats per token), and may name backend and training."
         )
     if not rows:
         raise UserError(f"points={path} has no row below its first line; give a run a row.")
@@ -116,7 +116,7 @@ def _figure(backends: dict[str, _Backend], laws: dict[str, TrainingsFit]) -> Fig
         "Loss against compute",
         "Each point is a row of the file. A line is the law at one size, shaded: 95 % of what the rows leave open.",
         "training compute, 6 N D (FLOP)",
-        "loss (nats a token)",
+        "loss (nats per token)",
         series,
         x_log=True,
     )

@@ -62,7 +62,7 @@ def _held_out(found: Statistics) -> list[Block]:
         blocks.append(
             Table(
                 "Held-out check: the law fitted to all sizes but the largest predicts the runs of the largest. Errors "
-                "in nats a token; a 95 % interval without 0 says that the law does not go on to the largest size.",
+                "in nats per token; a 95 % interval without 0 says that the law does not go on to the largest size.",
                 ("attention", "largest size", "runs", "mean |error|", "relative", "mean error [95 %]"),
                 rows,
                 frozenset(("attention",)),

@@ -1,4 +1,4 @@
-"""The typed form of conf/report.yaml: checked once at the door."""
+"""The typed form of conf/report.yaml: checked once, at the entry point."""
 
 from dataclasses import dataclass
 

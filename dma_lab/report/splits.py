@@ -69,7 +69,7 @@ def hidden_by_the_mean(finished: Sequence[Run]) -> Section | None:
         "What the mean hides",
         [
             _TERMS,
-            Table(f"{about}. Loss in nats a token.", columns, [row for row in rows if row], frozenset(("targets",))),
+            Table(f"{about}. Loss in nats per token.", columns, [row for row in rows if row], frozenset(("targets",))),
             _figure("gap", "Loss − MHA's by the tokens that a target is predicted from", about, bands, found),
             _figure("gap-repeats", "The same, of targets that repeat a bigram", about, of_repeats, found),
         ],
@@ -177,7 +177,7 @@ def _figure(
         title,
         f"{about}. Bands: 95 % over trainings and documents, where there are seeds. At 0 a backend loses as MHA does.",
         "tokens that a target is predicted from",
-        "loss − MHA's (nats a token)",
+        "loss − MHA's (nats per token)",
         series,
         x_log=True,
     )

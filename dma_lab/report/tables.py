@@ -62,7 +62,7 @@ def comparison(compared: Sequence[tuple[Run, Difference]]) -> Table:
         )
     points = [run.point for run, _ in compared]
     return Table(
-        "Loss in nats a token, and its difference to that of the MHA run that equals it in everything but the "
+        "Loss in nats per token, and its difference to that of the MHA run that equals it in everything but the "
         "attention (model, budget, seed, data, settings and machine, by value), on the same documents. In brackets the "
         "document interval: 95 %, Student's t over documents, of these two models on other text of the kind. What "
         "another seed would have given is not in it, and is often several times as much, so it makes no difference "
@@ -122,10 +122,10 @@ def law_parameters(laws: Mapping[str, TrainingsFit], published: Mapping[str, Par
         if other := published.get(backend):
             rows.append((backend, "Huber, log", *(f"{getattr(other, name):.4g}" for name in law.intervals), "-", "-"))
     return Table(
-        "L(N, D) = E + A/N^α + B/D^β, nats a token: by least squares, with 95 % intervals over trainings, for branches "
-        "of one training share its noise; and as the literature fits it (Huber loss on log L, δ = 1e-3), which keeps "
-        "outliers down and takes every run for a training. Noise: standard deviation of a training's and, after a +, "
-        "of what each branch adds, nats.",
+        "L(N, D) = E + A/N^α + B/D^β, nats per token: by least squares, with 95 % intervals over trainings, for "
+        "branches of one training share its noise; and as in the literature (Huber loss on log L, δ = 1e-3), which "
+        "keeps outliers down and takes every run for a training. Noise: standard deviation of a training's and, after "
+        "a +, of what each branch adds, nats.",
         ("attention", "fit", "E", "A", "B", "α", "β", "trainings", "noise"),
         rows,
         frozenset(("attention", "fit")),

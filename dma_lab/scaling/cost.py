@@ -1,4 +1,4 @@
-"""What training costs: FLOP a token as a function of the model's size."""
+"""What training costs: FLOP per token as a function of the model's size."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Cost:
-    """FLOP a token of models of N parameters: straight lines between ``log_params``, in logarithms.
+    """FLOP per token of models of N parameters: straight lines between ``log_params``, in logarithms.
 
     6 N leaves out attention's scores and the output head, which on a small rung cost more than all parameters. Runs
     count them, so between the sizes run their own counts are interpolated; beyond the smallest and the largest of them
-    FLOP a parameter and token stay as they are there.
+    FLOP per parameter and token stay as they are there.
     """
 
     log_params: Vector
@@ -41,7 +41,7 @@ class Cost:
         return cls(np.log(sizes), np.array([logs[params == size].mean() for size in sizes]))
 
     def flops_per_token(self, params: ArrayLike) -> Vector:
-        """FLOP a token of models of ``params`` parameters."""
+        """FLOP per token of models of ``params`` parameters."""
         log_n = np.log(np.asarray(params, float))
         # What lies beyond the ends, at slope 1; np.interp holds the end's value.
         beyond = log_n - np.clip(log_n, self.log_params[0], self.log_params[-1])
@@ -50,7 +50,7 @@ class Cost:
 
     @property
     def segments(self) -> list[tuple[float, float, float, float]]:
-        """Power laws log(FLOP a token) = k + p log N and the range of log N in which each holds: (low, high, k, p)."""
+        """Power laws log(FLOP per token) = k + p log N and the ranges of log N where they hold: (low, high, k, p)."""
         x = np.concatenate(([-np.inf], self.log_params, [np.inf]))
         slopes = np.concatenate(([1.0], np.diff(self.log_flops_per_token) / np.diff(self.log_params), [1.0]))
         anchors = np.append(0, np.arange(len(self.log_params)))

@@ -38,7 +38,7 @@ class Curve:
     tokens: Vector
     """(points,)"""
     loss: Vector
-    """(points,), nats a token. Noise that one run's curve has and another's has not picks the winner: smooth it."""
+    """(points,), nats per token. Noise that one run's curve has and another's has not picks the winner: smooth it."""
 
 
 @dataclass(frozen=True)

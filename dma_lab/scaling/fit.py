@@ -26,7 +26,7 @@ _PARAMETERS = ("E", "A", "B", "alpha", "beta")
 
 @dataclass(frozen=True)
 class ParametricFit:
-    """L(N, D) = E + A / N^alpha + B / D^beta, in nats a token; N parameters, D tokens."""
+    """L(N, D) = E + A / N^alpha + B / D^beta, in nats per token; N parameters, D tokens."""
 
     E: float
     A: float
@@ -65,7 +65,7 @@ def fit_parametric(
     Args:
         params: (runs,) parameters of each run's model.
         tokens: (runs,) training tokens.
-        loss: (runs,) final losses, nats a token.
+        loss: (runs,) final losses, nats per token.
         delta: where the Huber loss on log L turns from square to straight.
         bootstrap: resamples of the runs for 95 % intervals, 20 or more; 0 for none.
         seed: of the resampling; fits of equally many runs and one seed draw the same of them, so that the rows of two

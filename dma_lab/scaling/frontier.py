@@ -18,7 +18,7 @@ _LOG_FLOPS = np.log(1e-10), np.log(1e60)
 
 
 def law_loss(laws: Vector, log_params: ArrayLike, log_tokens: ArrayLike) -> Vector:
-    """Loss of every law, nats a token. In logarithms: an A beyond all floats may be made small again by its alpha."""
+    """Loss of every law, nats per token. In logarithms: an A beyond all floats may be made small again by its alpha."""
     E, A, B, alpha, beta = np.moveaxis(laws, -1, 0)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         values: Vector = E + np.exp(np.log(A) - alpha * log_params) + np.exp(np.log(B) - beta * log_tokens)

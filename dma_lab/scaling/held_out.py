@@ -20,7 +20,7 @@ class HeldOut:
     params: float
     tokens: Vector
     loss: Vector
-    """Measured, nats a token."""
+    """Measured, nats per token."""
     predicted: Vector
     mean_error_interval: Interval
     """95 %, of the mean of ``errors``, were the law to go on: what the smaller sizes leave open of it, and the noise of
@@ -28,12 +28,12 @@ class HeldOut:
 
     @property
     def errors(self) -> Vector:
-        """Predicted minus measured loss, nats a token."""
+        """Predicted minus measured loss, nats per token."""
         return self.predicted - self.loss
 
     @property
     def nats(self) -> float:
-        """Mean absolute error, nats a token."""
+        """Mean absolute error, nats per token."""
         return float(np.abs(self.errors).mean())
 
     @property

@@ -1,6 +1,6 @@
 """Whether runs fix a law at all: five numbers come out of any fit, and say nothing where the problem lacks their rank.
 
-Before a fit the plan of the runs is looked at, after it the Jacobian of the law at the minimum, one row a run.
+Before a fit the plan of the runs is looked at, after it the Jacobian of the law at the minimum, one row per run.
 """
 
 import numpy as np

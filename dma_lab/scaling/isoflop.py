@@ -45,7 +45,7 @@ class Parabola:
     log_params: Vector
     """(runs,): of those near the minimum, which the parabola is fitted to."""
     residuals: Vector
-    """(runs,): loss of these runs minus that of the parabola, nats a token."""
+    """(runs,): loss of these runs minus that of the parabola, nats per token."""
     sizes: Interval
     """The smallest and the largest of all sizes run."""
     cost: Cost
@@ -84,9 +84,9 @@ def budgets(flops: ArrayLike) -> list[NDArray[np.intp]]:
 
 
 def fit_parabola(flops: ArrayLike, params: ArrayLike, tokens: ArrayLike, loss: ArrayLike) -> Parabola:
-    """Least squares through the runs of one budget that are near its minimum; (runs,) each, loss in nats a token.
+    """Least squares through the runs of one budget that are near its minimum; (runs,) each, loss in nats per token.
 
-    The tokens at the minimum are what the budget pays for at the runs' own FLOP a token.
+    The tokens at the minimum are what the budget pays for at the runs' own FLOP per token.
 
     Raises:
         UserError: fewer than three sizes; runs of more than one budget; a loss that is none; a parabola without a

@@ -60,8 +60,8 @@ def fit_joint(
     """Fit the laws of two or more backends, minimising the sum of their objectives.
 
     Args:
-        runs: by backend, parameters, tokens and losses (nats a token), (runs,) each. Backends of equally many runs are
-            resampled alike: list runs on the same data in the same order.
+        runs: by backend, parameters, tokens and losses (nats per token), (runs,) each. Backends of equally many runs
+            are resampled alike: list runs on the same data in the same order.
         shared: of ``E A B alpha beta``, what all backends have in common.
         delta: where the Huber loss on log L turns from square to straight.
         bootstrap: resamples of the runs for 95 % intervals.

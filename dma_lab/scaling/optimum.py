@@ -24,7 +24,7 @@ class Optimum:
 
 
 def compute_optimal(law: ParametricFit, flops: float, cost: Cost = SIX_PER_PARAMETER) -> Optimum:
-    """Parameters and tokens of least loss that ``flops`` pay for at ``cost``, and that loss (nats a token)."""
+    """Parameters and tokens of least loss that ``flops`` pay for at ``cost``, and that loss (nats per token)."""
     params, tokens, loss = (float(value) for value in best_allocation(law.row, flops, cost))
     if law.samples is None:
         return Optimum(flops, params, tokens, loss)
@@ -39,7 +39,7 @@ class Multiplier:
     flops: float
     """The other's budget."""
     loss: float
-    """What the other comes to with it, compute-optimally trained: nats a token."""
+    """What the other comes to with it, compute-optimally trained: nats per token."""
     multiplier: float
     """FLOP to reach that loss over ``flops``; infinite where the law never comes so low. The middle of the draws, where
     there are any."""

@@ -1,6 +1,6 @@
 """The law with its noise: branches of one training share a part of it, and E, A and B are linear given the rest.
 
-Loss of a run = E + A / N^alpha + B / D^beta + u + e, nats a token: u, normal, is the training's and the same in all of
+Loss of a run = E + A / N^alpha + B / D^beta + u + e, nats per token: u, normal, is the training's, one in all of
 its branches, e, normal, the branch's own. Given the exponents and the ratio of the two variances, E, A and B are those
 of generalised least squares in closed form (variable projection, Golub and Pereyra 1973).
 """

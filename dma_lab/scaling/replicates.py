@@ -40,7 +40,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class MeanDifference:
-    """The mean difference of a cell over its seeds, nats a token."""
+    """The mean difference of a cell over its seeds, nats per token."""
 
     difference: float
     seeds: int

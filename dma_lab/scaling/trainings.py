@@ -69,7 +69,7 @@ def fit_trainings(
     Args:
         params: (runs,) parameters of each run's model.
         tokens: (runs,) training tokens.
-        loss: (runs,) final losses, nats a token.
+        loss: (runs,) final losses, nats per token.
         training: (runs,) equal entries are branches of one training.
         seed: of the draws.
 

@@ -105,4 +105,6 @@ def judge_score(step: int, metrics: dict[str, Any]) -> Verdict | None:
     if not wrong:
         return None
     loss = metrics["val_loss"]
-    return Verdict(step, step, f"its last validation loss is {loss:.4g} nats a token and {wrong[-1]} no finite number")
+    return Verdict(
+        step, step, f"its last validation loss is {loss:.4g} nats per token and {wrong[-1]} no finite number"
+    )

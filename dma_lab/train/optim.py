@@ -31,7 +31,7 @@ def build_optimizers(model: Transformer, settings: AdamWSettings | MuonSettings)
 
 
 def hidden_matrices(model: Transformer) -> list[Tensor]:
-    """What Muon updates: the weights of the layers' linear maps, but not of DMA's scores, one number a head."""
+    """What Muon updates: the weights of the layers' linear maps, but not of DMA's scores, one number per head."""
     return [
         module.weight
         for name, module in model.layers.named_modules()

@@ -172,7 +172,7 @@ def matched_model(settings: TrainSettings, vocab_size: int) -> Transformer:
         kind, target = "non-embedding parameters", rung_parameters(settings.model)
         cost = count_parameters(model).non_embedding
     else:
-        kind, target = "training FLOPs a sequence", _rung_flops_per_sequence(settings, vocab_size).executed
+        kind, target = "training FLOPs per sequence", _rung_flops_per_sequence(settings, vocab_size).executed
         cost = training_flops_per_sequence(model, context).executed
         per_width *= 6 * context  # a multiply-add a weight and token, and twice that backward
     fixed = cost - per_width * shape.d_ff

@@ -32,7 +32,10 @@ def print_plan(settings: TrainSettings, plan: RunPlan, hardware: Hardware, secon
     rows: list[tuple[str, str] | None] = [
         ("attention", _options(settings.attention.written())),
         ("rung", f"{rung_name(vars(settings.model))}, matched to the MHA rung by: {settings.match}"),
-        ("keys a query", f"{plan.keys_per_query:,.1f} of {(shape.max_seq_len + 1) / 2:,.1f} (means over the context)"),
+        (
+            "keys per query",
+            f"{plan.keys_per_query:,.1f} of {(shape.max_seq_len + 1) / 2:,.1f} (means over the context)",
+        ),
         ("layers x width", f"{shape.n_layers} x {shape.d_model}"),
         ("heads", f"{shape.n_heads} query, {shape.n_kv_heads} key/value, of {shape.head_dim}"),
         ("feed-forward width", f"{shape.d_ff:,} (MHA rung {settings.model.d_ff:,})"),
@@ -96,7 +99,7 @@ def _budget(settings: TrainSettings) -> str:
         return f"{settings.tokens:,} tokens"
     if settings.flops is not None:
         return f"{settings.flops:.4g} FLOP of the MHA rung, dense-equivalent: every backend sees its tokens"
-    return f"{settings.tokens_per_parameter:g} tokens a non-embedding parameter of the MHA rung"
+    return f"{settings.tokens_per_parameter:g} tokens per non-embedding parameter of the MHA rung"
 
 
 def _options(attention: dict[str, object]) -> str:

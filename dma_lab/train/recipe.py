@@ -1,7 +1,7 @@
-"""The recipe: the learning rate and the tokens a step that a run is given where nobody gives it any (docs/recipe.md).
+"""The recipe: the learning rate and the tokens per step that a run is given where nobody gives it any (docs/recipe.md).
 
 Both are functions of N, the non-embedding parameters of the rung with MHA, so that every backend of a rung gets the
-same, of D, the tokens of the budget, and of B, the tokens a step. From 84.9M parameters up they go through the points
+same, of D, the tokens of the budget, and of B, the tokens per step. From 84.9M parameters up they go through the points
 of the paper's table (arXiv 2508.02124, table 4), straight between them in logarithms.
 """
 
@@ -32,7 +32,7 @@ LEARNING_RATE = {"adamw": Law(3e-3, -1 / 6), "muon": Law(3e-3, -1 / 6)}
 TOKENS_PER_STEP = Law(0.128e6, 1 / 2)
 """Below 84.9M. Not measured yet."""
 _PAPER = np.array([(84.9e6, 3e-3, 131_072), (201.3e6, 2e-3, 196_608), (679.5e6, 1e-3, 393_216), (1409e6, 1e-3, 2**20)])
-"""N, learning rate and tokens a step; batches in whole sequences of 2,048."""
+"""N, learning rate and tokens per step; batches in whole sequences of 2,048."""
 _TOGETHER = 4
 """Sequences a step come in fours, which two and four devices share."""
 

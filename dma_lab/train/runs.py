@@ -1,4 +1,4 @@
-"""Run directories: one a run, named by what defines its result, readable without this code.
+"""Run directories: one per run, named by what defines its result, readable without this code.
 
 ``config.yaml`` (resolved), ``metrics.jsonl`` (what training computed, a line a logging step: a continued run repeats it
 to the bit), ``speed.jsonl`` (how fast, which no run repeats), ``validation.npz``, ``summary.json``, ``checkpoints/``

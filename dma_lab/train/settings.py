@@ -1,4 +1,4 @@
-"""The typed form of conf/train.yaml: checked once at the door, plain values from there on."""
+"""The typed form of conf/train.yaml: checked once, at the entry point, plain values from there on."""
 
 import dataclasses
 from dataclasses import dataclass

@@ -30,8 +30,8 @@ def print_summary(summary: dict[str, Any]) -> None:
         with_ends, text = summary["val_bits_per_byte"], summary["val_text_bits_per_byte"]
         score = [("bits per byte", f"{with_ends:.4f} with the documents' ends, {text:.4f} of the text alone")]
     for name, value in (
-        ("validation loss", f"{summary['val_loss']:.4f} nats a token"),
-        ("unigram entropy", f"{summary['unigram_entropy']:.4f} nats a token (what knowing frequencies alone gives)"),
+        ("validation loss", f"{summary['val_loss']:.4f} nats per token"),
+        ("unigram entropy", f"{summary['unigram_entropy']:.4f} nats per token (what knowing frequencies alone gives)"),
         ("perplexity", f"{summary['val_perplexity']:.2f}"),
         *score,
         ("parameters", f"{summary['params_non_embedding']:,} non-embedding, {summary['params_total']:,} in all"),

@@ -48,7 +48,7 @@ class Point:
 
 
 class SweepPoints:
-    """A folder in the sweep's directory with one file a point, for as long as the multirun lasts.
+    """A folder in the sweep's directory with one file per point, for as long as the multirun lasts.
 
     Pickled, it is the folder's path: that is what the processes that run points have of it.
     """

@@ -98,7 +98,7 @@ def test_ranks_and_micro_batches_together_are_the_steps_batch(data, ranks, accum
 
 
 def test_a_step_that_does_not_divide_is_refused(data):
-    with pytest.raises(UserError, match="12 sequences a step cannot be shared by 5 devices"):
+    with pytest.raises(UserError, match="12 sequences per step cannot be shared by 5 devices"):
         MicroBatches(
             _draw(data),
             sequences_per_step=12,

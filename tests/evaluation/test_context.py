@@ -1,4 +1,4 @@
-"""Sliding evaluation: every target once, from as many tokens as fit, as one forward pass a target says."""
+"""Sliding evaluation: every target once, from as many tokens as fit, as one forward pass per target says."""
 
 import math
 

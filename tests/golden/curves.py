@@ -16,7 +16,7 @@ FILE = Path(__file__).with_name("curves.json")
 STEPS = 50
 # Read while torch is loaded. MKL's own choice differs between makers of CPUs; COMPATIBLE is the same on all x86.
 PINNED = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1"}
-# At the ladder's rate, which is for twenty times the tokens a step, the curves would be noise, which rounding steers.
+# At the ladder's rate, which is for twenty times the tokens per step, the curves would be noise, which rounding steers.
 SETTINGS = [
     *("model=nano", "model.vocab_size=320", "optimizer.learning_rate=1e-3", "trainer.device=cpu"),
     *("trainer.context=128", "trainer.tokens_per_step=256", f"tokens={256 * STEPS}", "trainer.validation_tokens=2048"),
@@ -53,7 +53,7 @@ def train_all() -> dict[str, dict[str, Any]]:
 
 
 def write(file: Path) -> None:
-    """Train, and write what came of it to ``file``: a line a backend."""
+    """Train, and write what came of it to ``file``: a line per backend."""
     trained = train_all()
     curves = ",\n".join(f'  "{backend}": {json.dumps(losses)}' for backend, losses in trained["curves"].items())
     text = f'{{"made_with": {json.dumps(trained["made_with"])},\n"curves": {{\n{curves}\n}}}}\n'

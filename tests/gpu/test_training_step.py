@@ -62,7 +62,7 @@ class Watched(LanguageModel):
 
 
 def draw(first: int, count: int, bad: tuple[int, ...] = ()) -> dict[str, Tensor | None]:
-    """Four sequences a step; documents become many more from the eighth step on."""
+    """Four sequences per step; documents become many more from the eighth step on."""
     rows, documents = [], []
     for row in range(first, first + count):
         generator = torch.Generator().manual_seed(row)

@@ -90,7 +90,7 @@ def test_the_best_size_and_tokens_of_a_budget_are_those_of_the_law_that_made_the
     rows = table(blocks, "Compute-optimal size").rows
     assert [row[0] for row in rows] == ["mha"] * 3 + ["dma"] * 3
     for attention, flops, *cells in rows:
-        # Of DMA, 0.9 of the compute is executed (write_run): 5.4 FLOP a parameter and token.
+        # Of DMA, 0.9 of the compute is executed (write_run): 5.4 FLOP per parameter and token.
         a_token = 6 * sizes * (0.9 if attention == "dma" else 1.0)
         losses = loss(attention, sizes, float(flops) / a_token)
         expected = sizes[losses.argmin()], float(flops) / a_token[losses.argmin()], losses.min()

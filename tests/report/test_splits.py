@@ -15,7 +15,7 @@ BANDS = CONTEXT.bit_length()
 
 
 def split(path, seed, gap, gap_of_repeats):
-    """Give a run split sums: ``gap`` more nats a token than MHA in every band, times its number."""
+    """Give a run split sums: ``gap`` more nats per token than MHA in every band, times its number."""
     scores = dict(np.load(path / "validation.npz"))
     shape = len(scores["document_tokens"]), BANDS, 2
     tokens = np.random.default_rng(9).integers(0, 9, shape)

@@ -21,7 +21,7 @@ class Study:
     tokens: np.ndarray
     """(size, budget)"""
     loss: np.ndarray
-    """(backend, size, seed, budget), nats a token."""
+    """(backend, size, seed, budget), nats per token."""
     document_tokens: np.ndarray
     differences: np.ndarray
     """(backend - 1, size, seed, budget, documents): summed over tokens, to mha of the same seed."""
@@ -46,10 +46,10 @@ def make_study(
 
     Args:
         seed: of what is drawn.
-        seeds: trainings a backend and size.
+        seeds: trainings per backend and size.
         noise: least and largest standard deviation over trainings, nats; every backend has its own.
         shared: how much of its variance the branches of a training have in common.
-        of_document: standard deviation of what one document does to one training, nats a token.
+        of_document: standard deviation of what one document does to one training, nats per token.
     """
     generator = np.random.default_rng([seed, 27])
     tokens = BUDGETS * FLOPS / 6 / SIZES[:, None]

@@ -76,7 +76,7 @@ def test_intervals_of_laws_hold_the_truth_at_their_rate():
 def test_every_interval_of_laws_holds_the_truth_at_its_rate(seeds, shared):
     """The long form: 400 studies, noise of 0.005 to 0.05 nats; one standard error of 800 intervals is 0.008.
 
-    With one training a size five trainings tell their noise, on two or three degrees of freedom: intervals are then
+    With one training per size five trainings tell their noise, on two or three degrees of freedom: intervals are then
     wider than they need be, of multipliers most: two laws with unequal noise are Behrens and Fisher's problem.
     """
     found, number, refused = coverage(400, seeds=seeds, shared=shared)

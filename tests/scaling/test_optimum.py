@@ -40,7 +40,7 @@ def test_a_cost_meets_its_runs_and_goes_on_at_their_flops_a_parameter():
 
 @pytest.mark.parametrize("flops", [1e13, 1e15, 3e16, 1e17, 1e18, 1e21])
 def test_the_optimum_is_the_lowest_of_all_sizes_that_the_compute_pays_for(flops):
-    """At 1e15 and 3e16 it lies where FLOP a token bend."""
+    """At 1e15 and 3e16 it lies where FLOP per token bend."""
     found = compute_optimal(LAW, flops, LADDER)
     params = np.geomspace(1e3, 1e13, 200_001)
     losses = LAW.predict(params, flops / LADDER.flops_per_token(params))

@@ -133,5 +133,5 @@ def test_a_shared_floor_is_where_both_laws_allow_it_and_narrows_both():
     before, after = (np.polyfit(fit.samples[:, 0], fit.samples[:, 3], 1)[0] for fit in (one, ours))
     assert after == pytest.approx(before, rel=0.15)
     far = ParametricFit(E=2.5, A=400.0, B=2000.0, alpha=0.34, beta=0.37, objective=0.0)
-    with pytest.raises(UserError, match="no E suits both laws"):
+    with pytest.raises(UserError, match="no E fits both laws"):
         share_floor(one, fit_trainings(*runs(law=far)))

@@ -208,7 +208,7 @@ def test_a_state_that_is_not_finite_is_never_saved(read, overrides, monkeypatch)
 
 @pytest.mark.parametrize("nats", [math.nan, 800.0])
 def test_a_finished_run_has_figures_that_are_numbers(read, overrides, monkeypatch, nats):
-    """800 nats a token are a perplexity beyond a double's range."""
+    """800 nats per token are a perplexity beyond a double's range."""
     from dma_lab.train.task import score_validation
 
     def scored(*args, **options):
@@ -218,7 +218,7 @@ def test_a_finished_run_has_figures_that_are_numbers(read, overrides, monkeypatc
 
     monkeypatch.setattr("dma_lab.train.task.score_validation", scored)
     settings = read([*overrides, *CALM])
-    with pytest.raises(DivergedError, match=r"its last validation loss is (nan|800) nats a token"):
+    with pytest.raises(DivergedError, match=r"its last validation loss is (nan|800) nats per token"):
         fit_run(settings)
     (run,) = Path(settings.output_dir).iterdir()
     last = lines_of(run)[-1]

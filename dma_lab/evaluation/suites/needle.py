@@ -77,7 +77,7 @@ class NeedleSuite(Suite):
         for kind, values in dict.fromkeys((cell["kind"], cell["values"]) for cell, _ in found):
             own = [(cell, scores) for cell, scores in found if (cell["kind"], cell["values"]) == (kind, values)]
             show(
-                f"{run.path.name}: {kind}, {values}, {self.samples} samples a cell, trained on contexts of "
+                f"{run.path.name}: {kind}, {values}, {self.samples} samples per cell, trained on contexts of "
                 f"{run.context}",
                 ("length", "depth", "exact", "substring", "log-probability gain"),
                 [(c["length"], c["depth"], s["exact"], s["substring"], s["gain"]) for c, s in own],

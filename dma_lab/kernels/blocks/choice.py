@@ -142,7 +142,7 @@ def _importance_kernel(q, k, lse_ptr, start_ptr, before_ptr, importance_ptr, siz
         statistics_a = (b * sizes.K * sizes.group_size + head_a) * sizes.N + t_a
         lse_a = tl.load(lse_ptr + statistics_a, mask=inside_a, other=float("inf"))
         document = tl.min(start_q, 0)
-        while document < sizes.N:  # mostly one document a tile
+        while document < sizes.N:  # mostly one document per tile
             of_document_q = start_q == document
             before = tl.max(tl.where(of_document_q, before_q, 0), 0)
             seen_of_document_a = tl.where(start_a == document, seen_a, 0)

@@ -1,4 +1,4 @@
-"""Which keys a kernel must read: lists of live keys a block of queries.
+"""Which keys a kernel must read: lists of live keys per block of queries.
 
 Triton kernels. Compactions by prefix sums, so every result is the same on every run. Nothing here is larger than
 N / block times the number of keys alive at once.

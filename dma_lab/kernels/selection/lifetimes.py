@@ -2,7 +2,8 @@
 
 Query ``t`` sees keys ``0..t`` of its document and attends to the ``window`` best-scored among them (DMA, arXiv
 2508.02124, section 3.2). The number of visible keys ranked above key ``j`` never falls as ``t`` grows, so key ``j``
-enters at query ``j`` and, once ``window`` better keys have come, leaves for ever: the N x N mask is one integer a key.
+enters at query ``j`` and, once ``window`` better keys have come, leaves for ever: the N x N mask is one integer
+per key.
 """
 
 import torch
