@@ -13,7 +13,6 @@ import time
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -33,12 +32,10 @@ Point = dict[str, Any]
 
 _CPU_FLOPS = 1e14
 """Half an hour on a CPU that sustains 5e10 FLOP/s."""
-_WARMUP_STEPS = 10
 _UNITS = {
     "loss": "nats per token, by step",
     "not_finite": "steps whose loss or gradient norm is not finite",
-    "tokens_per_second": f"median over the steps after the first {_WARMUP_STEPS}, which hold the compilation; every "
-    "step is waited for",
+    "tokens_per_second": "median over the steps once compiled; every step is waited for",
     "peak_memory_bytes": "largest allocation on the GPU, or of the process on a CPU",
     "seconds": "the whole point: model, compilation, steps, validation, checkpoint",
     "kernels": "what one layer's attention runs on",
@@ -127,13 +124,11 @@ def _measure(settings: TrainSettings, plan: RunPlan, hardware: Hardware) -> Poin
 def _train(settings: TrainSettings) -> Point:
     summary = fit_run(settings)
     lines = _lines(Path(summary["run"]) / "metrics.jsonl")
-    speeds = [line["tokens_per_second"] for line in _lines(Path(summary["run"]) / "speed.jsonl")]
-    kept = ("hardware", "precision", "peak_memory_bytes", "val_loss", "flops", "flops_executed")
+    kept = ("hardware", "precision", "tokens_per_second", "peak_memory_bytes", "val_loss", "flops", "flops_executed")
     return {
         **{name: summary[name] for name in kept},
         "loss": {line["step"]: math.nan if line["loss"] is None else line["loss"] for line in lines},
         "not_finite": summary["steps_skipped"],
-        "tokens_per_second": median(speeds[min(_WARMUP_STEPS, len(speeds) // 2) :]),
     }
 
 

@@ -30,6 +30,6 @@ def _figures(run: dict[str, Any]) -> list[str]:
         f"{run['not_finite']}",
         f"{run['graph_breaks']}" if run["compiled"] else "not compiled",
         f"{run['peak_memory_bytes'] / 2**30:.2f}",
-        f"{run['tokens_per_second']:,.0f}",
+        "–" if run["tokens_per_second"] is None else f"{run['tokens_per_second']:,.0f}",
         f"{run['seconds']:.0f}",
     ]

@@ -24,6 +24,7 @@ from dma_lab.settings import shown
 from dma_lab.train.signals import end_at_once
 from dma_lab.train.sweep import SweepCallback
 from dma_lab.train.sweep_points import FailedPoint, HeldPoint
+from dma_lab.train.timing import note_imports
 from dma_lab.train.wandb_run import agents_arguments
 
 _READABLE = 300  # characters
@@ -42,6 +43,7 @@ def open_door(
     trains is left to that: it returns a ``HeldPoint``. At the end ``show_runs`` gets the directories of finished runs.
     SIGTERM and SIGUSR1 unwind as Ctrl-C does: status 128 + signal.
     """
+    note_imports()
     SweepCallback.show_runs = staticmethod(show_runs)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, end_at_once)

@@ -142,6 +142,8 @@ def read_run(path: Path, name: str) -> Run | Unreadable:
         wrong = [key for key in IDENTITY if not isinstance(summary.get(key), str)]
         numbers = [*COSTS, *(OUTCOME if status == "finished" else ()), *(key for key in BY_TASK if key in summary)]
         wrong += [key for key in numbers if not isinstance(summary.get(key), int | float)]
+        if "tokens_per_second" in wrong and summary.get("tokens_per_second", 0) is None:
+            wrong.remove("tokens_per_second")  # no step was taken after compiling
         wrong += [key for key in ("compiled", "earlier_machines") if key not in summary]
         if wrong:
             return Unreadable(name, f"summary.json gives no usable {', '.join(wrong)}")

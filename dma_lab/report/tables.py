@@ -56,7 +56,7 @@ def comparison(compared: Sequence[tuple[Run, Difference]]) -> Table:
                 f"{run.params:,}",
                 f"{summary['flops_executed']:.2e}",
                 f"{summary['flops']:.2e}",
-                f"{summary['tokens_per_second']:,.0f}",
+                "–" if summary["tokens_per_second"] is None else f"{summary['tokens_per_second']:,.0f}",
                 f"{summary['peak_memory_bytes'] / 2**20:,.0f}",
             )
         )
@@ -70,7 +70,7 @@ def comparison(compared: Sequence[tuple[Run, Difference]]) -> Table:
         f"their tokens w; of fewer than {LEAST_DOCUMENTS} such there is no interval. A dash: no such MHA run, so no "
         "difference. Bits a byte count what says where documents end; those of the text do not. Parameters are "
         "non-embedding. FLOP are of the whole training, executed (what the backend computes) and dense-equivalent (as "
-        "if every query saw all keys before it).",
+        "if every query saw all keys before it). Tokens/s: of steps alone, once compiled, the median over the run.",
         (
             "attention",
             "rung",

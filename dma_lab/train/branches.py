@@ -110,8 +110,8 @@ def fit_branches(settings: TrainSettings) -> list[dict[str, Any]]:
     A branch that was finished as a plain run kept no state to continue from: the next one then starts further back.
 
     Returns:
-        Their summaries, shortest first. ``tokens``, ``flops``, ``training_seconds`` and ``tokens_per_second`` are those
-        of the whole trajectory, the steps that a shorter branch took (``steps_shared``) included.
+        Their summaries, shortest first. ``tokens``, ``flops``, ``seconds`` and ``tokens_per_second`` are those of the
+        whole trajectory, the steps that a shorter branch took (``steps_shared``) included.
 
     Raises:
         UserError: before anything is trained, for whatever is wrong with any of the branches; later for what befell

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +19,7 @@ from dma_lab.train.progress import TrainingProgress
 from dma_lab.train.runs import RunDirectory
 from dma_lab.train.signals import StopRequest
 from dma_lab.train.task import Score
+from dma_lab.train.timing import StepClock, Timing
 
 
 class RunRecorder(L.Callback):
@@ -36,6 +36,8 @@ class RunRecorder(L.Callback):
         *,
         identity_at: IdentityAt,
         so_far: Start,
+        timing: Timing,
+        compiling_steps: int,
         validate: Callable[[torch.device], Score],
         steps: int,
         tokens_per_step: int,
@@ -55,28 +57,27 @@ class RunRecorder(L.Callback):
         self.score: Score | None = None
         self.verdict: Verdict | None = None
         self.stop, self.agree_on_signal = stop, agree_on_signal
-        self.training_seconds = 0.0
-        """Time spent in steps over all sessions of the run, validation and checkpoints excluded."""
+        self.timing = timing
+        self.clock = StepClock(timing, tokens_per_step, compiling_steps)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "run": self.run.path.name,
             "identity": self.identity_at(self._step),
             **dataclasses.asdict(self.so_far),
-            "training_seconds": self.training_seconds,
+            "seconds": self.timing.seconds,
             "lines": {name: "".join(lines) for name, lines in self.run.lines.items()},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.training_seconds = state_dict["training_seconds"]
+        self.timing.add(state_dict.get("seconds", {}))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._step = self._logged_step = trainer.global_step
-        self._logged_seconds = self.training_seconds
-        self._resumed_at = time.perf_counter()
+        self._step = trainer.global_step
         self.stop.can_wait = True
         self.progress = TrainingProgress(self.steps, trainer.global_step)
         self.progress.__enter__()
+        self.clock.resume()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.stop.can_wait = False
@@ -91,6 +92,10 @@ class RunRecorder(L.Callback):
             return
         assert isinstance(pl_module, LanguageModel)
         self._step = step
+        if self.clock.step():
+            if pl_module.device.type == "cuda":
+                torch.cuda.synchronize()
+            self.clock.stop()
         is_last = step == self.steps
         stop = self._asked_to_stop()
         log = step % self.log_every == 0 or is_last
@@ -98,19 +103,22 @@ class RunRecorder(L.Callback):
         keep = step == self.keep_step
         checkpoint = step % self.checkpoint_every == 0 or is_last or stop or keep
         if log or validate or checkpoint:
-            metrics = pl_module.read_last_step()  # waits for the device, so the time below is the steps' own
-            self.training_seconds += time.perf_counter() - self._resumed_at
+            metrics = pl_module.read_last_step()  # waits for the device, so the time until here is the steps' own
+            self.clock.stop()
             watch = pl_module.watch
             # Of a loss that stands high, what was saved before it rose is worth more, unless it falls again.
             checkpoint = checkpoint and (not watch.loss_is_high or is_last or stop or keep)
             self.verdict = watch.verdict
-            if self.verdict is None and checkpoint and not pl_module.state_is_finite():
-                self.verdict = Verdict(step, step, "a weight or a moment of the optimizer is not finite")
+            if self.verdict is None and checkpoint:
+                with self.timing.measured("checkpoints"):
+                    if not pl_module.state_is_finite():
+                        self.verdict = Verdict(step, step, "a weight or a moment of the optimizer is not finite")
             if log or validate or self.verdict:
                 self._record(trainer, step, vars(metrics), validate and not self.verdict)
             if checkpoint and not self.verdict:
-                self._save(trainer, keep)
-            self._resumed_at = time.perf_counter()
+                with self.timing.measured("checkpoints"):
+                    self._save(trainer, keep)
+            self.clock.resume()
         if trainer.is_global_zero:
             self.progress.advance(step)
         if stop or self.verdict:
@@ -125,15 +133,18 @@ class RunRecorder(L.Callback):
     def _record(self, trainer: L.Trainer, step: int, metrics: dict[str, float], validate: bool) -> None:
         line = {"step": step, "tokens": step * self.tokens_per_step, **metrics}
         if validate:
-            self.score = self.validate(trainer.strategy.root_device)
+            with self.timing.measured("validation"):
+                self.score = self.validate(trainer.strategy.root_device)
             line |= self.score.metrics()
         if not trainer.is_global_zero:
             return
-        seconds = self.training_seconds - self._logged_seconds
-        tokens_per_second = (step - self._logged_step) * self.tokens_per_step / seconds
-        self._logged_step, self._logged_seconds = step, self.training_seconds
         self.run.append(self.run.metrics, line)
-        speed = {"step": step, "training_seconds": self.training_seconds, "tokens_per_second": tokens_per_second}
+        speed: dict[str, float] = {
+            "step": step,
+            "training_seconds": self.timing.seconds["compiling"] + self.timing.seconds["steps"],
+        }
+        if (tokens_per_second := self.clock.rate()) is not None:
+            speed["tokens_per_second"] = tokens_per_second
         self.run.append(self.run.speed, speed)
         self.progress.metrics(metrics["loss"], tokens_per_second)
         self.also_log(line | speed, step)

@@ -28,6 +28,7 @@ from dma_lab.train.settings import TrainSettings, recipe_rate
 from dma_lab.train.signals import StopRequest
 from dma_lab.train.summary import of_another_run
 from dma_lab.train.task import Task, prepare_task
+from dma_lab.train.timing import Timing
 from dma_lab.train.training import train_model
 from dma_lab.train.wandb_run import last_step, wandb_log
 
@@ -57,13 +58,15 @@ def fit_run(
         DivergedError: the run diverged, now or before.
     """
     with StopRequest() as stop:
+        timing = Timing()
         ranks = ranks or find_ranks(settings.trainer.devices)
         rank_zero_only.rank = ranks.rank  # type: ignore[attr-defined] # Lightning took it from any launcher's variables
         hardware = resolve_hardware(settings.trainer)
         matched_model(settings, settings.model.vocab_size)  # what cannot be is refused before a corpus is read
-        task = prepare_task(settings, budget_tokens(settings, settings.model.vocab_size))
-        plan = plan_run(settings, padded_vocabulary(task.vocab_size), hardware)
-        draw = task.draw(plan)
+        with timing.measured("data"):
+            task = prepare_task(settings, budget_tokens(settings, settings.model.vocab_size))
+            plan = plan_run(settings, padded_vocabulary(task.vocab_size), hardware)
+            draw = task.draw(plan)
         use_threads(plan.micro_batch_flops, hardware.device)
         hardware = resolve_hardware(settings.trainer)  # whose name says how many
 
@@ -100,8 +103,9 @@ def fit_run(
                 so_far = Start(start.steps_shared, sorted({*start.machines, machine}))
                 with wandb_log(settings, run, logged) as log:
                     summary |= train_model(
-                        settings, plan, task, draw, run, hardware, peers, stop, keep_step, identity_at, so_far, log
-                    )
+                        settings, plan, task, draw, run, hardware, peers, stop, keep_step, identity_at, so_far, timing,
+                        log,
+                    )  # fmt: skip
                     log.exit_code = 0 if summary["status"] == "finished" else 1
             except BaseException as error:
                 end = peers.explain(error)

@@ -37,9 +37,10 @@ class TrainingProgress:
         if self.bar is not None:
             self.bar.stop()
 
-    def metrics(self, loss: float, tokens_per_second: float) -> None:
+    def metrics(self, loss: float, tokens_per_second: float | None) -> None:
         """The latest figures."""
-        self.figures = f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s  "
+        speed = "" if tokens_per_second is None else f"{tokens_per_second:,.0f} tokens/s  "
+        self.figures = f"loss {loss:.4f}  {speed}"
 
     def advance(self, step: int) -> None:
         """``step`` steps are finished."""

@@ -18,6 +18,7 @@ MicroBatch = dict[str, Any]
 _OFFSETS = "offsets"
 _PLAIN_STEPS = 3
 """Before the capture: they compile, choose kernels and make the optimizer's state."""
+STEPS_UNTIL_REPLAYED = _PLAIN_STEPS + 1
 
 
 class StepGraph:

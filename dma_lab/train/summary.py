@@ -37,9 +37,20 @@ def print_summary(summary: dict[str, Any]) -> None:
         ("parameters", f"{summary['params_non_embedding']:,} non-embedding, {summary['params_total']:,} in all"),
         ("tokens", f"{summary['tokens']:,}"),
         ("FLOP", f"{summary['flops_executed']:.3g} executed, {summary['flops']:.3g} dense-equivalent"),
-        ("speed", f"{summary['tokens_per_second']:,.0f} tokens/s over {summary['training_seconds']:,.0f} s of steps"),
+        ("speed", _speed(summary)),
+        ("seconds", ", ".join(f"{seconds:,.1f} {part}" for part, seconds in summary["seconds"].items())),
         ("memory", f"{summary['peak_memory_bytes'] / 2**20:,.0f} MiB at most"),
         ("run", summary["run"]),
     ):
         table.add_row(name, value)
     Console().print(table)
+
+
+def _speed(summary: dict[str, Any]) -> str:
+    if summary["tokens_per_second"] is None:
+        return "no step was taken after compiling"
+    speed = f"{summary['tokens_per_second']:,.0f} tokens/s once compiled"
+    if "mfu_executed" not in summary:
+        return speed
+    executed, dense = summary["mfu_executed"], summary["mfu_dense_equivalent"]
+    return f"{speed}, MFU {executed:.1%} executed, {dense:.1%} dense-equivalent"

@@ -20,7 +20,10 @@ from dma_lab.train.plan import RunPlan, build_model
 from dma_lab.train.runs import RunDirectory
 from dma_lab.train.settings import TrainSettings
 from dma_lab.train.signals import StopRequest
+from dma_lab.train.step_graph import STEPS_UNTIL_REPLAYED
 from dma_lab.train.task import Score, Task
+from dma_lab.train.timing import Timing, steady_rate
+from dma_lab.train.utilization import utilization
 from dma_lab.train.wandb_run import WandbLog
 
 
@@ -36,6 +39,7 @@ def train_model(
     keep_step: int | None,
     identity_at: IdentityAt,
     so_far: Start,
+    timing: Timing,
     log: WandbLog,
 ) -> dict[str, Any]:
     """Train ``run``'s model, from its checkpoint where it has one, and score it; what is known of the run afterwards.
@@ -44,6 +48,7 @@ def train_model(
         keep_step: a step after which the state is kept for longer branches.
         identity_at: what identifies the state after a number of steps.
         so_far: where the steps before this process came from.
+        timing: to which this process's seconds are added, and those of the processes before it.
     """
     if hardware.compile:
         # What a process compiled for its earlier runs would count towards Dynamo's limit of graphs, and one run's
@@ -64,6 +69,8 @@ def train_model(
         run,
         identity_at=identity_at,
         so_far=so_far,
+        timing=timing,
+        compiling_steps=STEPS_UNTIL_REPLAYED if on_gpu or hardware.compile else 0,
         validate=validate,
         steps=plan.steps,
         tokens_per_step=plan.tokens_per_step,
@@ -109,12 +116,13 @@ def train_model(
     except torch.OutOfMemoryError as error:
         raise out_of_memory(plan, settings.trainer.devices, hardware) from error
 
-    tokens_per_second = trainer.global_step * plan.tokens_per_step / max(recorder.training_seconds, 1e-9)
+    rate = steady_rate(run.lines[run.speed.name])
     outcome: dict[str, Any] = {
         "step": trainer.global_step,
         "steps_skipped": module.watch.steps_skipped,
-        "tokens_per_second": tokens_per_second,
-        "training_seconds": recorder.training_seconds,
+        "tokens_per_second": rate,
+        **utilization(rate, plan, settings.trainer.devices, hardware),
+        "seconds": timing.seconds,
         "peak_memory_bytes": peak_bytes(hardware.device),
     }
     if recorder.verdict is not None:
@@ -125,7 +133,8 @@ def train_model(
         return outcome | {"status": "interrupted", "signal": stop.number}
     # A run killed between its last checkpoint and its summary is complete but for its score.
     device = trainer.strategy.root_device
-    score = recorder.score or validate(device)
+    with timing.measured("validation"):
+        score = recorder.score or validate(device)
     if verdict := judge_score(trainer.global_step, score.metrics()):
         return outcome | score.metrics() | _what_diverged(verdict, task, plan)
     kinds = {type(block.attention): block.attention for block in module.model.to(device).blocks}

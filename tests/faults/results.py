@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dma_lab.run_summary import read_summary
 
-OF_THE_MOMENT = {"run", "tokens_per_second", "training_seconds", "peak_memory_bytes"}
+OF_THE_MOMENT = {"run", "tokens_per_second", "seconds", "peak_memory_bytes"}
 
 
 def runs_in(folder: Path) -> list[Path]:

@@ -76,7 +76,7 @@ def test_every_branch_is_the_plain_run_of_its_budget(read, short, branched):
         assert open_run(Path(branch["run"])).step == branch["steps"]
         stable = open_run(Path(branch["run"]) / "checkpoints" / "stable.ckpt")
         assert stable.step == {16: 12, 31: 24, 62: 49}[branch["steps"]], "of its own settings, before they decay"
-        takes_time = {"run", "tokens_per_second", "training_seconds", "peak_memory_bytes", "steps_shared", "git_commit"}
+        takes_time = {"run", "tokens_per_second", "seconds", "peak_memory_bytes", "steps_shared", "git_commit"}
         assert all(branch[key] == run[key] for key in run.keys() - takes_time)
         configs = [OmegaConf.load(Path(summary["run"]) / "config.yaml") for summary in (branch, run)]
         for config in configs:

@@ -32,7 +32,7 @@ SHORT = [
     "trainer.validate_every=12",
     "trainer.checkpoint_every=4",
 ]
-OF_THE_MOMENT = {"tokens_per_second", "training_seconds", "peak_memory_bytes"}
+OF_THE_MOMENT = {"tokens_per_second", "seconds", "peak_memory_bytes"}
 
 
 class CutError(Exception):

@@ -14,7 +14,7 @@ from tests.moments import signal_group_at
 
 # Steps 1 to 4 and 1 to 6; every second one is followed by a validation and a checkpoint.
 POINTS = ["tokens=2048,3072", "trainer.log_every=1", "trainer.validate_every=2", "trainer.checkpoint_every=2"]
-OF_THE_MOMENT = {"run", "tokens_per_second", "training_seconds", "peak_memory_bytes"}
+OF_THE_MOMENT = {"run", "tokens_per_second", "seconds", "peak_memory_bytes"}
 
 
 def results(sweep: Path) -> dict:

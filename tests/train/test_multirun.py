@@ -24,7 +24,7 @@ from dma_lab.train.sweep_points import Point, SweepPoints
 
 ROOT = Path(__file__).resolve().parents[2]
 POINTS = ["attention=mha,swa,dma", "tokens=15360", "trainer.log_every=1", "trainer.checkpoint_every=7"]
-OF_THE_MOMENT = {"run", "tokens_per_second", "training_seconds", "peak_memory_bytes"}
+OF_THE_MOMENT = {"run", "tokens_per_second", "seconds", "peak_memory_bytes"}
 
 
 def runs_of(sweep: Path) -> dict[str, Path]:
