@@ -13,11 +13,10 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """y = coefficient · C^exponent, C in FLOP; 95 % intervals when resampled."""
+    """y = coefficient · C^exponent, C in FLOP; its exponent's 95 % interval when resampled."""
 
     coefficient: float
     exponent: float
-    coefficient_interval: Interval | None = None
     exponent_interval: Interval | None = None
 
     def at(self, flops: ArrayLike) -> Vector:
@@ -35,10 +34,10 @@ def fit_power_law(flops: Vector, values: Vector, resampled: Iterable[tuple[Vecto
             NaN, gives no line.
     """
     coefficient, exponent = _line(flops, values)
-    lines = np.array([_line(*pair) for pair in resampled])
-    if not len(lines):
+    exponents = np.array([_line(*pair)[1] for pair in resampled])
+    if not len(exponents):
         return PowerLaw(coefficient, exponent)
-    return PowerLaw(coefficient, exponent, percentile_interval(lines[:, 0]), percentile_interval(lines[:, 1]))
+    return PowerLaw(coefficient, exponent, percentile_interval(exponents))
 
 
 def _line(flops: Vector, values: Vector) -> tuple[float, float]:

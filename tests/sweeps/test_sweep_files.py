@@ -16,25 +16,13 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 from dma_lab.train.hardware import resolve_hardware
 from dma_lab.train.plan import plan_run
 from dma_lab.train.settings import read_settings
+from tests.made_up import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))
 SIZES = {"chinchilla": 30, "isoflop": 45, "learning_rate": 25, "overtraining": 25, "seeds": 25, "study": 50}
 EMBEDDED_TOKENS = 5_000_000
 """What the source text of every Python's standard library comes to, at least."""
-TINY = [
-    "model.n_layers=2",
-    "model.d_model=32",
-    "model.n_heads=2",
-    "model.n_kv_heads=1",
-    "model.head_dim=16",
-    "model.d_ff=96",
-    "model.vocab_size=320",
-    "trainer.context=64",
-    "trainer.tokens_per_step=512",
-    "trainer.validation_tokens=2048",
-    "tokens=2048",
-]
 
 
 def wandb_points(kind: str) -> list[dict]:
@@ -128,7 +116,7 @@ def test_the_command_line_of_an_agent_trains_its_point(doors, tmp_path):
     point = {"experiment": "chinchilla", "attention": "mla", "model": "nano"}
     env, python, door, *arguments = agent_command("chinchilla", point)
     assert (env, python) == ("/usr/bin/env", "python")
-    result = doors.open(door, [*arguments, *TINY, *data, f"output_dir={tmp_path}/runs"])
+    result = doors.open(door, [*arguments, *TINY, "tokens=2048", *data, f"output_dir={tmp_path}/runs"])
     assert result.returncode == 0, result.stderr
     (summary,) = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/summary.json")]
     assert (summary["status"], summary["attention"], summary["model"]) == ("finished", "mla", "nano")
