@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 
 from dma_lab.door import open_door
 from dma_lab.report.settings import ReportSettings
+from dma_lab.report.tuning import write_tuned
 from dma_lab.report.write import write_laws, write_report
 from dma_lab.settings import read_settings
 
@@ -13,6 +14,10 @@ from dma_lab.settings import read_settings
 def main(config: DictConfig) -> None:
     settings = read_settings(ReportSettings, config)
     output = Path(settings.output_dir)
+    if settings.tune is not None:
+        write_tuned(Path(settings.runs), Path(settings.tune))
+        print(f"tuned rates: {settings.tune}")
+        return
     if settings.points is not None:
         page = write_laws(settings.points, output)
     else:

@@ -125,7 +125,7 @@ def read_runs(root: Path) -> tuple[list[Run], list[Unreadable]]:
 
 def _order(run: Run) -> tuple[Any, ...]:
     """Within a rung: by budget and seed, then what else was set, MHA first."""
-    tuned = run.conditions["optimizer.learning_rate"]
+    tuned = run.config.optimizer.learning_rate
     return run.summary["tokens"], run.summary["seed"], tuned, run.attention != BASELINE, run.attention, run.name
 
 

@@ -24,5 +24,7 @@ class ReportSettings:
     runs: Text
     points: Text | None
     forecast: Text | None
+    tune: Text | None
+    """A file that the best learning rates are written to."""
     larger: Larger
     output_dir: Text

@@ -32,6 +32,7 @@ def run_name(settings: TrainSettings, fingerprint: str, precision: str) -> str:
         "schedule": {key: value for key, value in dataclasses.asdict(settings.schedule).items() if value is not None},
         "trainer": [trainer.context, trainer.tokens_per_step, trainer.validation_tokens, precision],
         "seed": settings.seed,
+        **({} if settings.tuned is None else {"tuned": settings.tuned}),
     }
     return f"{settings.study}-{settings.model.name}-{settings.attention.label}-s{settings.seed}-{identity(defining)}"
 

@@ -1,6 +1,7 @@
 """The typed form of conf/train.yaml: checked once, at the entry point, plain values from there on."""
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -16,6 +17,7 @@ from dma_lab.model import Initialisation
 from dma_lab.model.ladder import reference_parameters
 from dma_lab.settings import STRICT, Count, CountOrNone, Fraction, Name, Positive, Seed, Text, Tokens, Width
 from dma_lab.train.recipe import recipe_learning_rate, recipe_tokens_per_step
+from dma_lab.train.tuned import read_tuned, tuned_multiplier
 
 Layers = Annotated[int, Field(gt=0, le=512)]
 Multiple = Annotated[float, Field(gt=0, le=1e6)]
@@ -131,6 +133,8 @@ class TrainSettings:
     tokens: Tokens | None
     flops: Positive | None
     """Budget in the dense-equivalent FLOP of the MHA rung, so that all backends of a rung train on the same tokens."""
+    tuned: Text | None
+    """A file of tuned rates (dma_lab/train/tuned.py); once read, its name and digest."""
     output_dir: Text
     model: RungSettings
     init: Initialisation
@@ -193,8 +197,25 @@ def _with_recipe(kind: type[_Settings], config: DictConfig) -> _Settings:
     if ("optimizer", "learning_rate") in left_open:
         optimizer = dataclasses.replace(settings.optimizer, learning_rate=recipe_rate(settings))
         settings = dataclasses.replace(settings, optimizer=optimizer)
+    if settings.tuned is not None:
+        settings = _with_tuned(settings, settings.tuned, given=("optimizer", "learning_rate") not in left_open)
     _check_values(settings)
     return settings
+
+
+def _with_tuned(settings: _Settings, file: str, *, given: bool) -> _Settings:
+    """With the recipe's rate multiplied by what ``file`` has for the backend."""
+    if given:
+        rate = settings.optimizer.learning_rate
+        raise UserError(f"tuned={file} and optimizer.learning_rate={rate:g} both set the rate; give one of them.")
+    rates, name = read_tuned(file)
+    attention = json.loads(json.dumps(settings.attention.written()))
+    parameters, _ = rung_budget(settings)
+    times = tuned_multiplier(rates, file, settings.optimizer.name, attention, parameters)
+    rate = float(f"{times * settings.optimizer.learning_rate:.3g}")
+    return dataclasses.replace(
+        settings, tuned=name, optimizer=dataclasses.replace(settings.optimizer, learning_rate=rate)
+    )
 
 
 def rung_budget(settings: TrainSettings) -> tuple[int, float]:

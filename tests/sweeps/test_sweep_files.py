@@ -20,7 +20,15 @@ from tests.made_up import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))
-SIZES = {"chinchilla": 30, "isoflop": 45, "learning_rate": 25, "overtraining": 25, "seeds": 25, "study": 50}
+SIZES = {
+    "chinchilla": 30,
+    "isoflop": 45,
+    "learning_rate": 25,
+    "overtraining": 25,
+    "seeds": 25,
+    "study": 50,
+    "tune": 140,
+}
 EMBEDDED_TOKENS = 5_000_000
 """What the source text of every Python's standard library comes to, at least."""
 

@@ -1,0 +1,73 @@
+"""The best learning rate of a few: a parabola of the loss in log rate, and how well its lowest point is known."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+LEAST_RATES = 4
+"""Different ones, for a parabola of three coefficients to be more than drawn through them."""
+
+
+@dataclass(frozen=True)
+class SeedNoise:
+    """Variance of the loss over seeds at equal settings, in squared nats, and its degrees of freedom."""
+
+    variance: float
+    freedom: int
+
+
+@dataclass(frozen=True)
+class BestRate:
+    """The rate of least loss."""
+
+    rate: float
+    """The parabola's lowest point, or the best rate tried where that is none (``edge``)."""
+    interval: tuple[float, float] | None
+    """95 %; None where the noise leaves it unbounded, and at an edge."""
+    edge: Literal["lowest", "highest", "no parabola"] | None
+    """The best rate tried is the lowest or highest of them, or losses do not rise to both sides."""
+
+
+def pool_noise(cells: Sequence[Sequence[float]]) -> SeedNoise | None:
+    """Of losses that differ in their seeds alone, a cell each; None where no cell has two."""
+    own = [np.asarray(cell, float) for cell in cells if len(cell) > 1]
+    freedom = sum(len(cell) - 1 for cell in own)
+    if not freedom:
+        return None
+    return SeedNoise(float(sum(((cell - cell.mean()) ** 2).sum() for cell in own)) / freedom, freedom)
+
+
+def best_rate(rates: Sequence[float], losses: Sequence[float], noise: SeedNoise | None) -> BestRate:
+    """The lowest point of the parabola through ``losses`` (nats) over log ``rates``, by least squares.
+
+    Its interval is Fieller's: the points at which a slope of zero is not refuted. That is exact where losses are a
+    parabola and noise is normal and alike at all rates, however flat the curve.
+    """
+    x, y = np.log(np.asarray(rates, float)), np.asarray(losses, float)
+    tried = np.unique(x)
+    assert len(tried) >= LEAST_RATES, tried
+    means = np.array([y[x == rate].mean() for rate in tried])
+    best = tried[means.argmin()]
+    middle = float(x.mean())
+    design = np.stack(((x - middle) ** 2, x - middle, np.ones_like(x)), axis=1)
+    curve, slope, _ = np.linalg.lstsq(design, y)[0]
+    if best in (tried[0], tried[-1]):
+        return BestRate(math.exp(best), None, "lowest" if best == tried[0] else "highest")
+    lowest = middle - slope / (2 * curve) if curve > 0 else math.inf
+    if not tried[0] <= lowest <= tried[-1]:
+        return BestRate(math.exp(best), None, "no parabola")
+    interval = None
+    if noise is not None:
+        covariance = noise.variance * np.linalg.inv(design.T @ design) * stats.t.ppf(0.975, noise.freedom) ** 2
+        # (slope + 2 curve z)² is at most t² times its variance.
+        a = 4 * (curve**2 - covariance[0, 0])
+        b = 4 * (curve * slope - covariance[0, 1])
+        c = slope**2 - covariance[1, 1]
+        if a > 0:
+            root = math.sqrt(max(0.0, b * b - 4 * a * c))
+            interval = (math.exp(middle + (-b - root) / (2 * a)), math.exp(middle + (-b + root) / (2 * a)))
+    return BestRate(math.exp(lowest), interval, None)

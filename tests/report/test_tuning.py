@@ -1,0 +1,125 @@
+"""A sweep of learning rates to a file, and that file through the door of training; what pairs with what."""
+
+import math
+
+import pytest
+import yaml
+
+from dma_lab.messages import UserError
+from dma_lab.report.cohorts import cohorts
+from dma_lab.report.collect import read_runs
+from dma_lab.report.comparison import pair_runs
+from dma_lab.report.tuning import write_tuned
+from tests.train.conftest import settings_of
+
+RATES = [0.004 * 1.5**step for step in range(-3, 4)]
+BEST = {("mha", "nano"): 0.004, ("mha", "440k"): 0.004, ("dma", "nano"): 0.006, ("dma", "440k"): 0.003}
+RECIPE = {"nano": 0.008, "440k": 0.006}
+PARAMETERS = {"nano": 148_096, "440k": 443_424}
+
+
+@pytest.fixture
+def sweep(add_run):
+    def add(attention, rungs=("nano", "440k"), best=BEST, rates=RATES):
+        for rung in rungs:
+            for rate in rates:
+                for seed in (0, 1):
+                    loss = 3 + 0.1 * math.log(rate / best[attention, rung]) ** 2 + 1e-4 * (seed - 0.5)
+                    add_run(
+                        attention, rung, seed=seed, val_loss=loss, recipe_learning_rate=RECIPE[rung],
+                        params_non_embedding=PARAMETERS[rung],
+                        settings={"optimizer": {"learning_rate": rate}},
+                    )  # fmt: skip
+
+    return add
+
+
+@pytest.fixture
+def tuned(sweep, tmp_path):
+    """What the sweep's file says of MHA and DMA."""
+    for attention in ("mha", "dma"):
+        sweep(attention)
+    file = tmp_path / "tuned.yaml"
+    write_tuned(tmp_path, file)
+    return file
+
+
+def test_rungs_that_disagree_have_a_multiplier_each(tuned):
+    by_name = {backend["attention"]["name"]: backend for backend in yaml.safe_load(tuned.read_text())["backends"]}
+    assert [point["parameters"] for point in by_name["dma"]["points"]] == [148_096, 443_424]
+    assert [point["multiplier"] for point in by_name["dma"]["points"]] == pytest.approx([0.75, 0.5], rel=1e-3)
+    # 0.5 of 0.008 and 0.667 of 0.006.
+    assert [point["multiplier"] for point in by_name["mha"]["points"]] == pytest.approx([0.5, 2 / 3], rel=1e-3)
+    assert all(backend["notes"] == [] for backend in by_name.values())
+
+
+def test_a_run_takes_its_backends_rate(tuned):
+    rates = {
+        rung: settings_of([f"model={rung}", "attention=dma", f"tuned={tuned}"]).optimizer.learning_rate
+        for rung in ("nano", "440k", "1m")
+    }
+    assert rates["nano"] == pytest.approx(0.75 * 0.00865, rel=0.01)
+    assert rates["440k"] == pytest.approx(0.5 * 0.0072, rel=0.01)
+    assert rates["1m"] == pytest.approx(0.5 * 0.00631, rel=0.01), "level beyond what was tuned"
+    settings = settings_of(["attention=mha", f"tuned={tuned}"])
+    assert settings.tuned.startswith("tuned.yaml@")
+    assert settings.optimizer.learning_rate == pytest.approx(0.5 * 0.00865, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["attention=swa"], "has no rate for attention=swa with these options (it has mha, dma)"),
+        (["attention=dma", "attention.window=9"], "has no rate for attention=dma with these options"),
+        (["attention=mha", "optimizer.learning_rate=0.01"], "and optimizer.learning_rate=0.01 both set the rate"),
+        (["attention=mha", "optimizer=muon"], "was tuned with optimizer=adamw, not muon"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_the_door_refuses_what_the_file_does_not_hold(tuned, given, said):
+    with pytest.raises(UserError) as refusal:
+        settings_of([*given, f"tuned={tuned}"])
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("content", [None, "points: [", "optimizer: adamw", b"\xff\xfe", "optimizer: 3\nbackends: []"])
+def test_what_is_no_such_file_is_refused(tmp_path, content):
+    file = tmp_path / "wrong.yaml"
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=r"wrong\.yaml (cannot be read|is no file of tuned rates)"):
+        settings_of([f"tuned={file}"])
+
+
+def test_edges_and_divergence_are_said_in_the_file_and_beside_the_table(sweep, add_run, tmp_path, capsys):
+    sweep("mha", rungs=["nano"], best={("mha", "nano"): 0.1})
+    add_run(
+        "mha", "nano", recipe_learning_rate=0.008, status="diverged", settings={"optimizer": {"learning_rate": 0.5}}
+    )
+    write_tuned(tmp_path, tmp_path / "tuned.yaml")
+    (backend,) = yaml.safe_load((tmp_path / "tuned.yaml").read_text())["backends"]
+    edge, diverged = "nano: the best is the highest rate tried, so the optimum may lie beyond", "nano: diverged at 0.5"
+    assert backend["notes"] == [edge, diverged]
+    said = capsys.readouterr()
+    assert said.err.splitlines() == [f"warning: mha at {note}" for note in (edge, diverged)]
+    assert "diverged at 0.5" in said.out
+
+
+def test_too_few_rates_make_no_curve(sweep, tmp_path):
+    sweep("mha", rungs=["nano"], rates=RATES[:3])
+    with pytest.raises(UserError, match="mha at nano has finished runs at 3 learning rates"):
+        write_tuned(tmp_path, tmp_path / "tuned.yaml")
+
+
+def test_runs_of_one_file_pair_in_a_cohort_that_says_so(add_run, tmp_path):
+    for attention, rate in (("mha", 0.004), ("dma", 0.006)):
+        for more in ({"tuned": "tuned.yaml@12345678"}, {"tuned": "tuned.yaml@87654321"}, {}):
+            add_run(attention, settings={"optimizer": {"learning_rate": rate}} | more)
+    groups = cohorts(read_runs(tmp_path / "runs")[0])
+    assert sorted(name.rpartition(", ")[2] for name in groups) == [
+        "tuned=None", "tuned=tuned.yaml@12345678", "tuned=tuned.yaml@87654321",
+    ]  # fmt: skip
+    for name, members in groups.items():
+        paired = [difference for run, difference in pair_runs(members) if run.attention == "dma"]
+        assert isinstance(paired[0], str) == ("tuned=None" in name), name
