@@ -7,38 +7,39 @@ from dma_lab.train.recipe import Law, recipe_learning_rate, recipe_tokens_per_st
 
 
 @pytest.mark.parametrize(
-    ("rung", "rate", "sequences"),
+    ("rung", "muon", "adamw", "sequences"),
     [
-        # 3e-3 (84.9M / N)^(1/6), and 128,000 (N / 84.9M)^(1/2) tokens in fours of sequences.
-        ("14k", 0.0128, 12),
-        ("nano", 0.00865, 20),
-        ("1m", 0.00631, 28),
-        ("30m", 0.0036, 36),
+        # 3e-3 (84.9M / N)^(1/6) and ^(1/20), and 128,000 (N / 84.9M)^(1/2) tokens in fours of sequences.
+        ("14k", 0.0128, 0.00464, 12),
+        ("nano", 0.00865, 0.00412, 20),
+        ("1m", 0.00631, 0.00375, 28),
+        ("30m", 0.0036, 0.00317, 36),
         # arXiv 2508.02124, table 4.
-        ("80m", 3e-3, 64),
-        ("200m", 2e-3, 96),
-        ("680m", 1e-3, 192),
-        ("1.7b", 1e-3, 512),
+        ("80m", 3e-3, 3e-3, 64),
+        ("200m", 2e-3, 2e-3, 96),
+        ("680m", 1e-3, 1e-3, 192),
+        ("1.7b", 1e-3, 1e-3, 512),
     ],
 )
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_rung_is_trained_by_the_recipe(read, optimizer, rung, rate, sequences):
-    settings = read([f"model={rung}", f"optimizer={optimizer}"])
-    assert settings.optimizer.learning_rate == rate
-    assert settings.trainer.tokens_per_step == sequences * settings.trainer.context
+def test_a_rung_is_trained_by_the_recipe(read, rung, muon, adamw, sequences):
+    by_default, asked_for = read([f"model={rung}"]), read([f"model={rung}", "optimizer=adamw"])
+    assert (by_default.optimizer.name, by_default.optimizer.learning_rate) == ("muon", muon)
+    assert (asked_for.optimizer.name, asked_for.optimizer.learning_rate) == ("adamw", adamw)
+    assert by_default.trainer.tokens_per_step == sequences * by_default.trainer.context
 
 
 def test_what_is_given_is_kept(read):
     settings = read(["model=1m", "optimizer.learning_rate=0.001", "trainer.tokens_per_step=4096"])
     assert (settings.optimizer.learning_rate, settings.trainer.tokens_per_step) == (0.001, 4096)
     recall = read(["experiment=mqar"])
+    assert recall.optimizer.name == "adamw", "its rates are those of the task's authors"
     assert (recall.optimizer.learning_rate, recall.trainer.tokens_per_step) == (1e-3, 16384)
 
 
 @pytest.fixture
 def with_exponents(monkeypatch):
     """A law in which everything counts."""
-    monkeypatch.setitem(recipe.LEARNING_RATE, "adamw", Law(1e-3, -0.5, -0.25, 0.5))
+    monkeypatch.setitem(recipe.LEARNING_RATE, "muon", Law(1e-3, -0.5, -0.25, 0.5))
     monkeypatch.setattr(recipe, "TOKENS_PER_STEP", Law(128_000, 0.5, 0.5))
 
 
@@ -46,9 +47,9 @@ def test_the_law_is_that_of_size_budget_and_batch(with_exponents):
     n = 84.9e6 / 16
     assert recipe_tokens_per_step(n, 20 * n, 2000) == 32_000
     assert recipe_tokens_per_step(n, 80 * n, 2000) == 64_000
-    assert recipe_learning_rate("adamw", n, 20 * n, 32_000, 2000) == pytest.approx(4e-3)
-    assert recipe_learning_rate("adamw", n, 16 * 20 * n, 128_000, 2000) == pytest.approx(2e-3)
-    assert recipe_learning_rate("adamw", n, 20 * n, 8_000, 2000) == pytest.approx(2e-3), "a quarter of its batch"
+    assert recipe_learning_rate("muon", n, 20 * n, 32_000, 2000) == pytest.approx(4e-3)
+    assert recipe_learning_rate("muon", n, 16 * 20 * n, 128_000, 2000) == pytest.approx(2e-3)
+    assert recipe_learning_rate("muon", n, 20 * n, 8_000, 2000) == pytest.approx(2e-3), "a quarter of its batch"
 
 
 @pytest.mark.parametrize(
