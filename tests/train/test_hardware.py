@@ -69,7 +69,7 @@ def test_kernels_are_named_as_they_ran():
     interval = "interval attention (PyTorch)"
     for name, packed, unpacked in (
         ("mha", interval, "PyTorch's SDPA"),
-        ("nsa", *2 * [interval]),
+        ("nsa", *2 * [f"{interval}, block-sparse attention (PyTorch)"]),
         ("dma", *2 * [interval]),
     ):
         assert layers[name].kernels(64, packed=True, bf16=False) == packed
