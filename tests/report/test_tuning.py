@@ -28,7 +28,7 @@ def sweep(add_run):
                     add_run(
                         attention, rung, seed=seed, val_loss=loss, recipe_learning_rate=RECIPE[rung],
                         params_non_embedding=PARAMETERS[rung],
-                        settings={"optimizer": {"learning_rate": rate}},
+                        settings={"optimizer": {"name": "muon", "learning_rate": rate}},
                     )  # fmt: skip
 
     return add
@@ -72,7 +72,7 @@ def test_a_run_takes_its_backends_rate(tuned):
         (["attention=swa"], "has no rate for attention=swa with these options (it has mha, dma)"),
         (["attention=dma", "attention.window=9"], "has no rate for attention=dma with these options"),
         (["attention=mha", "optimizer.learning_rate=0.01"], "and optimizer.learning_rate=0.01 both set the rate"),
-        (["attention=mha", "optimizer=muon"], "was tuned with optimizer=adamw, not muon"),
+        (["attention=mha", "optimizer=adamw"], "was tuned with optimizer=muon, not adamw"),
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -95,7 +95,11 @@ def test_what_is_no_such_file_is_refused(tmp_path, content):
 def test_edges_and_divergence_are_said_in_the_file_and_beside_the_table(sweep, add_run, tmp_path, capsys):
     sweep("mha", rungs=["nano"], best={("mha", "nano"): 0.1})
     add_run(
-        "mha", "nano", recipe_learning_rate=0.008, status="diverged", settings={"optimizer": {"learning_rate": 0.5}}
+        "mha",
+        "nano",
+        recipe_learning_rate=0.008,
+        status="diverged",
+        settings={"optimizer": {"name": "muon", "learning_rate": 0.5}},
     )
     write_tuned(tmp_path, tmp_path / "tuned.yaml")
     (backend,) = yaml.safe_load((tmp_path / "tuned.yaml").read_text())["backends"]
