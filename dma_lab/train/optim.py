@@ -39,6 +39,14 @@ def hidden_matrices(model: Transformer) -> list[Tensor]:
     ]
 
 
+def optimizer_bytes(model: Transformer, settings: AdamWSettings | MuonSettings) -> int:
+    """What ``build_optimizers`` keeps in float32: AdamW two moments of a parameter, Muon one of a matrix' entry."""
+    numbers = 2 * sum(parameter.numel() for parameter in model.parameters())
+    if isinstance(settings, MuonSettings):
+        numbers -= sum(matrix.numel() for matrix in hidden_matrices(model))
+    return 4 * numbers
+
+
 def _adamw(
     parameters: Iterable[Tensor], settings: AdamWSettings | MuonSettings, learning_rate: float
 ) -> torch.optim.AdamW:

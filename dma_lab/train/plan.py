@@ -19,7 +19,7 @@ from dma_lab.model.accounting import (
 from dma_lab.model.ladder import reference_parameters
 from dma_lab.model.matching import match_width
 from dma_lab.train.hardware import Hardware
-from dma_lab.train.optim import schedule_phases
+from dma_lab.train.optim import optimizer_bytes, schedule_phases
 from dma_lab.train.settings import RungSettings, ScheduleSettings, TrainSettings
 
 _SMALLEST_GPU_MICRO_BATCH, _LARGEST_GPU_MICRO_BATCH = 16_384, 65_536
@@ -91,8 +91,11 @@ def plan_run(settings: TrainSettings, vocab_size: int, hardware: Hardware) -> Ru
             dense_equivalent=sequences * per_sequence.dense_equivalent, executed=sequences * per_sequence.executed
         ),
         keys_per_query=keys_per_query(model, trainer.context),
-        memory=estimate_memory(
-            model, sequences_per_step // trainer.devices // accumulate, trainer.context, hardware.activation_dtype
+        memory=replace(
+            estimate_memory(
+                model, sequences_per_step // trainer.devices // accumulate, trainer.context, hardware.activation_dtype
+            ),
+            optimizer=optimizer_bytes(model, settings.optimizer),
         ),
     )
 

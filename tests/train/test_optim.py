@@ -8,7 +8,7 @@ import torch
 
 from dma_lab.attention import registered_backends
 from dma_lab.model import ModelShape, Transformer
-from dma_lab.train.optim import build_optimizers, hidden_matrices, learning_rate_multiplier
+from dma_lab.train.optim import build_optimizers, hidden_matrices, learning_rate_multiplier, optimizer_bytes
 from dma_lab.train.settings import AdamWSettings, MuonSettings, ScheduleSettings
 
 
@@ -61,6 +61,25 @@ def test_matrices_alone_are_decayed(settings):
         optimizer.step()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), before[name] * (0.5 if parameter.ndim == 2 else 1.0))
+
+
+@pytest.mark.parametrize("backend", sorted(registered_backends()))
+@pytest.mark.parametrize("settings", [ADAMW, MUON], ids=lambda settings: settings.name)
+def test_what_optimizers_keep_is_known_beforehand(backend, settings):
+    model = Transformer(SHAPE, backend)
+    optimizers = build_optimizers(model, settings)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    for optimizer in optimizers:
+        optimizer.step()
+    kept = [
+        value
+        for optimizer in optimizers
+        for state in optimizer.state.values()
+        for name, value in state.items()
+        if name != "step"
+    ]
+    assert optimizer_bytes(model, settings) == sum(value.nbytes for value in kept)
 
 
 @pytest.mark.parametrize("backend", sorted(registered_backends()))
