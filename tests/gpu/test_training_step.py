@@ -18,7 +18,10 @@ from dma_lab.train.optim import build_optimizers
 from dma_lab.train.settings import AdamWSettings, MuonSettings
 from dma_lab.train.step_graph import StepGraph
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
 SHAPE = ModelShape(2, 64, 2, 1, 32, 128, vocab_size=128, max_seq_len=128, tie_embeddings=False)
 STEPS, CAPTURED_FROM = 10, 4
 BAD_TOKEN = 127
