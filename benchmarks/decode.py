@@ -16,7 +16,7 @@ from benchmarks.record import write_record
 from benchmarks.settings import DecodeSettings
 from benchmarks.timing import milliseconds, progress, require_gpu
 from dma_lab.kernels import admit_key, interval_attention_decode
-from dma_lab.messages import announce_once
+from dma_lab.messages import warn_once
 
 _DENSE = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
 
@@ -95,6 +95,6 @@ def _dense(backend: SDPBackend, q: torch.Tensor, k: torch.Tensor, v: torch.Tenso
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as refusal:
-            announce_once(f"{backend.name} is left out of the dense figures: {str(refusal).splitlines()[0]}")
+            warn_once(f"{backend.name} is left out of the dense figures: {str(refusal).splitlines()[0]}")
             return None
         return milliseconds(lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dma_lab.figures.palette import SERIES
-from dma_lab.messages import announce_once
+from dma_lab.messages import warn_once
 
 Point = dict[str, Any]
 
@@ -70,7 +70,7 @@ def _write(panels: list[Panel], path: Path) -> None:
     try:
         from dma_lab.figures.canvas import canvas
     except ModuleNotFoundError:  # the record is what counts
-        announce_once("no figure without matplotlib: pip install -e '.[report]'.")
+        warn_once("no figure without matplotlib: pip install -e '.[report]'.")
         return
     with canvas(path.with_suffix(""), (5.6 * len(panels), 4.8), panels=len(panels), png=False) as axes:
         for number, (axis, panel) in enumerate(zip(axes, panels, strict=True)):

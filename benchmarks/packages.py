@@ -19,7 +19,7 @@ from benchmarks.timing import forward_and_total, milliseconds
 from dma_lab.kernels import interval_attention
 from dma_lab.kernels.causal.attention import IMPLEMENTATIONS
 from dma_lab.kernels.causal.problem import Problem
-from dma_lab.messages import announce_once
+from dma_lab.messages import warn_once
 
 Attend = Callable[..., Tensor]
 
@@ -59,12 +59,10 @@ def packages_beside(
         from flash_dmattn.utils.mask import create_mask
 
         if not CUDA_AVAILABLE:
-            announce_once("flash-dmattn is installed without its CUDA kernels, so it is not measured.")
+            warn_once("flash-dmattn is installed without its CUDA kernels, so it is not measured.")
             return rows
         if expiry.numel() * N > torch.cuda.get_device_properties(q.device).total_memory / _MASK_SHARE:
-            announce_once(
-                f"flash-dmattn is not measured at {N:,} tokens: its mask would fill over a quarter of the GPU."
-            )
+            warn_once(f"flash-dmattn is not measured at {N:,} tokens: its mask would fill over a quarter of the GPU.")
             return rows
         attend = partial(authors_attention, mask=lifetimes_mask(expiry))
         row = add("flash-dmattn", "of lifetimes", attend, bias)

@@ -39,7 +39,7 @@ class RunHeldError(UserError):
 
 
 @constant_in_graphs
-def announce_once(message: str) -> None:
+def warn_once(message: str) -> None:
     """Print ``message`` to stderr the first time it is given in this process, and never again."""
     print_once(message)
 

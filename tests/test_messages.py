@@ -2,18 +2,18 @@
 
 import torch
 
-from dma_lab.messages import announce_once, print_once
+from dma_lab.messages import print_once, warn_once
 
 
-def test_a_compiled_function_announces_without_a_graph_break_and_once(capsys):
-    def announcing(x: torch.Tensor) -> torch.Tensor:
-        announce_once("slow here")
+def test_a_compiled_function_warns_once_and_without_a_graph_break(capsys):
+    def warning(x: torch.Tensor) -> torch.Tensor:
+        warn_once("slow here")
         return x + 1
 
     print_once.cache_clear()
     for _ in range(2):
         torch.compiler.reset()
-        compiled = torch.compile(announcing, fullgraph=True, backend="eager")
+        compiled = torch.compile(warning, fullgraph=True, backend="eager")
         assert torch.equal(compiled(torch.ones(2)), torch.full((2,), 2.0))
-    announcing(torch.ones(2))
+    warning(torch.ones(2))
     assert capsys.readouterr().err == "dma_lab: slow here\n"

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from dma_lab.attention.base import AttentionBackend, AttentionOptions, AttentionShape, registered_backends
 from dma_lab.attention.controls import label
-from dma_lab.messages import UserError, announce_once
+from dma_lab.messages import UserError, warn_once
 from dma_lab.settings import shown
 
 
@@ -79,7 +79,7 @@ class AttentionConfig:
         if n_layers < 2:
             raise UserError(f"attention.full_every={every} needs two layers or more, and there is {n_layers}: add one.")
         if every > n_layers:
-            announce_once(
+            warn_once(
                 f"attention.full_every={every} and the model has {n_layers} layers: the last of them is full, and one "
                 f"layer in {n_layers} sees every key."
             )

@@ -34,7 +34,7 @@ from dma_lab.attention.recency import Recency, RecencySlope
 from dma_lab.attention.rope import RopeBase
 from dma_lab.kernels import Documents, admit_key, interval_attention, interval_attention_decode, prefix_topk_expiry
 from dma_lab.kernels.decode.cache import EMPTY
-from dma_lab.messages import announce_once
+from dma_lab.messages import warn_once
 from dma_lab.settings import Count, CountOrNone
 
 MAX_EXPONENT = 40.0
@@ -85,7 +85,7 @@ class DynamicMaskAttention(AttentionBackend, name="dma"):
         super().__init__(shape, replace(options, window=window))
         self.window, self.recent, self.score = window, options.recent, options.score
         if window >= shape.max_seq_len:
-            announce_once(
+            warn_once(
                 f"attention.window={window} reaches the whole context of {shape.max_seq_len} tokens: "
                 "DMA drops no key and differs from MHA by its bias alone."
             )

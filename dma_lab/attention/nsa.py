@@ -37,7 +37,7 @@ from dma_lab.kernels import Documents, causal_attention, document_bounds
 from dma_lab.kernels.blocks.attention import choose_blocks, selected_attention, unsupported
 from dma_lab.kernels.blocks.compressed import compressed_attention
 from dma_lab.kernels.choice import choose_triton, note_kernel
-from dma_lab.messages import UserError, announce_once
+from dma_lab.messages import UserError, warn_once
 from dma_lab.settings import Count
 
 _QUERY_CHUNK = 2048  # queries whose logits exist at a time
@@ -166,7 +166,7 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
             )
         reach = self.selected_blocks * selected_block
         if reach >= self.max_seq_len:
-            announce_once(
+            warn_once(
                 f"attention.selected_blocks={self.selected_blocks} of {selected_block} tokens reach the whole context "
                 f"of {self.max_seq_len} tokens: NSA's selected branch then sees every key."
             )

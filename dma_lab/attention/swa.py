@@ -25,7 +25,7 @@ from dma_lab.attention.places import places
 from dma_lab.attention.recency import Recency, RecencySlope
 from dma_lab.attention.rope import RopeBase
 from dma_lab.kernels import Documents, causal_attention
-from dma_lab.messages import announce_once
+from dma_lab.messages import warn_once
 from dma_lab.settings import Count, CountOrNone
 
 
@@ -54,7 +54,7 @@ class SlidingWindowAttention(AttentionBackend, name="swa"):
         super().__init__(shape, replace(options, window=window))
         self.window, self.sinks = window, options.sinks
         if window >= shape.max_seq_len:
-            announce_once(
+            warn_once(
                 f"attention.window={window} reaches the whole context of {shape.max_seq_len} tokens: SWA is then MHA."
             )
         self.heads = HeadProjections(shape, qk_norm=options.qk_norm, rope_base=options.rope_base)

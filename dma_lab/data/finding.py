@@ -7,7 +7,7 @@ from glob import has_magic
 from pathlib import Path
 
 from dma_lab.data.readers import FORMATS, format_of
-from dma_lab.messages import UserError, announce_once
+from dma_lab.messages import UserError, warn_once
 
 
 def user_path(value: str | Path, setting: str) -> Path:
@@ -89,7 +89,7 @@ def _judge(files: list[Path], others: Counter[str], given: str) -> None:
             f"({taken}): give a glob of those that are meant, as …/**/*.txt, or convert the others; the formats are "
             f"{', '.join(FORMATS)}."
         )
-    announce_once(f"{given}: taken are {taken}; left, in no known format, {by_kind(others.elements())}.")
+    warn_once(f"{given}: taken are {taken}; left, in no known format, {by_kind(others.elements())}.")
 
 
 def _folders(folder: Path, entered: set[tuple[int, int]]) -> Iterator[Path]:

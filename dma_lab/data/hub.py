@@ -12,7 +12,7 @@ from dma_lab.data.corpora import Corpus
 from dma_lab.data.digests import share_below
 from dma_lab.data.readers import Document, field_text, whole_document
 from dma_lab.data.settings import DataSettings
-from dma_lab.messages import UserError, announce_once
+from dma_lab.messages import UserError, warn_once
 from dma_lab.seals import sealed, unsealed
 
 _TIMEOUT_SECONDS = 10.0
@@ -93,7 +93,7 @@ def _current_revision(name: str, cache_dir: Path) -> str:
         revision = str(huggingface_hub.HfApi().dataset_info(name, timeout=_TIMEOUT_SECONDS).sha)
     except Exception as error:
         if name in known:
-            announce_once(f"the hub does not answer; taking {name} as last seen (revision {known[name]}).")
+            warn_once(f"the hub does not answer; taking {name} as last seen (revision {known[name]}).")
             return known[name]
         raise UserError(
             f"data.hub_name={name} cannot be read from the hub ({_first_line(error)}): check the name and the network, "

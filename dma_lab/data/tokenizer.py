@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from dma_lab.data.digests import text_digest
 from dma_lab.data.finding import user_path
 from dma_lab.data.hub import hub_tokenizer_file
-from dma_lab.messages import UserError, announce_once
+from dma_lab.messages import UserError, warn_once
 
 SEPARATOR = "<|endoftext|>"
 TRAINING_BYTES = 32 << 20
@@ -136,7 +136,7 @@ def _prepared(tokenizer: Tokenizer, name: str) -> Tokenizer:
     tokenizer.no_padding()
     if tokenizer.normalizer is not None:
         kind = type(tokenizer.normalizer).__name__
-        announce_once(
+        warn_once(
             f"data.tokenizer={name} would change text before it cuts it ({kind}); this is left out, so that its tokens "
             "stand for the text's own bytes and bits per byte are those of the text."
         )

@@ -21,7 +21,7 @@ from lm_eval.tasks import TaskManager
 from dma_lab.data.tokenizer import save_for_transformers
 from dma_lab.evaluation.benchmarks import Benchmark, Mean
 from dma_lab.evaluation.checkpoint import TrainedRun
-from dma_lab.messages import UserError, announce_once
+from dma_lab.messages import UserError, warn_once
 
 _TIMEOUT_SECONDS = 10.0
 # Reading the index of all of lm-eval's tasks takes half a minute; these folders hold what conf/suite/paper.yaml names.
@@ -61,7 +61,7 @@ class HubTasks:
             include_defaults=False, include_path=[root / folder for folder in _FOLDERS], metadata=metadata
         )
         if not set(names) <= self._manager.task_index.keys():
-            announce_once("reading the index of all of lm-eval's tasks, which takes half a minute.")
+            warn_once("reading the index of all of lm-eval's tasks, which takes half a minute.")
             self._manager = TaskManager(metadata=metadata)
         for name in names:
             if name not in self._manager.task_index:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from dma_lab.data.progress import BuildProgress
 from dma_lab.evaluation.checkpoint import TrainedRun
-from dma_lab.messages import UserError, announce_once
+from dma_lab.messages import UserError, warn_once
 from dma_lab.model import Transformer
 from dma_lab.threads import flops_of, use_threads
 
@@ -51,7 +51,7 @@ def machine_of(device: str, precision: str, batch_tokens: int) -> Machine:
 def open_model(run: TrainedRun, length: int, rope_base: float | None, machine: Machine) -> Transformer:
     """The model for sequences of ``length`` tokens, on the device, and the threads for batches of it."""
     if length > run.context:
-        announce_once(f"{length} tokens are more than the {run.context} that {run.path.name} was trained on.")
+        warn_once(f"{length} tokens are more than the {run.context} that {run.path.name} was trained on.")
     model = run.model(max(length, run.context), rope_base).to(machine.device)
     use_threads(flops_of(model, machine.batch_tokens), machine.device)
     return model

@@ -19,7 +19,7 @@ from dma_lab.exchange.configs import NoStockArchitectureError, custom_config, st
 from dma_lab.exchange.doge import DogeTransformer
 from dma_lab.exchange.model_card import DOGE_TRANSFORMERS, model_card
 from dma_lab.exchange.weights import stock_weights, untied
-from dma_lab.messages import UserError, announce_once
+from dma_lab.messages import UserError, warn_once
 from dma_lab.model import Transformer
 from dma_lab.settings import shown
 
@@ -45,7 +45,7 @@ def export_run(run_directory: Path, to: Path, format: str = "auto") -> Path:
     if "cache_dir" in run.config["data"]:
         data = run.data
     else:
-        announce_once(f"{run_directory} was trained on no text: no tokenizer goes along.")
+        warn_once(f"{run_directory} was trained on no text: no tokenizer goes along.")
     return export_model(run.model(), to, format, data=data)
 
 
@@ -93,18 +93,18 @@ def _described(model: Transformer, format: str) -> tuple[dict[str, Any], dict[st
         except NoStockArchitectureError as reason:
             if format == "stock":
                 raise UserError(f"format=stock: {reason}; choose format=custom.") from None
-            announce_once(f"{reason}: {_CODE_GOES_ALONG}.")
+            warn_once(f"{reason}: {_CODE_GOES_ALONG}.")
         else:
             if attention != "dma" or imported or format == "stock":
                 if attention == "dma":
                     window = model.attention.written()["window"]
-                    announce_once(
+                    warn_once(
                         f"this folder wants transformers {DOGE_TRANSFORMERS} or later: Doge attends to later tokens "
                         f"before that. Past attention.window={window} tokens its logits differ from this "
                         "model's where keys score the same (format=custom computes the same)."
                     )
                 return config, stock_weights(model.state_dict(), model.shape, attention), None
-            announce_once(
+            warn_once(
                 "of keys that score the same transformers' Doge keeps others than this model: "
                 f"{_CODE_GOES_ALONG} (format=stock writes a Doge)."
             )

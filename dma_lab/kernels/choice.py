@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from dma_lab.messages import announce_once, constant_in_graphs
+from dma_lab.messages import constant_in_graphs, warn_once
 
 _noted: list[str] | None = None
 
@@ -40,7 +40,7 @@ def choose_triton(impl: str, device: torch.device, unsupported: str | None = Non
         return False
     if impl == "auto":
         if unsupported is not None:
-            announce_once(
+            warn_once(
                 f"the Triton kernels do not take these inputs ({unsupported}); plain PyTorch runs instead, slowly."
             )
         return unsupported is None

@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 
 from dma_lab.checkpoints import DamagedCheckpointError, read_checkpoint
-from dma_lab.messages import announce_once
+from dma_lab.messages import warn_once
 from dma_lab.threads import use_threads
 from dma_lab.train.continuing import Start, prepare_start
 from dma_lab.train.divergence import DivergedError
@@ -94,7 +94,7 @@ def fit_run(
                 "earlier_machines": sorted(set(start.machines) - {machine}),
             }
             if ranks.first and summary["earlier_machines"]:
-                announce_once(
+                warn_once(
                     f"earlier steps of {run.path} were taken on {'; '.join(summary['earlier_machines'])}: machines "
                     "round differently, so the report will compare this run with no other."
                 )

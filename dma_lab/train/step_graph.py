@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dma_lab.kernels import Documents
-from dma_lab.messages import announce_once
+from dma_lab.messages import warn_once
 
 MicroBatch = dict[str, Any]
 _OFFSETS = "offsets"
@@ -73,7 +73,7 @@ class StepGraph:
         except RuntimeError as error:
             self._refused = True
             cause = error.__context__ or error  # ending a capture that failed is a failure of its own
-            announce_once(
+            warn_once(
                 f"a training step cannot be captured as a CUDA graph ({str(cause).splitlines()[0]}); its kernels are "
                 "launched one by one instead, slowly for a small model."
             )

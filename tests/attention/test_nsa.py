@@ -9,7 +9,7 @@ from torch import Tensor
 from dma_lab.attention import build_attention, nsa
 from dma_lab.attention.nsa_blocks import block_importance, count_blocks, gather_blocks, locate_blocks, select_blocks
 from dma_lab.kernels import document_bounds
-from dma_lab.messages import UserError, announce_once
+from dma_lab.messages import UserError, warn_once
 
 M, D = 20, 6
 HEADS = {"mha": (2, 2), "gqa": (4, 2), "mqa": (3, 1)}
@@ -230,15 +230,15 @@ def test_sizes_that_cannot_be_are_refused_with_their_numbers(options: dict, said
         build((2, 1), **options)
 
 
-def test_it_compiles_into_one_graph_that_announces_once(capfd: pytest.CaptureFixture[str]) -> None:
+def test_it_compiles_into_one_graph_that_warns_once(capfd: pytest.CaptureFixture[str]) -> None:
     attention, x = build((4, 2), **SIZES["the paper's ratios"]), torch.randn(2, 64, M, dtype=torch.float64)
 
-    def announcing(x: Tensor) -> Tensor:
-        announce_once(f"a query selects {attention.selected_blocks * 12_345 // attention.selected_blocks} keys")
+    def warning(x: Tensor) -> Tensor:
+        warn_once(f"a query selects {attention.selected_blocks * 12_345 // attention.selected_blocks} keys")
         return attention(x)
 
     results = []
-    for run in (attention, torch.compile(announcing, backend="aot_eager", fullgraph=True)):
+    for run in (attention, torch.compile(warning, backend="aot_eager", fullgraph=True)):
         out = run(x)
         results.append((out, *torch.autograd.grad(out.square().sum(), attention.parameters())))
     for eager, compiled in zip(*results, strict=True):

@@ -25,7 +25,7 @@ from dma_lab.evaluation.perplexity import ValidationScore
 from dma_lab.evaluation.record import EvaluationRecord
 from dma_lab.evaluation.session import Machine, show
 from dma_lab.evaluation.suite import Cell, Job, Scores, Suite
-from dma_lab.messages import UserError, announce_once
+from dma_lab.messages import UserError, warn_once
 from dma_lab.model import Transformer
 from dma_lab.settings import Count, Width
 
@@ -56,7 +56,7 @@ class ContextSuite(Suite):
                 "leave targets out: choose a shorter one, or null for half of each context."
             )
         if same["tokens"] < max(lengths):
-            announce_once(
+            warn_once(
                 f"the {same['tokens']:,} validation tokens that are scored are fewer than a context of "
                 f"{max(lengths):,}: no target has as much before it; set suite.tokens or data with more validation "
                 "text."

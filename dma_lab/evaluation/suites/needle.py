@@ -18,7 +18,7 @@ from dma_lab.evaluation.needle_scores import score_samples
 from dma_lab.evaluation.record import EvaluationRecord
 from dma_lab.evaluation.session import Machine, show
 from dma_lab.evaluation.suite import Cell, Job, Scores, Suite
-from dma_lab.messages import announce_once
+from dma_lab.messages import warn_once
 from dma_lab.model import Transformer
 from dma_lab.settings import Count, Fraction, Seed, Text, Width
 
@@ -89,7 +89,7 @@ def _lengths(run: TrainedRun, wanted: list[int] | None, tasks: list[NeedleTask])
     """Ascending: as set, or by doubling from the training context or, where needles do not fit into that, beyond."""
     for task in tasks:
         if task.answer_tokens > ruler.NEW_TOKENS:
-            announce_once(
+            warn_once(
                 f"answers of kind {task.kind} with {task.values} take up to {task.answer_tokens} tokens with this "
                 f"tokenizer and RULER generates {ruler.NEW_TOKENS}: no model can give them whole."
             )
@@ -102,7 +102,7 @@ def _lengths(run: TrainedRun, wanted: list[int] | None, tasks: list[NeedleTask])
     while first < shortest:
         first *= 2
     if first > run.context:
-        announce_once(
+        warn_once(
             f"needles, question and {ruler.NEW_TOKENS} new tokens take {shortest} tokens with this tokenizer, and the "
             f"run was trained on {run.context}: lengths begin at {first}."
         )
@@ -113,6 +113,6 @@ def _draw(path: Path, run: TrainedRun, found: list[tuple[Cell, Scores]]) -> None
     try:
         from dma_lab.evaluation.needle_figure import draw_needles
     except ModuleNotFoundError:
-        announce_once("no figure without matplotlib: pip install -e '.[report]' and give the same command again.")
+        warn_once("no figure without matplotlib: pip install -e '.[report]' and give the same command again.")
         return
     draw_needles(path, run.path.name, run.context, found)
