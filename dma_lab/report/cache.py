@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dma_lab.report.collect import Run
+from dma_lab.report.context_figures import at_one_point, point_text
 from dma_lab.report.document import Figure, Series
-from dma_lab.report.figures import at_one_point, point_text
 from dma_lab.report.layers import cache_bytes
 
 _X_LABEL = "decoding cache of a sequence, all layers, bf16 (bytes)"

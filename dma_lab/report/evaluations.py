@@ -15,8 +15,8 @@ from dma_lab.evaluation.record import weights_digest
 from dma_lab.report.cache import needles_against_cache
 from dma_lab.report.collect import Run
 from dma_lab.report.conditions import SHAPED, without
+from dma_lab.report.context_figures import at_one_point, point_text
 from dma_lab.report.document import Block, Figure, Heatmap, Notice, Section, Series, Table
-from dma_lab.report.figures import at_one_point, point_text
 from dma_lab.seals import unsealed
 
 _IDENTITY = ("step", "weights", "hardware", "precision")

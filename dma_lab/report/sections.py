@@ -4,31 +4,24 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from dma_lab.evaluation.lifetimes import KINDS, Lifetimes, run_lifetimes
-from dma_lab.messages import UserError
-from dma_lab.report import figures, tables
+from dma_lab.report import tables
 from dma_lab.report.cache import recall_against_cache
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import BASELINE, Run, Unreadable
 from dma_lab.report.comparison import NO_SPREAD, Comparison, Difference
+from dma_lab.report.context_figures import loss_by_position, recall_by_gap
 from dma_lab.report.controls import content_sentences
-from dma_lab.report.document import Block, Document, Figure, Heatmap, Notice, Section, Table
+from dma_lab.report.document import Block, Document, Figure, Heatmap, Notice, Section
 from dma_lab.report.evaluations import evaluations
+from dma_lab.report.lifetimes import lifetimes_section
 from dma_lab.report.predictions import predictions
+from dma_lab.report.scaling_figures import envelope, isoflop, loss_against_compute
 from dma_lab.report.sparsity import context_in_windows
 from dma_lab.report.splits import hidden_by_the_mean
 from dma_lab.report.statistics import Statistics, compute_statistics
+from dma_lab.report.training_figure import training_curves
 from dma_lab.report.verdict import verdicts
 from dma_lab.train.hardware import MACHINE
-
-_SHOWN_LIFETIMES = 3
-_TERMS = (
-    "The lifetime of key j is expiry − j, the number of queries that attend to it. A key is observed when its document "
-    "goes on for at least 1.5 W queries from it (W: the window); a key survives when it lives that long. A head is a "
-    "window when at least 90 % of its observed keys live 0.9 to 1.1 W; else a long memory when at least 10 % of its "
-    "observed keys beyond the first 4 of their document survive; else a sink when at least 90 % of those first 4 do; "
-    "else mixed."
-)
 
 
 def build_document(
@@ -58,23 +51,23 @@ def _cohort(
     name: str, members: Sequence[Run], progress: Callable[[str], None]
 ) -> tuple[list[Section], list[tuple[Run, Difference]]]:
     finished = [run for run in members if run.finished]
-    training = Section("Training", [figures.training_curves(members)])
+    training = Section("Training", [training_curves(members)])
     if not finished:
         return [Section("Comparison", [f"Runs of {name}.", Notice("No run of this group is finished.")]), training], []
     found = compute_statistics(finished, progress)
     said: list[Block] = [*verdicts(found), *content_sentences(finished, found.comparison)]
     sections = [Section("Verdict", said)] if said else []
     sections += [_comparison(name, found.comparison), _scaling(found), training]
-    if recall := figures.recall(finished):
+    if recall := recall_by_gap(finished):
         scatter = recall_against_cache(finished)
         sections.append(Section("Recall", [recall, *([scatter] if scatter else [])]))
-    if position := figures.loss_by_position(finished):
+    if position := loss_by_position(finished):
         sections.append(Section("Position in the context", [position]))
     if hidden := hidden_by_the_mean(finished):
         sections.append(hidden)
     if evaluated := evaluations(finished):
         sections.append(evaluated)
-    return [*sections, _lifetimes(finished, progress)], found.comparison.pairs
+    return [*sections, lifetimes_section(finished, progress)], found.comparison.pairs
 
 
 def _overview(runs: Sequence[Run], problems: Sequence[Unreadable], groups: dict[str, list[Run]]) -> Section:
@@ -168,59 +161,12 @@ def _scaling(found: Statistics) -> Section:
     refused = [f"{backend}: {reason}" for backend, reason in laws.items() if isinstance(reason, str)]
     if refused:
         blocks.append(Notice("Where the runs do not suffice, no scaling law is given.", refused))
-    blocks += [figures.loss_against_compute(best, laws, which) for which in ("flops_executed", "flops")]
+    blocks += [loss_against_compute(best, laws, which) for which in ("flops_executed", "flops")]
     if found.fitted:
         blocks.append(tables.law_parameters(found.fitted, found.published))
-    blocks += [figure for figure in (figures.isoflop(best), figures.envelope(best)) if figure]
+    blocks += [figure for figure in (isoflop(best), envelope(best)) if figure]
     blocks += predictions(found)
     return Section("Scaling", blocks)
-
-
-def _lifetimes(finished: Sequence[Run], progress: Callable[[str], None]) -> Section:
-    own = [run for run in finished if run.attention == "dma"]
-    if not own:
-        return Section("Key lifetimes", ["No DMA run is finished here, so there are no lifetimes to show."])
-    blocks: list[Block] = [_TERMS]
-    measured: list[tuple[Run, Lifetimes]] = []
-    for run in own:
-        progress(f"lifetimes of {run.name}")
-        try:
-            measured.append((run, run_lifetimes(run.path)))
-        except UserError as error:
-            blocks.append(Notice(f"No lifetimes of {run.name}: {error}"))
-    if measured:
-        blocks.append(_kinds(measured))
-    measured.sort(key=lambda pair: -pair[0].summary["flops"])
-    for number, (run, lifetimes) in enumerate(measured[:_SHOWN_LIFETIMES], 1):
-        blocks.append(figures.lifetime_histograms(f"lifetimes-{number}", run, lifetimes))
-    if len(measured) > _SHOWN_LIFETIMES:
-        blocks.append(f"Histograms are shown of the {_SHOWN_LIFETIMES} runs of most compute.")
-    return Section("Key lifetimes", blocks)
-
-
-def _kinds(measured: Sequence[tuple[Run, Lifetimes]]) -> Table:
-    rows = []
-    settings = any(run.setting for run, _ in measured)
-    for run, lifetimes in measured:
-        counts = Counter(kind for layer in lifetimes.kinds() for kind in layer)
-        heads = counts.total()
-        cells = [f"{counts[kind] / heads:.0%}" for kind in (*KINDS, "undecided")]
-        survive = lifetimes.histogram()[1][..., -1].mean()
-        cells += [
-            f"{share:.0%}" if counts["undecided"] < heads else "-" for share in (survive, lifetimes.surviving_by_chance)
-        ]
-        place = [run.rung, *([run.setting] if settings else []), f"{run.summary['tokens']:,}", f"{run.summary['seed']}"]
-        rows.append((run.backend, *place, f"{lifetimes.window}", f"{heads}", *cells))
-    return Table(
-        "Share of a run's key/value heads, over all layers. Undecided: no key of the batch can be observed. Survive: "
-        "share of all observed keys; by chance: what it would be were scores in random order.",
-        (
-            *("attention", "rung", *(["setting"] if settings else []), "tokens", "seed", "W", "heads"),
-            *(*KINDS, "undecided", "survive", "by chance"),
-        ),
-        rows,
-        frozenset(("attention", "rung", "setting")),
-    )
 
 
 def _numbered(section: Section, number: int) -> Section:

@@ -10,7 +10,7 @@ from dma_lab.evaluation.pairing import PairedDifference
 from dma_lab.report.cohorts import cohorts, name_runs
 from dma_lab.report.collect import read_runs
 from dma_lab.report.comparison import baseline_of, compare, comparison_table, pair_runs
-from dma_lab.report.figures import at_one_point
+from dma_lab.report.context_figures import at_one_point
 from dma_lab.report.growth import curves_of
 from dma_lab.report.laws import best_runs
 from dma_lab.report.tables import comparison, missing_points, over_trainings, write_points

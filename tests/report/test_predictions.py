@@ -8,9 +8,9 @@ import pytest
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
 from dma_lab.report.document import Notice, Table
-from dma_lab.report.figures import envelope
 from dma_lab.report.growth import parabolas_of
 from dma_lab.report.predictions import predictions
+from dma_lab.report.scaling_figures import envelope
 from dma_lab.report.statistics import compute_statistics
 
 SIZES = (20_000, 60_000, 180_000, 540_000)
