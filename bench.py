@@ -21,7 +21,7 @@ from benchmarks.settings import (
     TrainingSettings,
 )
 from benchmarks.training import bench_training
-from dma_lab.door import open_door
+from dma_lab.entry_point import run_entry_point
 from dma_lab.settings import read_settings
 
 SUITES: dict[str, tuple[Callable[[Any], Path], type]] = {
@@ -39,4 +39,4 @@ if __name__ == "__main__":
         print(f"error: {suite} is no benchmark; choose one of: {', '.join(SUITES)}.", file=sys.stderr)
         raise SystemExit(2)
     measure, settings = SUITES[suite]
-    open_door(lambda config: measure(read_settings(settings, config)), f"bench_{suite}")
+    run_entry_point(lambda config: measure(read_settings(settings, config)), f"bench_{suite}")

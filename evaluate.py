@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from dma_lab.door import open_door
+from dma_lab.entry_point import run_entry_point
 from dma_lab.evaluation.evaluate import evaluate
 from dma_lab.evaluation.settings import read_settings
 
@@ -12,4 +12,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    open_door(main, "evaluate")
+    run_entry_point(main, "evaluate")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from dma_lab.door import open_door
+from dma_lab.entry_point import run_entry_point
 from dma_lab.exchange import export_run
 from dma_lab.exchange.settings import ExportSettings
 from dma_lab.settings import read_settings
@@ -16,4 +16,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    open_door(main, "export")
+    run_entry_point(main, "export")

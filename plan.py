@@ -3,7 +3,7 @@
 from omegaconf import DictConfig
 from rich.console import Console
 
-from dma_lab.door import open_door
+from dma_lab.entry_point import run_entry_point
 from dma_lab.threads import use_threads
 from dma_lab.train.branches import plan_branches, print_branches
 from dma_lab.train.fit_run import padded_vocabulary
@@ -36,4 +36,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    open_door(main, "plan")
+    run_entry_point(main, "plan")

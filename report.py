@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from dma_lab.door import open_door
+from dma_lab.entry_point import run_entry_point
 from dma_lab.report.settings import ReportSettings
 from dma_lab.report.tuning import write_tuned
 from dma_lab.report.write import write_laws, write_report
@@ -27,4 +27,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    open_door(main, "report")
+    run_entry_point(main, "report")

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from dma_lab.door import open_door
+from dma_lab.entry_point import run_entry_point
 from dma_lab.messages import UserError
 from dma_lab.report.sweep import show_runs
 from dma_lab.train.branches import fit_branches
@@ -29,4 +29,4 @@ def main(config: DictConfig) -> Sequence[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    open_door(main, "train", show_runs)
+    run_entry_point(main, "train", show_runs)

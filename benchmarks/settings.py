@@ -1,4 +1,4 @@
-"""The typed form of conf/bench_*.yaml: checked once at the door."""
+"""The typed form of conf/bench_*.yaml: checked once at the entry point."""
 
 from dataclasses import dataclass
 from typing import Annotated

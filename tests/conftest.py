@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.doors import Doors
+from tests.scripts import Scripts
 
 # Before torch is imported: two test processes on two cores each get one, and so do the commands that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,9 +13,9 @@ os.environ.setdefault("WANDB_MODE", "offline")
 
 
 @pytest.fixture(scope="session")
-def doors(tmp_path_factory: pytest.TempPathFactory) -> Doors:
+def scripts(tmp_path_factory: pytest.TempPathFactory) -> Scripts:
     """The entry points, called as a user calls them, but in forks of a process that has everything imported."""
-    return Doors(tmp_path_factory.mktemp("said"))
+    return Scripts(tmp_path_factory.mktemp("said"))
 
 
 @pytest.fixture

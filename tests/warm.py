@@ -1,4 +1,4 @@
-"""Imported in the process that doors are opened in forks of, and there alone: imports what they import.
+"""Imported in the process that scripts are run in forks of, and there alone: imports what they import.
 
 A fork becomes what it stands for. (That process ends without the farewells of the libraries that it froze.)
 """
@@ -24,11 +24,11 @@ import plan  # noqa: F401
 import report  # noqa: F401
 import train  # noqa: F401
 from dma_lab.train.ranks import refuse_unreadable_ranks
-from tests.doors import ROOT, spawn_warm
+from tests.scripts import ROOT, spawn_warm
 
 
-def open_script(
-    door: str,
+def run_script(
+    script: str,
     arguments: list[str],
     folder: Path,
     said: Path,
@@ -36,13 +36,13 @@ def open_script(
     before: Callable[[], None] | None,
     server: str,
 ) -> None:
-    """``python DOOR ARGUMENTS…`` in ``folder``, which says what it says into files beside ``said``."""
+    """``python SCRIPT ARGUMENTS…`` in ``folder``, which says what it says into files beside ``said``."""
     become(folder, said, environment, server)
     try:
         if before is not None:
             before()
-        sys.argv = [door, *arguments]
-        runpy.run_path(str(ROOT / door), run_name="__main__")
+        sys.argv = [script, *arguments]
+        runpy.run_path(str(ROOT / script), run_name="__main__")
     finally:
         atexit._run_exitfuncs()
 

@@ -23,7 +23,7 @@ class SweepCallback(Callback):
     """
 
     show_runs: ClassVar[Callable[[Sequence[Path]], None]] = staticmethod(lambda directories: None)
-    """Shows the finished runs in these directories. ``open_door`` sets it to what the entry point gives."""
+    """Shows the finished runs in these directories. ``run_entry_point`` sets it to what the entry point gives."""
 
     def __init__(self) -> None:
         self.points: SweepPoints | None = None  # none outside of a multirun

@@ -19,8 +19,8 @@ TINY += ["model.d_ff=64", "trainer.validation_tokens=512", "trainer.device=cpu"]
 
 
 @pytest.fixture
-def bench(doors):
-    return lambda *arguments: doors.open("bench.py", list(arguments))
+def bench(scripts):
+    return lambda *arguments: scripts.run("bench.py", list(arguments))
 
 
 def bench_training(bench, tmp_path, *arguments, overrides=()):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.doors import Doors
 from tests.made_up import TINY, configuration, write_corpus
+from tests.scripts import Scripts
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +29,6 @@ def run_copy(trained_run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def evaluate(doors: Doors):
+def evaluate(scripts: Scripts):
     """``evaluate(*overrides)``: from the repository's root to its end."""
-    return lambda *overrides: doors.open("evaluate.py", list(overrides))
+    return lambda *overrides: scripts.run("evaluate.py", list(overrides))

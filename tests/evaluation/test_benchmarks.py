@@ -22,7 +22,7 @@ from dma_lab.evaluation.settings import read_settings
 from dma_lab.evaluation.suites.paper import PaperSuite
 from dma_lab.messages import UserError
 from dma_lab.seals import sealed, unsealed
-from tests.doors import KILLED
+from tests.scripts import KILLED
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTION = {"query": "Question: q", "choices": ["one", "two"], "gold": 0}
@@ -78,11 +78,11 @@ def test_without_a_network_the_tasks_that_need_it_are_named(run_copy, monkeypatc
     assert result.stderr.count("\n") == 1
 
 
-def test_local_scores_lie_in_the_run_by_question_too_and_a_killed_evaluation_goes_on(doors, run_copy, tmp_path):
+def test_local_scores_lie_in_the_run_by_question_too_and_a_killed_evaluation_goes_on(scripts, run_copy, tmp_path):
     sets = write_sets(tmp_path / "sets", 60)
     file = run_copy / "evaluation" / "local.json"
     command = ["suite=local", f"checkpoint={run_copy}", f"suite.path={sets}", "device=cpu"]
-    process = doors.start("evaluate.py", command)
+    process = scripts.start("evaluate.py", command)
     deadline = time.monotonic() + 120
     while not file.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -92,7 +92,7 @@ def test_local_scores_lie_in_the_run_by_question_too_and_a_killed_evaluation_goe
     assert 1 <= len(kept["cells"]) < 6, "the signal came in the middle"
     kept["cells"][0]["scores"]["acc"] = 1234.5  # what is kept is not computed again
     file.write_text(sealed(kept))
-    done = doors.open("evaluate.py", command)
+    done = scripts.run("evaluate.py", command)
     assert done.returncode == 0, done.stderr
     cells = json.loads(file.read_text())["cells"]
     assert [entry["cell"]["task"] for entry in cells] == [f"set{number}" for number in range(6)]

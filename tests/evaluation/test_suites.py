@@ -28,14 +28,14 @@ from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
 from dma_lab.report.evaluations import evaluations
 from dma_lab.seals import sealed, unsealed
-from tests.doors import KILLED
+from tests.scripts import KILLED
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def run_suite(run_copy):
-    """The door's work in this process; returns the cells of the suite's file."""
+    """What ``evaluate.py`` does, in this process; returns the cells of the suite's file."""
 
     def run(suite: str, *overrides: str) -> list[dict]:
         GlobalHydra.instance().clear()
@@ -140,11 +140,11 @@ def test_the_report_shows_what_was_written(run_suite, run_copy, tmp_path):
     assert row["dma"] == f"{score['acc']:.3f} ± 0.000"
 
 
-def test_a_killed_evaluation_keeps_its_cells_and_goes_on(doors, run_copy):
+def test_a_killed_evaluation_keeps_its_cells_and_goes_on(scripts, run_copy):
     file = run_copy / "evaluation" / "needle.json"
     command = ["suite=needle", f"checkpoint={run_copy}", "device=cpu", *NEEDLE]
     command += ["suite.depths=[0.0,0.25,0.5,0.75,1.0]", "suite.lengths=[600]"]
-    process = doors.start("evaluate.py", command)
+    process = scripts.start("evaluate.py", command)
     deadline = time.monotonic() + 120
     while not file.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -154,7 +154,7 @@ def test_a_killed_evaluation_keeps_its_cells_and_goes_on(doors, run_copy):
     assert 1 <= len(kept["cells"]) < 5, "the signal came in the middle"
     kept["cells"][0]["scores"]["gain"] = 1234.5  # what is kept is not computed again
     file.write_text(sealed(kept))
-    done = doors.open("evaluate.py", command)
+    done = scripts.run("evaluate.py", command)
     assert done.returncode == 0, done.stderr
     cells = json.loads(file.read_text())["cells"]
     assert len(cells) == 5
@@ -162,7 +162,7 @@ def test_a_killed_evaluation_keeps_its_cells_and_goes_on(doors, run_copy):
     assert str(file) in done.stdout.replace("\n", "")
 
 
-def test_the_door_refuses_in_one_sentence_with_status_2(run_copy, evaluate, tmp_path):
+def test_the_entry_point_refuses_in_one_sentence_with_status_2(run_copy, evaluate, tmp_path):
     result = evaluate("suite=needle", f"checkpoint={run_copy}", "device=cpu", "suite.lengths=[64]")
     assert result.returncode == 2
     assert result.stderr.startswith("error: suite.lengths holds 64, and the needles and question of kind single")

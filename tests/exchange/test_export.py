@@ -105,9 +105,9 @@ def test_in_bf16_the_loss_on_validation_text_is_the_same_to_a_thousandth_of_a_na
     torch.testing.assert_close(loss(theirs), loss(run.model().bfloat16()(tokens)), rtol=0, atol=1e-3)
 
 
-def test_a_run_becomes_a_folder_in_one_command(doors, trained_run, tmp_path):
+def test_a_run_becomes_a_folder_in_one_command(scripts, trained_run, tmp_path):
     folder = tmp_path / "deep" / "folder"
-    done = doors.open("export.py", [f"checkpoint={trained_run}", f"to={folder}"])
+    done = scripts.run("export.py", [f"checkpoint={trained_run}", f"to={folder}"])
     assert (done.returncode, done.stdout) == (0, f"export: {folder}\n"), done.stderr
     run = open_run(trained_run)
     text = "def f(x):\n    return '<|endoftext|>' + x  # naïve 🦉"

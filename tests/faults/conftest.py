@@ -24,9 +24,9 @@ from typing import Any
 import pytest
 
 from dma_lab.messages import UserError
-from tests.doors import Doors
-from tests.faults.doors import HANGS, TINY, Command, FaultyDoors
 from tests.faults.results import difference, results_in
+from tests.faults.scripts import HANGS, TINY, Command, FaultyScripts
+from tests.scripts import Scripts
 
 SURVIVED, REFUSED, LATE = "survived", "refused", "late"
 SILENTLY_WRONG, TRACEBACK, TOO_SLOW, HUNG = "silently wrong", "traceback", "too slow", "hung"
@@ -84,7 +84,7 @@ class Trials:
     def count_process(
         self, fault: str, process: subprocess.CompletedProcess[str], is_right: Callable[[], bool] | None = None
     ) -> None:
-        """Count one of the doors, run to its end: status 0 with the right result, or 1 or 2 after one sentence.
+        """Count one of the scripts, run to its end: status 0 with the right result, or 1 or 2 after one sentence.
 
         Args:
             is_right: whether what it left is right; asked for status 0 alone, where None takes it for right.
@@ -95,7 +95,7 @@ class Trials:
         self.count(fault, end, why)
 
     def of_process(self, process: subprocess.CompletedProcess[str]) -> tuple[str, str]:
-        """How a door ended, status 0 taken for the right result, and why it did where that is bad."""
+        """How a script ended, status 0 taken for the right result, and why it did where that is bad."""
         if process.returncode == HANGS:
             return HUNG, (process.stderr.splitlines() or [""])[-1]
         errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
@@ -108,7 +108,7 @@ class Trials:
         return TRACEBACK, f"status {process.returncode}, {len(errors)} sentences"
 
     def of_cut(self, process: subprocess.CompletedProcess[str], sent: int) -> tuple[str, str]:
-        """How a door ended to which the signal ``sent`` was sent, or to another process of its run."""
+        """How a script ended to which the signal ``sent`` was sent, or to another process of its run."""
         if process.returncode == -signal.SIGKILL == -sent:
             return SURVIVED, ""
         if process.returncode == 128 + sent:
@@ -165,8 +165,8 @@ def draw() -> random.Random:
 
 
 @pytest.fixture(scope="session")
-def doors(doors: Doors) -> FaultyDoors:
-    return FaultyDoors(doors)
+def scripts(scripts: Scripts) -> FaultyScripts:
+    return FaultyScripts(scripts)
 
 
 @pytest.fixture(scope="session")
@@ -181,10 +181,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Command:
 
 
 @pytest.fixture(scope="session")
-def uncut(doors: FaultyDoors, tiny: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uncut(scripts: FaultyScripts, tiny: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The working directory in which the tiny run came to its end, undisturbed: its runs/ and its cache/."""
     folder = tmp_path_factory.mktemp("uncut")
-    process = doors.open(tiny, folder)
+    process = scripts.run(tiny, folder)
     assert process.returncode == 0, process.stderr
     return folder
 
@@ -209,11 +209,11 @@ def workplace(uncut: Path, tmp_path: Path) -> Callable[[], Path]:
 
 
 @pytest.fixture
-def continued(doors: FaultyDoors) -> Callable[..., tuple[str, str]]:
+def continued(scripts: FaultyScripts) -> Callable[..., tuple[str, str]]:
     """Gives the command once more, undisturbed, and says how that ended: it has to come to what is expected."""
 
     def once_more(command: Command, folder: Path, expected: dict[str, dict[str, Any]]) -> tuple[str, str]:
-        process = doors.open(command, folder)
+        process = scripts.run(command, folder)
         if process.returncode != 0 or "Traceback" in process.stderr:
             return TRACEBACK, f"continued: {(process.stderr.splitlines() or [''])[-1]}"
         wrong = difference(folder, expected)

@@ -1,6 +1,6 @@
-"""Files of runs and of prepared data with a bit flipped, cut off or gone: every door gives what is right, or says why.
+"""Files of runs and of prepared data with a bit flipped, cut off or gone: every script gives what is right, or why not.
 
-The doors that read a run must not give a number that the run did not come to: continuing, evaluating, exporting and
+The scripts that read a run must not give a number that the run did not come to: continuing, evaluating, exporting and
 reporting are each held against what they give undamaged.
 """
 
@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import SILENTLY_WRONG, SURVIVED
-from tests.faults.doors import CONTEXT, EXPORT, KILLED, REPORT, Command
 from tests.faults.file_events import Fault
 from tests.faults.results import difference, results_in
+from tests.faults.scripts import CONTEXT, EXPORT, KILLED, REPORT, Command
 
 BRANCHES = {"schedule.branches": [0.5, 1.0]}
 
@@ -89,16 +89,16 @@ def files_of(folder: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def cut(doors, tiny, uncut, tmp_path_factory) -> Path:
+def cut(scripts, tiny, uncut, tmp_path_factory) -> Path:
     """The tiny run, killed behind its second checkpoint."""
     folder = tmp_path_factory.mktemp("cut")
     shutil.copytree(uncut / "cache", folder / "cache")
-    opened = doors.start(tiny, folder, Fault())
-    assert opened.ended().returncode == 0
-    events = opened.events
+    started = scripts.start(tiny, folder, Fault())
+    assert started.ended().returncode == 0
+    events = started.events
     for place in range(events // 2, events, 3):
         shutil.rmtree(folder / "runs")
-        assert doors.open(tiny, folder, Fault(place, signal.SIGKILL)).returncode == KILLED
+        assert scripts.run(tiny, folder, Fault(place, signal.SIGKILL)).returncode == KILLED
         (run,) = folder.glob("runs/*")
         if (run / "checkpoints" / "previous.ckpt").exists():
             break
@@ -107,28 +107,28 @@ def cut(doors, tiny, uncut, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def branched(doors, tiny, uncut, tmp_path_factory) -> Path:
+def branched(scripts, tiny, uncut, tmp_path_factory) -> Path:
     """Two branches of one training, finished."""
     folder = tmp_path_factory.mktemp("branched")
     shutil.copytree(uncut / "cache", folder / "cache")
-    process = doors.open(tiny.with_(**BRANCHES), folder)
+    process = scripts.run(tiny.with_(**BRANCHES), folder)
     assert process.returncode == 0, process.stderr
     return folder
 
 
 @pytest.fixture
 def tried(trials, draw, tmp_path) -> Callable[..., None]:
-    """Counts a trial: a copy of a folder is damaged, a door opened there, and what it gives compared."""
+    """Counts a trial: a copy of a folder is damaged, a script run there, and what it gives compared."""
     numbers = iter(range(10**6))
 
     def one(
-        doors: Any, command: Command, folder: Path, wrong: Callable[[Path, str], str], files: list[str] | None = None
+        scripts: Any, command: Command, folder: Path, wrong: Callable[[Path, str], str], files: list[str] | None = None
     ) -> None:
         copy = tmp_path / f"{next(numbers)}"
         shutil.copytree(folder, copy)
         chosen = [file for file in files_of(copy) if files is None or file.name in files]
-        fault = f"{command.door}: {damaged(chosen, draw)}"
-        process = doors.open(command, copy)
+        fault = f"{command.script}: {damaged(chosen, draw)}"
+        process = scripts.run(command, copy)
         end, why = trials.of_process(process)
         if end == SURVIVED and (difference := wrong(copy, process.stderr)):
             end, why = SILENTLY_WRONG, difference
@@ -140,13 +140,13 @@ def tried(trials, draw, tmp_path) -> Callable[..., None]:
 
 @short_and_long(12, 300)
 @pytest.mark.parametrize("what", ["cut", "uncut"])
-def test_a_damaged_run_ends_as_the_undamaged(doors, tiny, expected, tried, request, what, number):
+def test_a_damaged_run_ends_as_the_undamaged(scripts, tiny, expected, tried, request, what, number):
     for _ in range(number):
-        tried(doors, tiny, request.getfixturevalue(what), lambda folder, said: difference(folder, expected))
+        tried(scripts, tiny, request.getfixturevalue(what), lambda folder, said: difference(folder, expected))
 
 
 @short_and_long(4, 100)
-def test_damaged_branches_end_as_the_undamaged(doors, tiny, branched, tried, tmp_path, number):
+def test_damaged_branches_end_as_the_undamaged(scripts, tiny, branched, tried, tmp_path, number):
     expected = results_in(branched)
     longer = max(expected, key=lambda run: expected[run]["last.ckpt global_step"])
     begun = tmp_path / "begun"
@@ -164,12 +164,12 @@ def test_damaged_branches_end_as_the_undamaged(doors, tiny, branched, tried, tmp
         return difference(folder, adjusted, but="stable.ckpt")
 
     for _ in range(number):
-        tried(doors, tiny.with_(**BRANCHES), begun, wrong)
+        tried(scripts, tiny.with_(**BRANCHES), begun, wrong)
 
 
-def reads(door: str, overrides: tuple[str, ...], folder: Path) -> Command:
+def reads(script: str, overrides: tuple[str, ...], folder: Path) -> Command:
     (run,) = folder.glob("runs/*")
-    return Command(door, overrides).with_(checkpoint=f"runs/{run.name}")
+    return Command(script, overrides).with_(checkpoint=f"runs/{run.name}")
 
 
 def cells_of(folder: Path) -> Any:
@@ -178,22 +178,22 @@ def cells_of(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def evaluated(doors, uncut, tmp_path_factory) -> Path:
+def evaluated(scripts, uncut, tmp_path_factory) -> Path:
     """The tiny run, finished and evaluated."""
     folder = tmp_path_factory.mktemp("evaluated") / "all"
     shutil.copytree(uncut, folder)
-    process = doors.open(reads("evaluate", CONTEXT, folder), folder)
+    process = scripts.run(reads("evaluate", CONTEXT, folder), folder)
     assert process.returncode == 0, process.stderr
     return folder
 
 
 @short_and_long(6, 200)
-def test_a_damaged_run_is_evaluated_rightly(doors, uncut, evaluated, tried, number):
+def test_a_damaged_run_is_evaluated_rightly(scripts, uncut, evaluated, tried, number):
     right = cells_of(evaluated)
     for turn in range(number):
         folder = (uncut, evaluated)[turn % 2]
         command = reads("evaluate", CONTEXT, folder)
-        tried(doors, command, folder, lambda folder, said: "" if cells_of(folder) == right else "other scores")
+        tried(scripts, command, folder, lambda folder, said: "" if cells_of(folder) == right else "other scores")
 
 
 def exported(folder: Path) -> dict[str, bytes]:
@@ -201,23 +201,23 @@ def exported(folder: Path) -> dict[str, bytes]:
 
 
 @short_and_long(5, 150)
-def test_a_damaged_run_is_exported_rightly(doors, uncut, tried, tmp_path, number):
+def test_a_damaged_run_is_exported_rightly(scripts, uncut, tried, tmp_path, number):
     undamaged = tmp_path / "undamaged"
     shutil.copytree(uncut, undamaged)
     command = reads("export", EXPORT, undamaged)
-    process = doors.open(command, undamaged)
+    process = scripts.run(command, undamaged)
     assert process.returncode == 0, process.stderr
     right = exported(undamaged)
     for _ in range(number):
-        tried(doors, command, uncut, lambda folder, said: "" if exported(folder) == right else "another folder")
+        tried(scripts, command, uncut, lambda folder, said: "" if exported(folder) == right else "another folder")
 
 
 @short_and_long(6, 150)
-def test_a_damaged_run_is_reported_rightly(doors, evaluated, tried, tmp_path, number):
+def test_a_damaged_run_is_reported_rightly(scripts, evaluated, tried, tmp_path, number):
     undamaged = tmp_path / "undamaged"
     shutil.copytree(evaluated, undamaged)
     command = Command("report", REPORT)
-    process = doors.open(command, undamaged)
+    process = scripts.run(command, undamaged)
     assert process.returncode == 0, process.stderr
 
     def said_in(folder: Path) -> list[bytes]:
@@ -229,4 +229,4 @@ def test_a_damaged_run_is_reported_rightly(doors, evaluated, tried, tmp_path, nu
         return "" if named or found == said_in(undamaged) else "another report"
 
     for _ in range(number):
-        tried(doors, command, evaluated, wrong)
+        tried(scripts, command, evaluated, wrong)

@@ -16,18 +16,18 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 @pytest.fixture(scope="module")
-def events(doors, tiny, expected, tmp_path_factory) -> int:
+def events(scripts, tiny, expected, tmp_path_factory) -> int:
     """File events of the uninterrupted run from the data's preparation on, which counting does not change."""
     folder = tmp_path_factory.mktemp("counted")
-    opened = doors.start(tiny, folder, Fault())
-    assert opened.ended().returncode == 0
+    started = scripts.start(tiny, folder, Fault())
+    assert started.ended().returncode == 0
     assert difference(folder, expected) == ""
-    assert opened.events > 100
-    return opened.events
+    assert started.events > 100
+    return started.events
 
 
 @pytest.fixture
-def cut_and_continued(doors, tiny, expected, trials, continued, draw, workplace) -> Callable[..., None]:
+def cut_and_continued(scripts, tiny, expected, trials, continued, draw, workplace) -> Callable[..., None]:
     """Counts a trial: the faults one after the other, each met by the same command; then that command alone."""
 
     def tried(*faults: Fault) -> None:
@@ -36,7 +36,7 @@ def cut_and_continued(doors, tiny, expected, trials, continued, draw, workplace)
             shutil.rmtree(folder / "cache")
         what, ends = " then ".join(map(str, faults)), []
         for fault in faults:
-            process = doors.open(tiny, folder, fault)
+            process = scripts.run(tiny, folder, fault)
             ends.append(trials.of_process(process) if fault.is_error else trials.of_cut(process, fault.number))
             if process.returncode == 0 and (wrong := difference(folder, expected)):
                 ends.append((SILENTLY_WRONG, wrong))

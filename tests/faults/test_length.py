@@ -32,7 +32,7 @@ def measure_at(steps: tuple[int, ...], file: Path) -> None:
         at_call(STEP, step, functools.partial(write, step))
 
 
-def test_twenty_thousand_steps_are_flat_in_memory_and_handles(doors, tiny, workplace, tmp_path):
+def test_twenty_thousand_steps_are_flat_in_memory_and_handles(scripts, tiny, workplace, tmp_path):
     folder, file = workplace(), tmp_path / "measured.jsonl"
     command = tiny.with_(
         tokens=20_000 * 128,
@@ -41,7 +41,7 @@ def test_twenty_thousand_steps_are_flat_in_memory_and_handles(doors, tiny, workp
         trainer__validate_every=1_000,
         trainer__checkpoint_every=500,
     )
-    process = doors.start(command, folder, before=functools.partial(measure_at, (2_000, 20_000), file)).ended(3_000)
+    process = scripts.start(command, folder, before=functools.partial(measure_at, (2_000, 20_000), file)).ended(3_000)
     assert process.returncode == 0, process.stderr
     early, late = map(json.loads, file.read_text().splitlines())
     assert late["handles"] == early["handles"]
@@ -70,14 +70,14 @@ def losses_of(folder: Path) -> list[float]:
 
 
 @pytest.fixture
-def losses(doors, calm, workplace) -> Callable[..., list[float]]:
+def losses(scripts, calm, workplace) -> Callable[..., list[float]]:
     """Those of a run on so many processes, stopped at the middle before each next number."""
 
     def of(*devices: int) -> list[float]:
         folder = workplace()
         for turn, count in enumerate(devices, 1):
             stop = functools.partial(signal_at, STEP, 40, signal.SIGTERM, "first") if turn < len(devices) else None
-            process = doors.start(calm.with_(trainer__devices=count), folder, before=stop).ended(300)
+            process = scripts.start(calm.with_(trainer__devices=count), folder, before=stop).ended(300)
             assert process.returncode == (143 if stop else 0), process.stderr
         found = losses_of(folder)
         shutil.rmtree(folder)

@@ -14,9 +14,9 @@ import pytest
 
 from dma_lab.train.ranks import find_ranks
 from tests.faults.conftest import SILENTLY_WRONG, SURVIVED, TRACEBACK, short_and_long, worst
-from tests.faults.doors import Command, FaultyOpened
 from tests.faults.file_events import Fault
 from tests.faults.results import difference, results_in
+from tests.faults.scripts import Command, FaultyStarted
 from tests.moments import signal_at
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGKILL)
@@ -36,16 +36,16 @@ def pair(tiny) -> Command:
 
 
 @pytest.fixture(scope="module")
-def expected_of_pair(doors, pair, uncut, tmp_path_factory) -> dict[str, dict[str, Any]]:
+def expected_of_pair(scripts, pair, uncut, tmp_path_factory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("pair")
     shutil.copytree(uncut / "cache", folder / "cache")
-    process = doors.open(pair, folder)
+    process = scripts.run(pair, folder)
     assert process.returncode == 0, process.stderr
     return results_in(folder)
 
 
 @pytest.fixture
-def launch(doors, pair) -> Callable[..., list[FaultyOpened]]:
+def launch(scripts, pair) -> Callable[..., list[FaultyStarted]]:
     """Both processes of the pair, as torchrun or srun would start them."""
 
     def started(folder, launcher: str, befores: tuple[Callable[[], object] | None, ...] = (None, None)):
@@ -53,7 +53,7 @@ def launch(doors, pair) -> Callable[..., list[FaultyOpened]]:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         return [
-            doors.start(pair, folder, environment=variables(launcher, rank) | {"MASTER_PORT": port}, before=before)
+            scripts.start(pair, folder, environment=variables(launcher, rank) | {"MASTER_PORT": port}, before=before)
             for rank, before in enumerate(befores)
         ]
 
@@ -78,13 +78,13 @@ def variables(launcher: str, rank: int) -> dict[str, str]:
 
 @short_and_long(8, 200)
 def test_one_or_both_of_a_pair_signalled_and_continued(
-    doors, pair, expected_of_pair, trials, continued, draw, workplace, number
+    scripts, pair, expected_of_pair, trials, continued, draw, workplace, number
 ):
     for turn in range(number):
         folder, sent = workplace(), SIGNALS[turn % len(SIGNALS)]
         (function, call), to = draw.choice(MOMENTS), draw.choice(["first", "others", "both"])
         before = functools.partial(signal_at, function, call, sent, to)
-        process = doors.start(pair, folder, before=before).ended(60)
+        process = scripts.start(pair, folder, before=before).ended(60)
         ends = [trials.of_cut(process, sent)]
         if process.returncode == 0 and (wrong := difference(folder, expected_of_pair)):
             ends.append((SILENTLY_WRONG, wrong))
@@ -113,7 +113,7 @@ def test_one_of_a_launchers_pair_signalled_and_continued(
 
 @short_and_long(4, 100)
 def test_started_twice_or_more_at_once(
-    doors, tiny, pair, expected, expected_of_pair, trials, continued, draw, workplace, number
+    scripts, tiny, pair, expected, expected_of_pair, trials, continued, draw, workplace, number
 ):
     for turn in range(number):
         folder, count = workplace(), draw.choice([2, 2, 3])
@@ -122,7 +122,7 @@ def test_started_twice_or_more_at_once(
             shutil.rmtree(folder / "cache")
         killed = draw.random() < 0.3
         faults = [Fault(draw.randint(1, 150), signal.SIGKILL) if killed else None, *[None] * (count - 1)]
-        processes = [process.ended() for process in [doors.start(command, folder, fault) for fault in faults]]
+        processes = [process.ended() for process in [scripts.start(command, folder, fault) for fault in faults]]
         ends = [trials.of_cut(process, signal.SIGKILL) for process in processes[:killed]]
         ends += [trials.of_process(process) for process in processes[killed:]]
         if not killed and SURVIVED not in [end for end, _ in ends]:
@@ -189,13 +189,13 @@ def shorten_meeting() -> None:
 
 @short_and_long(5, 200)
 def test_alone_under_any_launchers_variables(
-    doors, tiny, pair, expected, expected_of_pair, trials, draw, workplace, number
+    scripts, tiny, pair, expected, expected_of_pair, trials, draw, workplace, number
 ):
     """With one device it is the run; with two it starts the other, or says that nobody comes."""
     for turn in range(number):
         folder, environment = workplace(), drawn(draw) | {"MASTER_PORT": "0"}
         command, right = [(tiny, expected), (pair, expected_of_pair)][turn % 2]
-        process = doors.start(command, folder, environment=environment, before=shorten_meeting).ended(60)
+        process = scripts.start(command, folder, environment=environment, before=shorten_meeting).ended(60)
         ends = [trials.of_process(process)]
         if process.returncode == 0 and (wrong := difference(folder, right)):
             ends.append((SILENTLY_WRONG, wrong))

@@ -1,4 +1,4 @@
-"""Random settings, right and wrong, through the door's reading and the plan: a plan comes out, or one sentence."""
+"""Random settings, right and wrong, through the reading of settings and the plan: a plan comes out, or one sentence."""
 
 import itertools
 import os
@@ -122,7 +122,7 @@ def test_a_plan_comes_out_or_one_sentence(trials, configs, number):
             try:
                 OmegaConf.update(config, setting, value, merge=False)
             except (OmegaConfBaseException, HydraException, ValueError, RecursionError):
-                return  # such a config cannot be composed at all; tests/test_door.py has what is said then
+                return  # such a config cannot be composed at all; tests/test_entry_point.py has what is said then
         fault = ", ".join(f"{setting}={value!r}" for setting, value in changed.items())
         trials.try_here(fault, lambda: _plan(config), must_name=_words(changed))
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from dma_lab.messages import UserError
-from tests.faults.doors import HANGS
+from tests.faults.scripts import HANGS
 
 
 def _raise(error):
@@ -72,9 +72,9 @@ def test_what_a_signal_comes_to_is_told_apart(new_trials, status, stderr, sent, 
     assert new_trials().of_cut(process, sent)[0] == end
 
 
-def test_a_process_that_does_not_end_is_killed_and_no_kill_survived(doors, tiny, new_trials, tmp_path):
+def test_a_process_that_does_not_end_is_killed_and_no_kill_survived(scripts, tiny, new_trials, tmp_path):
     (tmp_path / "here").mkdir()
-    hanging = doors.start(tiny, tmp_path / "here", before=signal.pause)
+    hanging = scripts.start(tiny, tmp_path / "here", before=signal.pause)
     process = hanging.ended(seconds=0.5)
     assert new_trials().of_cut(process, signal.SIGKILL)[0] == "hung"
     assert not hanging.running

@@ -1,4 +1,4 @@
-"""Runs in the process that doors are opened in forks of: what a trial is spared, and the fault that it gets."""
+"""Runs in the process that scripts are run in forks of: what a trial is spared, and the fault that it gets."""
 
 import atexit
 import functools
@@ -12,21 +12,21 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from tests.doors import ROOT
-from tests.faults.doors import CONTEXT, EXPORT, REPORT, TINY, Command
 from tests.faults.file_events import Fault, FileEvents
+from tests.faults.scripts import CONTEXT, EXPORT, REPORT, TINY, Command
+from tests.scripts import ROOT
 
 
 @functools.cache
-def composed(door: str, overrides: tuple[str, ...]) -> DictConfig:
+def composed(script: str, overrides: tuple[str, ...]) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose(door, [*overrides, "hydra.mode=RUN"], return_hydra_config=True)
+        return compose(script, [*overrides, "hydra.mode=RUN"], return_hydra_config=True)
 
 
 def prepare(command: Command, folder: Path, fault: Fault | None, counted: Path) -> None:
     """Have Hydra take the composed config, and count file events below ``folder`` if a fault is given."""
-    config = composed(command.door, command.overrides)
+    config = composed(command.script, command.overrides)
     HydraConfig.instance().set_config(config)
     with open_dict(config):
         del config["hydra"]
@@ -43,7 +43,7 @@ def prepare(command: Command, folder: Path, fault: Fault | None, counted: Path) 
         counted.write_text(json.dumps(events.count))
 
 
-for _door, _overrides in (("train", TINY), ("evaluate", CONTEXT), ("export", EXPORT), ("report", REPORT)):
-    composed(_door, _overrides)
+for _script, _overrides in (("train", TINY), ("evaluate", CONTEXT), ("export", EXPORT), ("report", REPORT)):
+    composed(_script, _overrides)
 gc.collect()
 gc.freeze()

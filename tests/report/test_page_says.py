@@ -188,10 +188,10 @@ def test_what_runs_say_of_themselves_cannot_break_out_of_the_page(add_run, repor
     assert "\\| <b>x</b>" in text, "a pipe would open another cell"
 
 
-def test_the_door_says_where_the_report_lies_and_refuses_an_empty_directory(doors, add_run, tmp_path):
+def test_the_entry_point_says_where_the_report_lies_and_refuses_an_empty_directory(scripts, add_run, tmp_path):
     add_run()
     done, refused = (
-        doors.open("report.py", [f"output_dir={tmp_path / 'report'}", f"runs={runs}"])
+        scripts.run("report.py", [f"output_dir={tmp_path / 'report'}", f"runs={runs}"])
         for runs in (tmp_path / "runs", tmp_path / "nothing")
     )
     assert (done.returncode, done.stdout) == (0, f"report: {tmp_path / 'report' / 'index.html'}\n")

@@ -1,4 +1,4 @@
-"""A sweep of learning rates to a file, and that file through the door of training; what pairs with what."""
+"""A sweep of learning rates to a file, and that file through the entry point of training; what pairs with what."""
 
 import math
 
@@ -76,7 +76,7 @@ def test_a_run_takes_its_backends_rate(tuned):
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_the_door_refuses_what_the_file_does_not_hold(tuned, given, said):
+def test_the_entry_point_refuses_what_the_file_does_not_hold(tuned, given, said):
     with pytest.raises(UserError) as refusal:
         settings_of([*given, f"tuned={tuned}"])
     assert said in str(refusal.value)

@@ -95,7 +95,7 @@ def test_a_sweep_file_and_its_twin_enumerate_the_same_points(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_point_is_a_run_that_the_door_accepts_and_differs_from_the_others(kind):
+def test_every_point_is_a_run_that_the_entry_point_accepts_and_differs_from_the_others(kind):
     GlobalHydra.instance().clear()
     seen, corpora = set(), []
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -115,16 +115,16 @@ def test_every_point_is_a_run_that_the_door_accepts_and_differs_from_the_others(
     assert all(corpus == corpora[0] for corpus in corpora), "losses of several corpora or vocabularies do not compare"
 
 
-def test_the_command_line_of_an_agent_trains_its_point(doors, tmp_path):
+def test_the_command_line_of_an_agent_trains_its_point(scripts, tmp_path):
     corpus = tmp_path / "text.jsonl"
     corpus.write_text(
         "".join(json.dumps({"text": f"the {n} th of many short texts. " * 20}) + "\n" for n in range(300))
     )
     data = ["data=local", f"data.path={corpus}", f"data.cache_dir={tmp_path}/cache", "data.validation_fraction=0.1"]
     point = {"experiment": "chinchilla", "attention": "mla", "model": "nano"}
-    env, python, door, *arguments = agent_command("chinchilla", point)
+    env, python, script, *arguments = agent_command("chinchilla", point)
     assert (env, python) == ("/usr/bin/env", "python")
-    result = doors.open(door, [*arguments, *TINY, "tokens=2048", *data, f"output_dir={tmp_path}/runs"])
+    result = scripts.run(script, [*arguments, *TINY, "tokens=2048", *data, f"output_dir={tmp_path}/runs"])
     assert result.returncode == 0, result.stderr
     (summary,) = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/summary.json")]
     assert (summary["status"], summary["attention"], summary["model"]) == ("finished", "mla", "nano")

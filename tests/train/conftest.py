@@ -1,4 +1,4 @@
-"""A corpus and a model small enough to train in a second, and the doors called as a user calls them."""
+"""A corpus and a model small enough to train in a second, and the entry points called as a user calls them."""
 
 import multiprocessing
 from pathlib import Path
@@ -7,8 +7,8 @@ import pytest
 
 from dma_lab.train.settings import TrainSettings, read_settings
 from tests import made_up
-from tests.doors import Doors, spawn_warm
 from tests.made_up import configuration, write_corpus
+from tests.scripts import Scripts, spawn_warm
 
 TINY = [
     *made_up.TINY,
@@ -32,7 +32,7 @@ def overrides(tiny_run: list[str], tmp_path: Path) -> list[str]:
 
 
 def settings_of(overrides: list[str], config_name: str = "train") -> TrainSettings:
-    """What the door would read."""
+    """What the entry point would read."""
     return read_settings(configuration(overrides, config_name))
 
 
@@ -42,12 +42,12 @@ def read():
 
 
 @pytest.fixture
-def warm_peers(doors: Doors, monkeypatch: pytest.MonkeyPatch) -> None:
+def warm_peers(scripts: Scripts, monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that ``fit_run`` starts in this one have everything imported."""
     monkeypatch.setattr(multiprocessing, "get_context", spawn_warm())
 
 
 @pytest.fixture
-def door(doors: Doors):
-    """``door("train.py", overrides)``: from the repository's root to its end."""
-    return doors.open
+def run_script(scripts: Scripts):
+    """``run_script("train.py", overrides)``: from the repository's root to its end."""
+    return scripts.run

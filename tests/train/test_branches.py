@@ -137,11 +137,11 @@ def test_cut_anywhere_and_continued_is_uncut(read, short, branched, monkeypatch,
         same(Path(branch["run"]), Path(run["run"]))
 
 
-def test_the_plan_says_what_all_branches_cost(door, read, short):
+def test_the_plan_says_what_all_branches_cost(run_script, read, short):
     overrides = short("plan", "schedule.branches=[1,2]", "attention=mha")
     settings = read(overrides)
     one, two = plan_branches(settings, 320, resolve_hardware(settings.trainer))
-    result = door("plan.py", [*overrides, "flops_per_second=1e9"])
+    result = run_script("plan.py", [*overrides, "flops_per_second=1e9"])
     assert result.returncode == 0, result.stderr
     by_hand = one.plan.flops.executed * (1 + (62 - 24) / 31)
     assert (one.decay_start, two.plan.tokens) == (24, 31744)

@@ -34,12 +34,12 @@ def test_every_run_of_a_process_is_compiled_anew_and_few_times(read, overrides, 
 
 
 @pytest.mark.slow
-def test_a_point_of_a_compiled_multirun_equals_the_run_alone(door, overrides, tmp_path):
+def test_a_point_of_a_compiled_multirun_equals_the_run_alone(run_script, overrides, tmp_path):
     points = [*overrides, *COMPILED, "model.n_layers=1", "trainer.device=cpu"]
-    several = door("train.py", ["-m", *points, "attention=mha,swa,dma", f"output_dir={tmp_path / 'several'}"])
+    several = run_script("train.py", ["-m", *points, "attention=mha,swa,dma", f"output_dir={tmp_path / 'several'}"])
     assert several.returncode == 0, several.stderr
     for attention in ("swa", "dma"):
-        alone = door("train.py", [*points, f"attention={attention}", f"output_dir={tmp_path / 'alone'}"])
+        alone = run_script("train.py", [*points, f"attention={attention}", f"output_dir={tmp_path / 'alone'}"])
         assert alone.returncode == 0, alone.stderr
     runs = sorted((tmp_path / "alone").iterdir())
     assert len(runs) == 2

@@ -101,20 +101,20 @@ def test_a_device_that_is_not_there_is_refused(read, overrides):
         fit_run(read([*overrides, "trainer.device=cuda"]))
 
 
-def test_wandb_runs_offline_without_a_key_and_asks_nothing(door, overrides, tmp_path):
+def test_wandb_runs_offline_without_a_key_and_asks_nothing(run_script, overrides, tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     environment |= {"HOME": str(tmp_path), "WANDB_SILENT": "true"}
-    result = door("train.py", [*overrides, f"output_dir={tmp_path / 'runs'}", "logger=wandb"], env=environment)
+    result = run_script("train.py", [*overrides, f"output_dir={tmp_path / 'runs'}", "logger=wandb"], env=environment)
     assert result.returncode == 0, result.stderr
     (run,) = (tmp_path / "runs").iterdir()
     assert list(run.glob("wandb/offline-run-*")), "the offline record lies in the run's directory"
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 12
 
 
-def test_two_processes_train_what_one_trains(door, overrides, tmp_path):
+def test_two_processes_train_what_one_trains(run_script, overrides, tmp_path):
     calm = [*overrides, *CALM]
     results = [
-        door("train.py", [*calm, f"output_dir={tmp_path / str(devices)}", f"trainer.devices={devices}"])
+        run_script("train.py", [*calm, f"output_dir={tmp_path / str(devices)}", f"trainer.devices={devices}"])
         for devices in (1, 2)
     ]
     assert [result.returncode for result in results] == [0, 0], results[1].stderr

@@ -35,9 +35,9 @@ def results(sweep: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def uncut(doors, tiny_run, tmp_path_factory):
+def uncut(scripts, tiny_run, tmp_path_factory):
     sweep = tmp_path_factory.mktemp("uncut")
-    ended = doors.open("train.py", ["-m", *tiny_run, *POINTS, f"output_dir={sweep}"])
+    ended = scripts.run("train.py", ["-m", *tiny_run, *POINTS, f"output_dir={sweep}"])
     assert ended.returncode == 0, ended.stderr
     return results(sweep)
 
@@ -64,15 +64,15 @@ SIGNALS = itertools.cycle([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 
 
 @pytest.mark.parametrize(("moment", "sent"), list(zip(MOMENTS.values(), SIGNALS, strict=False)), ids=MOMENTS)
-def test_an_interrupted_sweep_ends_and_the_same_command_continues_it(doors, tiny_run, uncut, tmp_path, moment, sent):
+def test_an_interrupted_sweep_ends_and_the_same_command_continues_it(scripts, tiny_run, uncut, tmp_path, moment, sent):
     command = ["-m", *tiny_run, *POINTS, f"output_dir={tmp_path}"]
-    ended = doors.open("train.py", command, before=functools.partial(signal_group_at, *moment, sent))
+    ended = scripts.run("train.py", command, before=functools.partial(signal_group_at, *moment, sent))
     said = ended.stdout + ended.stderr
     assert ended.returncode == 128 + sent, said
     assert "failed" not in said
     assert "Traceback" not in said
     assert not list(tmp_path.glob(".*"))
     assert said.count("comparison") == 1, "it is reported as far as it came"
-    ended = doors.open("train.py", command)
+    ended = scripts.run("train.py", command)
     assert ended.returncode == 0, ended.stderr
     assert results(tmp_path) == uncut

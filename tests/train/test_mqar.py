@@ -101,7 +101,7 @@ def test_what_cannot_be_is_refused_in_one_sentence(read, tmp_path, wrong, said):
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
-def test_the_experiment_is_a_grid_of_which_a_part_may_be_named(door, tmp_path):
+def test_the_experiment_is_a_grid_of_which_a_part_may_be_named(run_script, tmp_path):
     """Two sizes by two backends, a step each: one command, one table, windows of as many tokens as there are pairs."""
     sizes = "{length: 64, pairs: 4},{length: 128, pairs: 16}"
     part = [
@@ -111,7 +111,7 @@ def test_the_experiment_is_a_grid_of_which_a_part_may_be_named(door, tmp_path):
         "tokens=16384",
         "trainer.validation_tokens=1024",
     ]
-    result = door("train.py", ["experiment=mqar", f"data.size={sizes}", *part, f"output_dir={tmp_path}"])
+    result = run_script("train.py", ["experiment=mqar", f"data.size={sizes}", *part, f"output_dir={tmp_path}"])
     assert result.returncode == 0, result.stderr
     assert "accuracy" in result.stdout[result.stdout.index("comparison") :]
     summaries = [json.loads(path.read_text()) for path in tmp_path.glob("*/summary.json")]

@@ -56,11 +56,11 @@ def result_of(run: Path) -> tuple:
     ],
     ids=lambda launcher: launcher[0],
 )
-def test_a_sweep_ends_with_one_table_and_names_what_failed(door, overrides, tmp_path, launcher):
+def test_a_sweep_ends_with_one_table_and_names_what_failed(run_script, overrides, tmp_path, launcher):
     chosen, *options = launcher
     points = ["attention=mha,dma", "tokens=10240,100", f"hydra/launcher={chosen}", *options]
     if chosen == "basic":
-        result = door("train.py", ["-m", *overrides, *points])
+        result = run_script("train.py", ["-m", *overrides, *points])
     else:  # which start Python anew, and a fork would hand them what it has imported
         command = [sys.executable, "train.py", "-m", *overrides, *points]
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -85,9 +85,9 @@ def test_a_sweep_ends_with_one_table_and_names_what_failed(door, overrides, tmp_
     assert float(effective) == pytest.approx(tokens.sum() ** 2 / (tokens**2).sum(), abs=0.06)
 
 
-def test_a_killed_sweep_started_again_ends_where_an_uninterrupted_one_ends(doors, door, overrides, tmp_path):
+def test_a_killed_sweep_started_again_ends_where_an_uninterrupted_one_ends(scripts, run_script, overrides, tmp_path):
     cut, uncut = tmp_path / "cut", tmp_path / "uncut"
-    process = doors.start("train.py", ["-m", *overrides, *POINTS, f"output_dir={cut}"])
+    process = scripts.start("train.py", ["-m", *overrides, *POINTS, f"output_dir={cut}"])
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.running:
         metrics = runs_of(cut).get("swa", cut) / "metrics.jsonl"
@@ -103,18 +103,18 @@ def test_a_killed_sweep_started_again_ends_where_an_uninterrupted_one_ends(doors
     speed = runs_of(cut)["swa"] / "speed.jsonl"
     before = speed.read_text().splitlines()
     with RunDirectory(runs_of(cut)["swa"]).claimed():
-        shared = door("train.py", ["-m", *overrides, *POINTS, f"output_dir={cut}"])
+        shared = run_script("train.py", ["-m", *overrides, *POINTS, f"output_dir={cut}"])
     assert shared.returncode == 0, shared.stderr
     lines = shared.stderr.splitlines()
     assert [line.split(":")[0] for line in lines if "another process" in line] == ["skipped", "left to another process"]
     assert shared.stdout.count("at rung") == 2, "the finished one, and the one that was missing"
     assert not shared.stderr.count("failed: ")
 
-    again = door("train.py", ["-m", *overrides, *POINTS, f"output_dir={cut}"])
+    again = run_script("train.py", ["-m", *overrides, *POINTS, f"output_dir={cut}"])
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("finished before") == 2
     assert speed.read_text().splitlines()[:14] == before[:14], "its first two checkpoints' steps were not taken again"
-    assert door("train.py", ["-m", *overrides, *POINTS, f"output_dir={uncut}"]).returncode == 0
+    assert run_script("train.py", ["-m", *overrides, *POINTS, f"output_dir={uncut}"]).returncode == 0
     files = [{str(path.relative_to(sweep)) for path in sweep.rglob("*")} for sweep in (cut, uncut)]
     assert files[0] == files[1]
     assert runs_of(uncut).keys() == {"mha", "swa", "dma"}
@@ -137,10 +137,10 @@ def workers(parent: int) -> list[int]:
         ),
     ],
 )
-def test_a_sweep_that_breaks_off_says_how_far_it_came(doors, overrides, tmp_path, launcher):
+def test_a_sweep_that_breaks_off_says_how_far_it_came(scripts, overrides, tmp_path, launcher):
     chosen, *options = launcher
     points = ["tokens=2048,3072000", "data.allow_repeat=true", "trainer.log_every=1"]
-    process = doors.start("train.py", ["-m", *overrides, *points, f"hydra/launcher={chosen}", *options])
+    process = scripts.start("train.py", ["-m", *overrides, *points, f"hydra/launcher={chosen}", *options])
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.running:
         summaries = [json.loads(path.read_text()) for path in tmp_path.glob("*/summary.json")]
@@ -174,9 +174,9 @@ def test_a_sweep_is_refused_where_it_could_not_say_what_became_of_it(tmp_path, c
     assert f"output_dir={taken} cannot be written" in capsys.readouterr().err
 
 
-def test_two_multiruns_at_once_share_the_points(doors, overrides, tmp_path):
+def test_two_multiruns_at_once_share_the_points(scripts, overrides, tmp_path):
     points = ["-m", *overrides, *POINTS, "seed=0,1", "tokens=10240"]
-    processes = [doors.start("train.py", points) for _ in range(2)]
+    processes = [scripts.start("train.py", points) for _ in range(2)]
     ended = [process.ended(240) for process in processes]
     assert [process.returncode for process in ended] == [0, 0], ended
     summaries = [json.loads(path.read_text()) for path in tmp_path.glob("*/summary.json")]

@@ -95,8 +95,8 @@ def test_flops_are_six_a_parameter_and_token_plus_attention_and_head(read):
     assert large.flops.executed == pytest.approx(by_rule - norms + head + attention, rel=1e-3)
 
 
-def test_plan_prints_every_part_and_its_sum(door, overrides, tmp_path):
-    result = door("plan.py", [*overrides, "attention=dma"])
+def test_plan_prints_every_part_and_its_sum(run_script, overrides, tmp_path):
+    result = run_script("plan.py", [*overrides, "attention=dma"])
     assert result.returncode == 0, result.stderr
     for words in (
         "parameters: attention",
@@ -108,15 +108,15 @@ def test_plan_prints_every_part_and_its_sum(door, overrides, tmp_path):
     ):
         assert words in result.stdout
     assert not list(tmp_path.iterdir()), "a plan spends nothing"
-    stated = door("plan.py", ["model=1.7b", "attention=dma", "flops_per_second=4e14"])
+    stated = run_script("plan.py", ["model=1.7b", "attention=dma", "flops_per_second=4e14"])
     assert "1,409," in stated.stdout
     assert "as stated" in stated.stdout
-    refused = door("plan.py", [*overrides, "flops_per_second=-3"])
+    refused = run_script("plan.py", [*overrides, "flops_per_second=-3"])
     assert (refused.returncode, "flops_per_second=-3" in refused.stderr) == (2, True)
 
 
-def test_train_prints_the_short_plan_first(door, overrides, tmp_path):
-    result = door("train.py", [*overrides, "attention=dma"])
+def test_train_prints_the_short_plan_first(run_script, overrides, tmp_path):
+    result = run_script("train.py", [*overrides, "attention=dma"])
     assert result.returncode == 0, result.stderr
     assert "30,720 tokens" in result.stderr
     (run,) = tmp_path.iterdir()

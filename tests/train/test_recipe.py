@@ -1,4 +1,4 @@
-"""What a run is given where nobody gives it a learning rate or a batch: by hand, and through the door."""
+"""What a run is given where nobody gives it a learning rate or a batch: by hand, and through the entry point."""
 
 import pytest
 

@@ -21,9 +21,9 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
-def interrupt(doors, overrides: list[str], folder: Path, number: int, after_lines: int) -> int:
+def interrupt(scripts, overrides: list[str], folder: Path, number: int, after_lines: int) -> int:
     """Start the run, send the signal once it has logged ``after_lines`` lines, and return its exit status."""
-    process = doors.start("train.py", overrides)
+    process = scripts.start("train.py", overrides)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.running:
         metrics = next(folder.glob("*/metrics.jsonl"), None)
@@ -40,17 +40,17 @@ def slow_overrides(overrides):
 
 
 @pytest.fixture(scope="module")
-def uncut(doors, tiny_run, tmp_path_factory) -> Path:
+def uncut(scripts, tiny_run, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("uncut")
-    assert doors.open("train.py", [*tiny_run, *SLOW, f"output_dir={folder}"]).returncode == 0
+    assert scripts.run("train.py", [*tiny_run, *SLOW, f"output_dir={folder}"]).returncode == 0
     return folder
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_cut_run_ends_where_the_uncut_one_ends(slow_overrides, uncut, doors, door, tmp_path, number):
+def test_a_cut_run_ends_where_the_uncut_one_ends(slow_overrides, uncut, scripts, run_script, tmp_path, number):
     cut = tmp_path / "cut"
     cut.mkdir()
-    status = interrupt(doors, [*slow_overrides, f"output_dir={cut}"], cut, number, after_lines=9)
+    status = interrupt(scripts, [*slow_overrides, f"output_dir={cut}"], cut, number, after_lines=9)
     stopped_at = len((the_run(cut) / "metrics.jsonl").read_text().splitlines())
     assert 9 <= stopped_at < 30, "the signal came in the middle"
     if number == signal.SIGKILL:
@@ -59,7 +59,7 @@ def test_a_cut_run_ends_where_the_uncut_one_ends(slow_overrides, uncut, doors, d
         assert status == 128 + number
         summary = json.loads((the_run(cut) / "summary.json").read_text())
         assert (summary["status"], summary["step"]) == ("interrupted", stopped_at)
-    assert door("train.py", [*slow_overrides, f"output_dir={cut}"]).returncode == 0
+    assert run_script("train.py", [*slow_overrides, f"output_dir={cut}"]).returncode == 0
 
     assert (the_run(cut) / "metrics.jsonl").read_bytes() == (the_run(uncut) / "metrics.jsonl").read_bytes()
     ours, theirs = weights(the_run(cut)), weights(the_run(uncut))
@@ -68,6 +68,6 @@ def test_a_cut_run_ends_where_the_uncut_one_ends(slow_overrides, uncut, doors, d
     steps = [json.loads(line)["step"] for line in (the_run(cut) / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 31))
 
-    again = door("train.py", [*slow_overrides, f"output_dir={cut}"])
+    again = run_script("train.py", [*slow_overrides, f"output_dir={cut}"])
     assert again.returncode == 0
     assert "finished before" in again.stderr

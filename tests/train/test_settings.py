@@ -4,16 +4,16 @@ import pytest
 
 from dma_lab.messages import UserError
 
-REFUSED_AT_THE_DOOR = [
+REFUSED = [
     (["attention=flash"], ["attention=flash", "dma", "mha"]),
     (["attention=dma", "attention.window=0"], ["attention.window=0", "greater than 0"]),
     (["attention=dma", "+attention.widow=3"], ["attention.widow", "window"]),
 ]
 
 
-@pytest.mark.parametrize(("wrong", "said"), REFUSED_AT_THE_DOOR, ids=lambda value: " ".join(value))
-def test_the_door_refuses_in_one_sentence(door, overrides, tmp_path, wrong, said):
-    result = door("train.py", [*overrides, *wrong])
+@pytest.mark.parametrize(("wrong", "said"), REFUSED, ids=lambda value: " ".join(value))
+def test_the_entry_point_refuses_in_one_sentence(run_script, overrides, tmp_path, wrong, said):
+    result = run_script("train.py", [*overrides, *wrong])
     assert result.returncode == 2, result.stderr
     (line,) = result.stderr.splitlines()
     for words in said:

@@ -1,4 +1,4 @@
-"""What the doors say before anything is done: one sentence for whatever the command line may hold, status 2."""
+"""What the entry points say before anything is done: one sentence for whatever the command line may hold, status 2."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 import dma_lab.settings
 from benchmarks.settings import TrainingSettings
-from dma_lab.door import open_door
+from dma_lab.entry_point import run_entry_point
 from dma_lab.evaluation.settings import EvaluateSettings
 from dma_lab.exchange.settings import ExportSettings
 from dma_lab.report.settings import ReportSettings
@@ -29,19 +29,19 @@ NEEDED = {"evaluate": ["suite=needle", "checkpoint=run"], "export": ["checkpoint
 
 @pytest.fixture
 def refusal(monkeypatch, capsys):
-    """``refusal(door, arguments)``: the sentence with which the door refuses; None if it lets them in."""
+    """``refusal(entry_point, arguments)``: the sentence with which the entry point refuses; None if it lets them in."""
 
-    def call(door: str, arguments: list[str], main=None) -> str | None:
+    def call(entry_point: str, arguments: list[str], main=None) -> str | None:
         def read(config: DictConfig) -> None:
-            main() if main else READ[door](config)
+            main() if main else READ[entry_point](config)
 
-        monkeypatch.setattr(sys, "argv", [f"{door}.py", *NEEDED.get(door, []), *arguments])
+        monkeypatch.setattr(sys, "argv", [f"{entry_point}.py", *NEEDED.get(entry_point, []), *arguments])
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
         GlobalHydra.instance().clear()
         started = time.process_time()
         status = 0
         try:
-            open_door(read, door)
+            run_entry_point(read, entry_point)
         except SystemExit as end:
             status = end.code
         assert time.process_time() - started < 10
@@ -101,7 +101,7 @@ def test_what_makes_no_config_is_one_sentence(refusal, arguments, said):
 
 
 @pytest.mark.parametrize(
-    ("door", "arguments", "said"),
+    ("entry_point", "arguments", "said"),
     [
         ("plan", ["flops_per_second=inf"], "flops_per_second=inf: input should be a finite number"),
         ("plan", ["flops_per_second=true"], "flops_per_second=True: input should be a valid number"),
@@ -124,13 +124,13 @@ def test_what_makes_no_config_is_one_sentence(refusal, arguments, said):
     ],
     ids=lambda value: "".join(value),
 )
-def test_every_door_names_the_setting_that_cannot_be(refusal, door, arguments, said):
-    assert said in refusal(door, arguments)
+def test_every_entry_point_names_the_setting_that_cannot_be(refusal, entry_point, arguments, said):
+    assert said in refusal(entry_point, arguments)
 
 
-@pytest.mark.parametrize("door", READ)
-def test_every_door_reads_its_own_config_and_says_what_cannot_be_written(refusal, tmp_path, door):
-    assert refusal(door, []) is None
+@pytest.mark.parametrize("entry_point", READ)
+def test_every_entry_point_reads_its_own_config_and_says_what_cannot_be_written(refusal, tmp_path, entry_point):
+    assert refusal(entry_point, []) is None
     (tmp_path / "file").write_text("")
-    said = refusal(door, [], main=lambda: (tmp_path / "file" / "below").mkdir())
+    said = refusal(entry_point, [], main=lambda: (tmp_path / "file" / "below").mkdir())
     assert f"{tmp_path}/file/below cannot be read or written (Not a directory)" in said

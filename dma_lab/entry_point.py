@@ -32,7 +32,7 @@ _COMPOSING = ("hydra/_internal/config_loader_impl", "hydra/core/override_parser"
 _CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
 
 
-def open_door(
+def run_entry_point(
     main: Callable[[DictConfig], Any],
     config_name: str,
     show_runs: Callable[[Sequence[Path]], None] = lambda directories: None,

@@ -1,4 +1,4 @@
-"""The commands that trials give, and how one is opened with a fault.
+"""The commands that trials give, and how one is run with a fault.
 
 Hydra's composition of conf/ takes longer than a tiny training: it is done once a kind of command, before the fork, and
 what is a trial's own is set in its result.
@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.doors import KILLED as KILLED
-from tests.doors import Doors, Opened
 from tests.faults.file_events import Fault
+from tests.scripts import KILLED as KILLED
+from tests.scripts import Scripts, Started
 
 # Twelve steps: lines at 2, 4, …, validations at 6 and 12, checkpoints at 4, 8 and 12.
 TINY = (
@@ -51,27 +51,28 @@ HANGS = 1000
 
 @dataclass(frozen=True)
 class Command:
-    """A door, what its config is composed of, and what is set in that."""
+    """A script, what its config is composed of, and what is set in that."""
 
-    door: str
+    script: str
+    """Without its suffix: ``train``."""
     overrides: tuple[str, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def with_(self, **settings: Any) -> "Command":
         """``data__path=…`` sets data.path."""
         own = {name.replace("__", "."): value for name, value in settings.items()}
-        return Command(self.door, self.overrides, {**self.settings, **own})
+        return Command(self.script, self.overrides, {**self.settings, **own})
 
     @property
     def arguments(self) -> list[str]:
         return [*self.overrides, *(f"{name}={value}" for name, value in self.settings.items())]
 
 
-class FaultyOpened(Opened):
-    """A door that was opened, and whose file events are counted."""
+class FaultyStarted(Started):
+    """A script that was started, and whose file events are counted."""
 
-    def __init__(self, opened: Opened, counted: Path) -> None:
-        super().__init__(opened.process, opened.said)
+    def __init__(self, started: Started, counted: Path) -> None:
+        super().__init__(started.process, started.said)
         self._counted = counted
 
     def ended(self, seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
@@ -87,11 +88,11 @@ class FaultyOpened(Opened):
         return int(json.loads(self._counted.read_text()))
 
 
-class FaultyDoors:
-    """Opens doors with a fault."""
+class FaultyScripts:
+    """Runs scripts with a fault."""
 
-    def __init__(self, doors: Doors) -> None:
-        self.doors = doors
+    def __init__(self, scripts: Scripts) -> None:
+        self.scripts = scripts
 
     def start(
         self,
@@ -100,20 +101,20 @@ class FaultyDoors:
         fault: Fault | None = None,
         environment: Mapping[str, str] | None = None,
         before: Callable[[], object] | None = None,
-    ) -> FaultyOpened:
-        """Open a door in the working directory ``folder``, below which file events are counted if a fault is given.
+    ) -> FaultyStarted:
+        """Start a script in the working directory ``folder``, below which file events are counted if a fault is given.
 
         Args:
             environment: what is set there beside what is set here.
-            before: called there before the door is opened; it gets there pickled.
+            before: called there before the script is run; it gets there pickled.
         """
         counted = folder.with_name(f"{folder.name}.events")
         prepare = functools.partial(_prepare, before, command, folder, fault, counted)
         env = {**os.environ, **(environment or {})}
-        opened = self.doors.start(f"{command.door}.py", command.arguments, folder=folder, env=env, before=prepare)
-        return FaultyOpened(opened, counted)
+        started = self.scripts.start(f"{command.script}.py", command.arguments, folder=folder, env=env, before=prepare)
+        return FaultyStarted(started, counted)
 
-    def open(self, command: Command, folder: Path, *arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+    def run(self, command: Command, folder: Path, *arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
         return self.start(command, folder, *arguments, **options).ended()
 
 

@@ -1,7 +1,7 @@
-"""The project's doors, opened in forks of one process that has everything imported: a call costs its own work alone.
+"""The project's scripts, run in forks of one process that has everything imported: a call costs its own work alone.
 
 What a fork does is what ``python train.py …`` does once its imports are over: it runs that very script. What the
-environment decides while Python or a package is imported stands as it was when the first door was opened.
+environment decides while Python or a package is imported stands as it was when the first script was run.
 """
 
 import multiprocessing
@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 KILLED = -signal.SIGKILL
 
 
-class Opened:
-    """A door that was opened: a process and what it says."""
+class Started:
+    """A script that was started: a process and what it says."""
 
     def __init__(self, process: ForkServerProcess, said: Path) -> None:
         self.process, self.said = process, said
@@ -57,8 +57,8 @@ class Opened:
         return subprocess.CompletedProcess([], self.process.exitcode, stdout=said, stderr=errors)
 
 
-class Doors:
-    """Opens doors in forks of a process of its own, which has no threads and nothing open of this one's."""
+class Scripts:
+    """Runs scripts in forks of a process of its own, which has no threads and nothing open of this one's."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -72,17 +72,17 @@ class Doors:
 
     def start(
         self,
-        door: str,
+        script: str,
         arguments: list[str],
         *,
         folder: Path = ROOT,
         env: Mapping[str, str] | None = None,
         before: Callable[[], None] | None = None,
-    ) -> Opened:
-        """``python DOOR ARGUMENTS…`` in the working directory ``folder``.
+    ) -> Started:
+        """``python SCRIPT ARGUMENTS…`` in the working directory ``folder``.
 
         Args:
-            door: the script, as ``train.py``.
+            script: as ``train.py``.
             env: all of its environment; this process's unless given.
             before: called in the process before the script is run; it gets there pickled.
         """
@@ -90,22 +90,22 @@ class Doors:
         said = self.folder / str(self._number)
         environment = dict(os.environ if env is None else env)
         process = self._context.Process(
-            target=_open, args=(door, arguments, folder, said, environment, before, _server())
+            target=_run, args=(script, arguments, folder, said, environment, before, _server())
         )
         for suffix in (".out", ".err"):
             said.with_suffix(suffix).touch()
         process.start()
-        return Opened(process, said)
+        return Started(process, said)
 
-    def open(
-        self, door: str, arguments: list[str], *, seconds: float = 300.0, **options
+    def run(
+        self, script: str, arguments: list[str], *, seconds: float = 300.0, **options
     ) -> subprocess.CompletedProcess[str]:
         """``start``, and wait for its end."""
-        return self.start(door, arguments, **options).ended(seconds)
+        return self.start(script, arguments, **options).ended(seconds)
 
 
 def spawn_warm(said: Path | None = None) -> Callable[..., Any]:
-    """Stands for ``multiprocessing.get_context``: what it would spawn is forked from the process of the doors.
+    """Stands for ``multiprocessing.get_context``: what it would spawn is forked from the process of the scripts.
 
     Args:
         said: beside which those processes say what they say; None for where that process does.
@@ -128,10 +128,10 @@ def _server() -> str:
     return str(address)
 
 
-def _open(*arguments: Any) -> None:
+def _run(*arguments: Any) -> None:
     from tests import warm
 
-    warm.open_script(*arguments)
+    warm.run_script(*arguments)
 
 
 def _spawned(place: tuple[Any, ...], target: Callable[..., object], arguments: tuple[Any, ...]) -> None:
