@@ -60,7 +60,7 @@ def sequences_from(
     return {
         "tokens": torch.from_numpy(inputs_bn.copy()),
         "targets": torch.from_numpy(rows_bn[:, 1:].copy()),
-        "document_ids": _document_ids(inputs_bn, data.separator_id) if mask_documents else None,
+        "document_ids": _document_ids(inputs_bn, data.eot_id) if mask_documents else None,
     }
 
 
@@ -97,7 +97,7 @@ def validation_batches(
         ``tokens``, ``targets`` int64 and ``document_ids`` int32 (≤ sequences, context) as in training;
         ``target_documents`` int64: the document whose text predicts the target, an index into
         ``validation_document_starts`` (a document's end, the next EOT, counts as its own last target);
-        ``target_bytes`` int64: bytes of text each target stands for. The last window is filled with separators whose
+        ``target_bytes`` int64: bytes of text each target stands for. The last window is filled with EOTs whose
         targets are -100, of 0 bytes, in the last document.
     """
     stream = data.validation_tokens
@@ -105,7 +105,7 @@ def validation_batches(
     for first in range(0, scored, sequences * context):
         last = min(first + sequences * context, scored)
         rows = -(-(last - first) // context)
-        tokens = np.full(rows * context, data.separator_id, dtype=np.int64)
+        tokens = np.full(rows * context, data.eot_id, dtype=np.int64)
         targets = np.full(rows * context, IGNORED_TARGET, dtype=np.int64)
         target_bytes = np.zeros(rows * context, dtype=np.int64)
         documents = np.searchsorted(data.validation_document_starts, np.arange(first, last), side="right") - 1
@@ -118,7 +118,7 @@ def validation_batches(
         yield {
             "tokens": torch.from_numpy(inputs_bn),
             "targets": torch.from_numpy(targets.reshape(rows, context)),
-            "document_ids": _document_ids(inputs_bn, data.separator_id),
+            "document_ids": _document_ids(inputs_bn, data.eot_id),
             "target_documents": torch.from_numpy(target_documents.astype(np.int64).reshape(rows, context)),
             "target_bytes": torch.from_numpy(target_bytes.reshape(rows, context)),
         }
@@ -140,7 +140,7 @@ def _epoch_order(windows: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.argsort(generator.random_raw(windows), kind="stable")
 
 
-def _document_ids(tokens_bn: NDArray[np.int64], separator_id: int) -> Tensor:
+def _document_ids(tokens_bn: NDArray[np.int64], eot_id: int) -> Tensor:
     """int32 (B, N): the number of the document within its window, from 0. Only a document's start is an EOT."""
-    documents_bn = np.cumsum(tokens_bn == separator_id, axis=1, dtype=np.int32)
+    documents_bn = np.cumsum(tokens_bn == eot_id, axis=1, dtype=np.int32)
     return torch.from_numpy(documents_bn - documents_bn[:, :1])

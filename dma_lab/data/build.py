@@ -25,7 +25,7 @@ from dma_lab.data.settings import DataSettings
 from dma_lab.data.stdlib import StandardLibrary
 from dma_lab.data.store import FILES, META_FILE, TOKENIZER_FILE, TokenData, TornCacheError
 from dma_lab.data.tokenizer import (
-    SEPARATOR,
+    EOT,
     TRAINING_BYTES,
     check_trainable,
     load_tokenizer,
@@ -80,7 +80,7 @@ def _prepare(settings: DataSettings, tokens_needed: int, cache_dir: Path) -> Tok
     corpus = _open(settings, cache_dir)
     recipe = {
         "format": FORMAT_VERSION,
-        "separator": SEPARATOR,
+        "eot": EOT,
         "corpus": corpus.identity,
         "tokenizer": tokenizer_digest(tokenizer) if tokenizer else ["bpe", vocab_size, TRAINING_BYTES],
         "max_tokens": limit,
@@ -172,7 +172,7 @@ def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer, limit: int | None
         **made_of,
         "dtype": packer.dtype,
         "vocab_size": len(packer.token_bytes),
-        "separator_id": packer.separator_id,
+        "eot_id": packer.eot_id,
         "unigram_entropy": packer.unigram_entropy(),
         "train": {"documents": train.documents, "tokens": train.tokens, "text_bytes": train.text_bytes},
         "validation": {

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from dma_lab.data.readers import Document
-from dma_lab.data.tokenizer import bytes_of_tokens, separator_of
+from dma_lab.data.tokenizer import bytes_of_tokens, eot_id_of
 from dma_lab.messages import UserError
 
 BATCH_CHARACTERS = 8 << 20
@@ -102,7 +102,7 @@ class Packer:
 
     def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self.separator_id = separator_of(tokenizer)
+        self.eot_id = eot_id_of(tokenizer)
         self.token_bytes = bytes_of_tokens(tokenizer)
         self.dtype = "<u2" if len(self.token_bytes) <= 2**16 else "<u4"
         self.train = TokenStream(folder / "train.tokens", folder / "train.starts")
@@ -158,7 +158,7 @@ class Packer:
             parts: list[NDArray[Any]] = []
             starts: list[int] = []
             length = text_bytes = 0
-            separator = np.array([self.separator_id], dtype=self.dtype)
+            eot = np.array([self.eot_id], dtype=self.dtype)
             for text, opens, validates, encoding in zip(
                 batch.texts, batch.opens, batch.validates, encodings, strict=True
             ):
@@ -166,7 +166,7 @@ class Packer:
                     continue
                 if opens:
                     starts.append(length)
-                    parts.append(separator)
+                    parts.append(eot)
                     length += 1
                 ids = np.array(encoding.ids, dtype=self.dtype)
                 parts.append(ids)
@@ -182,9 +182,9 @@ class Packer:
 
     def _check(self, tokens: NDArray[Any], documents: int, text_bytes: int) -> None:
         held = int(self.token_bytes[tokens].sum(dtype=np.int64))
-        separators = int(np.count_nonzero(tokens == self.separator_id))
-        if held != text_bytes or separators != documents:
+        eots = int(np.count_nonzero(tokens == self.eot_id))
+        if held != text_bytes or eots != documents:
             raise UserError(
                 f"data.tokenizer does not keep text as it is: {text_bytes:,} bytes of text became tokens for {held:,}, "
-                f"and {documents:,} documents {separators:,} separators. Take another one, such as bpe."
+                f"and {documents:,} documents {eots:,} end-of-text tokens. Take another one, such as bpe."
             )

@@ -45,7 +45,9 @@ class TokenData:
         self.fingerprint: str = self.meta["fingerprint"]
         """Digest of the token streams and the tokenizer: equal fingerprints, equal batches."""
         self.vocab_size: int = self.meta["vocab_size"]
-        self.separator_id: int = self.meta["separator_id"]
+        if "eot_id" not in self.meta:
+            raise TornCacheError(f"{META_FILE} has no eot_id: another version of dma_lab wrote it")
+        self.eot_id: int = self.meta["eot_id"]
         self.unigram_entropy: float = self.meta["unigram_entropy"]
         """Nats a token of the training stream's token distribution: the loss of a model that only counts tokens."""
         self.tokenizer_file = self.folder / TOKENIZER_FILE

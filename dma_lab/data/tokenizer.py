@@ -19,7 +19,7 @@ from dma_lab.data.finding import user_path
 from dma_lab.data.hub import hub_tokenizer_file
 from dma_lab.messages import UserError, warn_once
 
-SEPARATOR = "<|endoftext|>"
+EOT = "<|endoftext|>"
 TRAINING_BYTES = 32 << 20
 """A tokenizer is trained on the first so many bytes of training text: merges hardly move beyond."""
 
@@ -49,7 +49,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[SEPARATOR], initial_alphabet=_BYTE_ALPHABET, show_progress=False
+        vocab_size=vocab_size, special_tokens=[EOT], initial_alphabet=_BYTE_ALPHABET, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     if (found := tokenizer.get_vocab_size()) < vocab_size:
@@ -90,8 +90,8 @@ def save_for_transformers(tokenizer_file: Path, folder: Path, max_tokens: int) -
     """Write to ``folder`` what transformers' AutoTokenizer reads: the tokenizer.json and its settings."""
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": SEPARATOR,
-        "eos_token": SEPARATOR,
+        "bos_token": EOT,
+        "eos_token": EOT,
         "split_special_tokens": True,  # text that spells <|endoftext|> is text, as in training
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_tokens,
@@ -110,11 +110,11 @@ def vocabulary_size(tokenizer: Tokenizer) -> int:
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
-def separator_of(tokenizer: Tokenizer) -> int:
+def eot_id_of(tokenizer: Tokenizer) -> int:
     """The id of the EOT (end-of-text token), which every tokenizer of this file has."""
-    separator_id = tokenizer.token_to_id(SEPARATOR)
-    assert separator_id is not None
-    return separator_id
+    eot_id = tokenizer.token_to_id(EOT)
+    assert eot_id is not None
+    return eot_id
 
 
 def bytes_of_tokens(tokenizer: Tokenizer) -> NDArray[np.int32]:
@@ -124,13 +124,13 @@ def bytes_of_tokens(tokenizer: Tokenizer) -> NDArray[np.int32]:
     for token, index in tokenizer.get_vocab(with_added_tokens=True).items():
         # A byte-level vocabulary spells each byte as one character; added tokens are spelled as they are.
         counts[index] = len(token.encode("utf-8")) if index in added else len(token)
-    counts[separator_of(tokenizer)] = 0
+    counts[eot_id_of(tokenizer)] = 0
     return counts
 
 
 def _prepared(tokenizer: Tokenizer, name: str) -> Tokenizer:
     """Make ``tokenizer`` encode text as nothing but text, and make sure that it is byte-level."""
-    tokenizer.add_special_tokens([SEPARATOR])
+    tokenizer.add_special_tokens([EOT])
     tokenizer.encode_special_tokens = True  # text that spells <|endoftext|> is text, no EOT
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -142,7 +142,7 @@ def _prepared(tokenizer: Tokenizer, name: str) -> Tokenizer:
         )
         tokenizer.normalizer = None
     encoded = tokenizer.encode(_PROBE, add_special_tokens=False).ids
-    foreign = set("".join(set(tokenizer.get_vocab(with_added_tokens=False)) - {SEPARATOR})) - set(_BYTE_ALPHABET)
+    foreign = set("".join(set(tokenizer.get_vocab(with_added_tokens=False)) - {EOT})) - set(_BYTE_ALPHABET)
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     foreign -= set("".join(added))
     if foreign or tokenizer.decode(encoded, skip_special_tokens=False) != _PROBE:

@@ -92,7 +92,7 @@ class Benchmarks:
         answering = HarnessModel(
             model,
             self.run.data.load_tokenizer(),
-            separator_id=self.run.data.separator_id,
+            eot_id=self.run.data.eot_id,
             vocab_size=self.run.data.vocab_size,
             max_length=benchmark.max_length,
             batch_tokens=self.machine.batch_tokens,

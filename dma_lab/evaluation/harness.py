@@ -33,7 +33,7 @@ class HarnessModel(TemplateLM):
 
     Args:
         model: in eval mode, on its device.
-        separator_id: the token that begins and ends documents.
+        eot_id: the token that begins and ends documents.
         vocab_size: ids below it can be generated; the rows of the embedding beyond are filling.
         max_length: tokens that the model is given at most.
         batch_tokens: tokens that it is given at a time, rounded to whole texts.
@@ -46,14 +46,14 @@ class HarnessModel(TemplateLM):
         model: Transformer,
         tokenizer: Tokenizer,
         *,
-        separator_id: int,
+        eot_id: int,
         vocab_size: int,
         max_length: int,
         batch_tokens: int,
     ) -> None:
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
-        self.separator_id, self.vocab_size = separator_id, vocab_size
+        self.eot_id, self.vocab_size = eot_id, vocab_size
         self.max_length, self.batch_tokens = max_length, batch_tokens
         self._device = model.embedding.weight.device
         self.task = "requests"
@@ -61,7 +61,7 @@ class HarnessModel(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        return self.separator_id
+        return self.eot_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         return self.tokenizer.encode(string, add_special_tokens=False).ids
@@ -118,7 +118,7 @@ class HarnessModel(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """What each context is continued with, up to the first of its task's stop strings."""
-        settled = [_settled(request.args[1], self._spelled_separator()) for request in requests]
+        settled = [_settled(request.args[1], self._spelled_eot()) for request in requests]
         prompts = [
             self._prompt(request.args[0], new_tokens)
             for request, (new_tokens, _, _) in zip(requests, settled, strict=True)
@@ -136,7 +136,7 @@ class HarnessModel(TemplateLM):
                         max_new_tokens=new_tokens,
                         sampling=sampling,
                         vocab_size=self.vocab_size,
-                        stop_token=self.separator_id,
+                        stop_token=self.eot_id,
                         first=done,
                         stops=lambda new, stops=stops: any(stop in self.tokenizer.decode(new) for stop in stops),  # type: ignore[misc]
                         use_cache=cache_pays(self.model, len(prompts[batch[0]]), new_tokens),
@@ -163,7 +163,7 @@ class HarnessModel(TemplateLM):
                 f"{self.task} generates {new_tokens} tokens and suite.max_length={self.max_length} leaves no room for "
                 f"a prompt: give at least {new_tokens + 1}, better several times as many."
             )
-        return self.tok_encode(context)[-room:] or [self.separator_id]
+        return self.tok_encode(context)[-room:] or [self.eot_id]
 
     def _check_continuation(self, said: Any, continuation: list[int]) -> None:
         if not continuation:
@@ -174,8 +174,8 @@ class HarnessModel(TemplateLM):
                 f"{self.max_length}: give at least as many as the answer."
             )
 
-    def _spelled_separator(self) -> str:
-        return self.tokenizer.decode([self.separator_id], skip_special_tokens=False)
+    def _spelled_eot(self) -> str:
+        return self.tokenizer.decode([self.eot_id], skip_special_tokens=False)
 
 
 def _score(logits_cv: Tensor, continuation: list[int]) -> tuple[float, bool]:
@@ -184,10 +184,10 @@ def _score(logits_cv: Tensor, continuation: list[int]) -> tuple[float, bool]:
     return float(nats_c.sum()), bool((logits_cv.argmax(-1) == tokens_c).all())
 
 
-def _settled(arguments: dict[str, Any], separator: str) -> tuple[int, tuple[str, ...], Sampling]:
+def _settled(arguments: dict[str, Any], eot: str) -> tuple[int, tuple[str, ...], Sampling]:
     """How many tokens, what ends them and how they are chosen, from a task's ``generation_kwargs``."""
     kwargs: dict[str, Any] = dict(normalize_gen_kwargs(arguments, DEFAULT_NEW_TOKENS))
-    stops = tuple(stop for stop in handle_stop_sequences(kwargs.pop("until"), eos=separator) if stop)
+    stops = tuple(stop for stop in handle_stop_sequences(kwargs.pop("until"), eos=eot) if stop)
     new_tokens, draws = kwargs.pop("max_gen_toks"), kwargs.pop("do_sample")
     temperature, top_p = kwargs.pop("temperature", 0.0), kwargs.pop("top_p", 1.0)
     if kwargs:

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from dma_lab.data.digests import text_digest
 from dma_lab.data.readers import FORMATS, format_of, read_documents
 from dma_lab.data.store import TokenData
-from dma_lab.data.tokenizer import separator_of, vocabulary_size
+from dma_lab.data.tokenizer import eot_id_of, vocabulary_size
 from dma_lab.messages import UserError
 
 
@@ -17,9 +17,9 @@ class Haystack:
     """Text as tokens, repeated when a context asks for more than there is."""
 
     def __init__(self, tokens: NDArray[np.int64], tokenizer: Tokenizer) -> None:
-        """``tokens`` is one text: separators of documents become empty lines, or attention would end at them."""
+        """``tokens`` is one text: EOTs between documents become empty lines, or attention would end at them."""
         blank = np.array(tokenizer.encode("\n\n", add_special_tokens=False).ids)
-        parts = np.split(tokens, np.flatnonzero(tokens == separator_of(tokenizer)))
+        parts = np.split(tokens, np.flatnonzero(tokens == eot_id_of(tokenizer)))
         joined = [parts[0], *(piece for part in parts[1:] for piece in (blank, part[1:]))]
         self.tokens = np.concatenate(joined).astype(np.int64)
         pieces = [tokenizer.decode([token], skip_special_tokens=False) for token in range(vocabulary_size(tokenizer))]
@@ -42,7 +42,7 @@ class Haystack:
         tokens: list[int] = []
         for document in read_documents(path, "text", digest="", on_bytes=lambda count: None):
             ids = tokenizer.encode("".join(document.chunks), add_special_tokens=False).ids
-            tokens += [separator_of(tokenizer), *ids] if tokens else ids
+            tokens += [eot_id_of(tokenizer), *ids] if tokens else ids
         if not tokens:
             raise UserError(
                 f"suite.haystack={path} has no text; give a file that has, or null for the validation documents."

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from dma_lab.data.tokenizer import separator_of
+from dma_lab.data.tokenizer import eot_id_of
 from dma_lab.evaluation import ruler
 from dma_lab.evaluation.haystack import Haystack
 from dma_lab.messages import UserError
@@ -54,7 +54,7 @@ class Sample:
     """One question about one haystack, as token ids."""
 
     prompt: list[int]
-    """Separator, introduction, haystack with its needles, question and the answer's beginning."""
+    """EOT, introduction, haystack with its needles, question and the answer's beginning."""
     control: list[int]
     """The same with other values in place of those that are asked for; of the same length."""
     answer: list[int]
@@ -118,7 +118,7 @@ class NeedleTask:
             control += before + self._line(needle.key, needle.other if needle in asked else needle.value)
             begin = gap
         rest = excerpt[begin:].tolist() + self._question(asked)
-        head = [separator_of(self.tokenizer), *self._introduction(asked)]
+        head = [eot_id_of(self.tokenizer), *self._introduction(asked)]
         if self.kind == "multivalue":  # nothing but the text orders them
             asked = [needles[number] for _, number in placed]
         answer, is_value = self._answer(asked)

@@ -21,7 +21,7 @@ def score_samples(
     tokenizer: Tokenizer,
     *,
     vocab_size: int,
-    separator_id: int,
+    eot_id: int,
     batch_tokens: int,
     on_samples: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def score_samples(
             max_new_tokens=ruler.NEW_TOKENS,
             sampling=Sampling(),
             vocab_size=vocab_size,
-            stop_token=separator_id,
+            stop_token=eot_id,
             use_cache=cache_pays(model, len(batch[0].prompt), ruler.NEW_TOKENS),
         )
         for sample, tokens in zip(batch, generated, strict=True):

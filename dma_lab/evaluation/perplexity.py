@@ -55,7 +55,7 @@ class ValidationScore:
 
     @property
     def text_bits_per_byte(self) -> float:
-        """Of the text alone, without the separators' nats. Does not depend on the tokenizer."""
+        """Of the text alone, without the EOTs' nats. Does not depend on the tokenizer."""
         nats = self.document_nats.sum() - self.document_end_nats.sum()
         return float(nats / math.log(2) / self.document_bytes.sum())
 
@@ -100,7 +100,7 @@ def score_validation(
         documents = batch["target_documents"].flatten()[scored]
         document_nats.index_add_(0, documents, nats[scored])
         target_bytes = batch["target_bytes"].flatten()[scored].long()
-        document_end_nats.index_add_(0, documents, nats[scored] * (target_bytes == 0))  # only separators have none
+        document_end_nats.index_add_(0, documents, nats[scored] * (target_bytes == 0))  # only EOTs have none
         document_tokens.index_add_(0, documents, torch.ones_like(documents))
         document_bytes.index_add_(0, documents, target_bytes)
         sums = torch.stack((nats, scored.double())).view(2, *targets.shape).sum(1)

@@ -68,7 +68,7 @@ def export_model(model: Transformer, to: Path, format: str = "auto", *, data: To
     config, weights, modeling_file = _described(model, format)
     config |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     if data is not None:
-        config |= {"bos_token_id": data.separator_id, "eos_token_id": data.separator_id}
+        config |= {"bos_token_id": data.eot_id, "eos_token_id": data.eot_id}
     with _new_folder(to) as folder:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         _write_json(folder / "config.json", config)

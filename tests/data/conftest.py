@@ -46,7 +46,7 @@ _WORDS = [
 
 
 def random_documents(count: int, seed: int = 0, longest: int = 120) -> list[str]:
-    """Documents of words, digits, scripts, joined emoji, blanks of all kinds, and text that looks like a separator."""
+    """Documents of words, digits, scripts, joined emoji, blanks of all kinds, and text that looks like an EOT."""
     generator = random.Random(seed)
     documents = []
     for number in range(count):
@@ -162,8 +162,8 @@ def decode_stream() -> Callable[..., list[str]]:
         assert bounds[0] == 0
         texts = []
         for begin, end in itertools.pairwise(bounds):
-            assert tokens[begin] == data.separator_id
-            assert data.separator_id not in tokens[begin + 1 : end]
+            assert tokens[begin] == data.eot_id
+            assert data.eot_id not in tokens[begin + 1 : end]
             texts.append(tokenizer.decode(tokens[begin + 1 : end], skip_special_tokens=False))
         return texts
 

@@ -101,7 +101,7 @@ def test_what_is_scored_ends_where_a_document_does_and_holds_its_texts_bytes(dat
         if max_tokens >= len(data.validation_tokens) - 1:
             assert held == sum(len(text.encode()) for text in texts)
         elif any(0.9 * max_tokens <= start <= max_tokens for start in starts[1:]):
-            assert data.validation_tokens[scored] == data.separator_id
+            assert data.validation_tokens[scored] == data.eot_id
             whole = sum(start <= scored for start in starts[1:])
             assert held == sum(len(text.encode()) for text in texts[:whole])
         else:

@@ -44,7 +44,7 @@ def test_a_document_longer_than_a_batch_is_packed_whole(settings_of, write, tmp_
     monkeypatch.setattr(packing, "PIECE_CHARACTERS", 300)
     generator = random.Random(0)
     long = " ".join(generator.choices(["étage", "x\ny", "🦉" * 40, "z" * 700], k=200))
-    texts = ["short", long, "", "after the empty one, which has no tokens and no separator"]
+    texts = ["short", long, "", "after the empty one, which has no tokens and no EOT"]
     validation = write(tmp_path / "v.jsonl", ["held out"])
     made = prepare_data(settings_of(write(tmp_path / "a.jsonl", texts), validation_path=str(validation)), 1)
     assert decode_stream(made, "train") == [texts[0], long, texts[3]]

@@ -75,7 +75,7 @@ def test_gpt2s_own_pair_gives_its_published_tokens():
 
 
 @pytest.mark.parametrize("form", ["pair", "file", "folder"])
-def test_a_given_tokenizer_brings_its_vocabulary_and_its_separator(
+def test_a_given_tokenizer_brings_its_vocabulary_and_its_eot(
     pair, form, settings_of, write, tmp_path, documents, decode_stream
 ):
     tokenizer = load_tokenizer(str(pair))
@@ -84,11 +84,11 @@ def test_a_given_tokenizer_brings_its_vocabulary_and_its_separator(
     tokenizer.save(str(folder / "tokenizer.json"))
     name = {"pair": pair, "file": folder / "tokenizer.json", "folder": folder}[form]
     data = prepare_data(settings_of(write(tmp_path / "a.jsonl", documents), tokenizer=str(name)), 1)
-    assert (data.vocab_size, data.separator_id) == (400, 399)
+    assert (data.vocab_size, data.eot_id) == (400, 399)
     assert sorted(decode_stream(data, "train") + decode_stream(data, "validation")) == sorted(documents)
 
 
-def test_a_tokenizer_without_the_separator_is_given_one(tmp_path, pair):
+def test_a_tokenizer_without_the_eot_is_given_one(tmp_path, pair):
     stored = json.loads(load_tokenizer(str(pair)).to_str())
     del stored["model"]["vocab"]["<|endoftext|>"]
     stored["added_tokens"] = []

@@ -22,6 +22,7 @@ from dma_lab.exchange import export_run, import_doge
 from dma_lab.messages import UserError
 from dma_lab.model import ModelShape, Transformer
 from dma_lab.run_summary import read_summary, write_summary
+from dma_lab.seals import sealed, unsealed
 
 
 def test_the_loaded_model_scores_what_training_scored(trained_run):
@@ -155,6 +156,14 @@ def spoil(run: Path, how: str) -> Path:
             next((run / "cache").glob("*/tokenizer.json")).unlink()
             config.data.cache_dir = str(run / "cache")
             save_config(run, config)
+        case "another version's tokens":
+            shutil.copytree(config.data.cache_dir, run / "cache")
+            file = next((run / "cache").glob("*/meta.json"))
+            meta = unsealed(file.read_text(encoding="utf-8"))
+            meta["separator_id"] = meta.pop("eot_id")
+            file.write_text(sealed(meta), encoding="utf-8")
+            config.data.cache_dir = str(run / "cache")
+            save_config(run, config)
         case "flipped tokens" | "flipped facts":
             shutil.copytree(config.data.cache_dir, run / "cache")
             name = "validation.tokens" if how == "flipped tokens" else "meta.json"
@@ -210,6 +219,10 @@ def test_the_home_of_nobody_is_said(trained_run):
         ("other tokens", r"trained with data_fingerprint=\w+ and the summary has 0{32}"),
         ("no tokens", r"The tokenizer and tokens of .* are not under data.cache_dir="),
         ("no tokenizer", r"The tokenizer and tokens of .* is damaged.*tokenizer.json"),
+        (
+            "another version's tokens",
+            r"The tokenizer .* has no eot_id: another version of dma_lab wrote it.* makes them",
+        ),
         ("flipped tokens", r"The tokenizer and tokens of .* is damaged: validation.tokens is not what was written"),
         ("flipped facts", r"The tokenizer and tokens of .* is damaged: meta.json: .* not what was written"),
     ],

@@ -74,7 +74,7 @@ def pair(request, run, tmp_path_factory):
 def adapter(run, model, **others) -> HarnessModel:
     """Batches of 5 of the longest texts, of more of shorter ones."""
     settings = {"vocab_size": run.data.vocab_size, "max_length": CONTEXT, "batch_tokens": 5 * CONTEXT} | others
-    return HarnessModel(model, run.data.load_tokenizer(), separator_id=run.data.separator_id, **settings)
+    return HarnessModel(model, run.data.load_tokenizer(), eot_id=run.data.eot_id, **settings)
 
 
 def requests(kind: str, *arguments: tuple) -> list[Instance]:
@@ -92,7 +92,7 @@ def test_log_likelihoods_are_those_of_lm_evals_own_model(pair, texts):
         ("one question", " a"),
         ("one question", " b"),
         ("one question", " b c"),
-        ("<|endoftext|>", "spelled, no separator"),
+        ("<|endoftext|>", "spelled, no EOT"),
     ]
     asked = requests("loglikelihood", *halves, *more)
     lengths = [len(ours.tok_encode("".join(each.args))) for each in asked]

@@ -45,7 +45,7 @@ def needles_in(text: str) -> list[tuple[str, str]]:
 
 
 def said_of(task: NeedleTask, tokens: list[int]) -> str:
-    """Without the separator in front."""
+    """Without the EOT in front."""
     return task.tokenizer.decode(tokens[1:], skip_special_tokens=False)
 
 
@@ -55,7 +55,7 @@ def test_a_sample_holds_its_needles_and_asks_for_the_right_ones(make, run, kind,
     task = make(kind, values)
     for index in range(4):
         sample = task.sample(LENGTH, 0.5, index)
-        assert sample.prompt[0] == sample.control[0] == run.data.separator_id
+        assert sample.prompt[0] == sample.control[0] == run.data.eot_id
         assert len(sample.prompt) + max(128, len(sample.answer)) <= LENGTH
         assert len(task.sample(LENGTH, 0.0, index).prompt) == len(sample.prompt), "a length is a length at every depth"
         text = said_of(task, sample.prompt)
@@ -212,9 +212,9 @@ def test_needles_and_excerpts_are_the_same_at_every_depth_and_new_with_every_ind
     assert make("multikey", "words").needles == make("multikey", "words").needles
 
 
-def test_a_haystack_has_no_separator_and_is_repeated_when_too_short(make, run):
+def test_a_haystack_has_no_eot_and_is_repeated_when_too_short(make, run):
     haystack = make().haystack
-    assert not (haystack.tokens == run.data.separator_id).any()
+    assert not (haystack.tokens == run.data.eot_id).any()
     first = run.data.validation_tokens[1 : run.data.validation_document_starts[1]]
     np.testing.assert_array_equal(haystack.tokens[: len(first)], first)
     long = haystack.excerpt(5, 2 * len(haystack.tokens))
@@ -296,7 +296,7 @@ def test_scores_of_a_reader_whose_every_answer_is_known(make, run):
     task = make("multivalue")
     samples = [task.sample(LENGTH, 0.5, index) for index in range(4)]
     encode = lambda text: task.tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
-    ended = [run.data.separator_id]
+    ended = [run.data.eot_id]
     said = [
         samples[0].answer + ended,  # the answer, token for token
         encode(f" {samples[1].values[2]} and {samples[1].values[0]}")
@@ -305,7 +305,7 @@ def test_scores_of_a_reader_whose_every_answer_is_known(make, run):
         encode(" Well: " + task.tokenizer.decode(samples[3].answer)) + ended,  # all values, after a word
     ]
     model = Recites(run.model(LENGTH).shape, {tuple(s.prompt): words for s, words in zip(samples, said, strict=True)})
-    options = {"vocab_size": run.data.vocab_size, "separator_id": run.data.separator_id}
+    options = {"vocab_size": run.data.vocab_size, "eot_id": run.data.eot_id}
     scores = score_samples(model, samples, task.tokenizer, batch_tokens=2 * LENGTH, **options)
     assert scores["exact"] == 1 / 4
     assert scores["substring"] == pytest.approx((1 + 2 / 3 + 0 + 1) / 4)
@@ -338,7 +338,7 @@ def test_an_answer_has_rulers_128_tokens_and_no_more(make, run):
     spelled = task.tokenizer.encode(f" {sample.values[0]}", add_special_tokens=False).ids
     for before, found in ((128 - len(spelled), 1), (129 - len(spelled), 0)):
         model = Recites(run.model(LENGTH).shape, {tuple(sample.prompt): [value] * before + spelled})
-        options = {"vocab_size": run.data.vocab_size, "separator_id": run.data.separator_id}
+        options = {"vocab_size": run.data.vocab_size, "eot_id": run.data.eot_id}
         assert score_samples(model, [sample], task.tokenizer, batch_tokens=1, **options)["substring"] == found
 
 

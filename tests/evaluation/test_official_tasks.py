@@ -53,7 +53,7 @@ def pair(trained_run, tmp_path_factory):
     ours = HarnessModel(
         model,
         data.load_tokenizer(),
-        separator_id=data.separator_id,
+        eot_id=data.eot_id,
         vocab_size=data.vocab_size,
         max_length=CONTEXT,
         batch_tokens=4 * CONTEXT,

@@ -259,7 +259,7 @@ class LetterSuite(Suite):
     def jobs(self, run, machine, record):
         def score(model, advance):
             seen.append(model.shape.max_seq_len)
-            logits = model(torch.tensor([[run.data.separator_id]]))[0, 0].detach().log_softmax(-1)
+            logits = model(torch.tensor([[run.data.eot_id]]))[0, 0].detach().log_softmax(-1)
             ids = [run.data.load_tokenizer().token_to_id(letter) for letter in self.letters]
             return [{"nats": float(logits[token])} for token in ids]
 

@@ -114,10 +114,10 @@ def test_a_run_becomes_a_folder_in_one_command(scripts, trained_run, tmp_path):
     ours, theirs = run.data.load_tokenizer(), AutoTokenizer.from_pretrained(folder)
     assert theirs.encode(text) == ours.encode(text).ids
     assert theirs.decode(theirs.encode(text)) == text
-    assert (theirs.eos_token_id, theirs.bos_token_id) == (run.data.separator_id,) * 2
+    assert (theirs.eos_token_id, theirs.bos_token_id) == (run.data.eot_id,) * 2
     assert_same_logits(folder, run.model(), torch.tensor([theirs.encode(text)]))
     config = AutoConfig.from_pretrained(folder)
-    assert (config.eos_token_id, config.bos_token_id) == (run.data.separator_id,) * 2
+    assert (config.eos_token_id, config.bos_token_id) == (run.data.eot_id,) * 2
     assert list(folder.parent.iterdir()) == [folder], "what was made on the way is left behind"
 
 

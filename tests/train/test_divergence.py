@@ -133,7 +133,7 @@ def test_three_in_a_row_end_the_run_and_leave_its_last_good_state(read, override
     assert summary["batch"]["step"] == 10
     assert summary["batch"]["sequences"] == [9 * 8, 9 * 8 + 7]
     data = prepare_data(settings.data, 10240)
-    numbers = np.cumsum(np.asarray(data.train_tokens) == data.separator_id) - 1
+    numbers = np.cumsum(np.asarray(data.train_tokens) == data.eot_id) - 1
     batch = sequences_from(data, seed=0, first=9 * 8, count=8, context=64, mask_documents=False)
     windows = np.lib.stride_tricks.sliding_window_view(np.asarray(data.train_tokens), 65)[::64]
     documents = set()

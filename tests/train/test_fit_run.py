@@ -61,8 +61,8 @@ def test_the_validation_loss_is_that_of_the_saved_weights(read, overrides):
     model = build_model(settings, plan_run(settings, 320, resolve_hardware(settings.trainer)).shape)
     saved = torch.load(Path(summary["run"]) / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     model.load_state_dict({name.removeprefix("model."): weight for name, weight in saved.items()})
-    separators = np.flatnonzero(data.validation_tokens[: 2048 + 1] == data.separator_id)
-    scored = separators[-1] if separators[-1] >= 0.9 * 2048 else 2048  # a document's end, if one is near
+    eots = np.flatnonzero(data.validation_tokens[: 2048 + 1] == data.eot_id)
+    scored = eots[-1] if eots[-1] >= 0.9 * 2048 else 2048  # a document's end, if one is near
     stream = torch.from_numpy(data.validation_tokens[: scored + 1].astype(np.int64))
     nats = []
     for start in range(0, len(stream) - 1, 64):
@@ -72,7 +72,7 @@ def test_the_validation_loss_is_that_of_the_saved_weights(read, overrides):
         nats.append(-log_probability.gather(1, window[1:, None]).squeeze(1))
     nats = torch.cat(nats).double()
     assert nats.mean().item() == pytest.approx(summary["val_loss"], rel=1e-5)
-    is_text = stream[1:] != data.separator_id
+    is_text = stream[1:] != data.eot_id
     text_bytes = len(data.load_tokenizer().decode(stream[1:][is_text].tolist(), skip_special_tokens=False).encode())
     bits, text_bits = (total.sum().item() / math.log(2) / text_bytes for total in (nats, nats[is_text]))
     assert bits == pytest.approx(summary["val_bits_per_byte"], rel=1e-5)

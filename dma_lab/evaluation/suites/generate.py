@@ -38,7 +38,7 @@ class GenerateSuite(Suite):
     def jobs(self, run: TrainedRun, machine: Machine, record: EvaluationRecord) -> list[Job]:
         data, tokenizer = run.data, run.data.load_tokenizer()
         texts = self._texts()
-        prompts = [[data.separator_id, *tokenizer.encode(text, add_special_tokens=False).ids] for text in texts]
+        prompts = [[data.eot_id, *tokenizer.encode(text, add_special_tokens=False).ids] for text in texts]
         length = max(map(len, prompts)) + self.max_new_tokens
         how = {
             "max_new_tokens": self.max_new_tokens,
@@ -56,7 +56,7 @@ class GenerateSuite(Suite):
                 max_new_tokens=self.max_new_tokens,
                 sampling=Sampling(self.temperature, self.top_p),
                 vocab_size=data.vocab_size,
-                stop_token=data.separator_id,
+                stop_token=data.eot_id,
                 seed=self.seed,
                 first=batch.start,
                 on_step=lambda done, steps: advance(done / steps),

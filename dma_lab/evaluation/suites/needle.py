@@ -59,7 +59,7 @@ class NeedleSuite(Suite):
                 [task.sample(cell["length"], cell["depth"], index) for index in range(self.samples)],
                 tokenizer,
                 vocab_size=data.vocab_size,
-                separator_id=data.separator_id,
+                eot_id=data.eot_id,
                 batch_tokens=machine.batch_tokens,
                 on_samples=lambda count: advance(count / self.samples),
             )
