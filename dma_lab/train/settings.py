@@ -133,6 +133,8 @@ class TrainSettings:
     tokens: Tokens | None
     flops: Positive | None
     """Budget in the dense-equivalent FLOP of the MHA rung, so that all backends of a rung train on the same tokens."""
+    window: Count | None
+    """Of every backend that has one; once read, it stands in their nodes, and is null for the others' sake."""
     tuned: Text | None
     """A file of tuned rates (dma_lab/train/tuned.py); once read, its name and digest."""
     output_dir: Text
@@ -189,7 +191,7 @@ def _with_recipe(kind: type[_Settings], config: DictConfig) -> _Settings:
     config = config.copy()
     for group, name in left_open:  # something valid, for as long as all else is checked
         OmegaConf.update(config, f"{group}.{name}", 1)
-    settings = dma_lab.settings.read_settings(kind, config)
+    settings = dataclasses.replace(dma_lab.settings.read_settings(kind, config), window=None)
     if ("trainer", "tokens_per_step") in left_open:
         given = recipe_tokens_per_step(*rung_budget(settings), settings.trainer.context)
         trainer = dataclasses.replace(settings.trainer, tokens_per_step=given)

@@ -26,7 +26,7 @@ SIZES = {
     "learning_rate": 25,
     "overtraining": 25,
     "seeds": 25,
-    "study": 50,
+    "study": 100,
     "tune": 140,
 }
 EMBEDDED_TOKENS = 5_000_000
