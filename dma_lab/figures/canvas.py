@@ -29,20 +29,27 @@ _STYLE: dict[Any, Any] = {
 
 
 @contextmanager
-def canvas(path: Path, size: tuple[float, float], *, panels: int = 1, png: bool = True) -> Iterator[list[Axes]]:
-    """Axes side by side, to be filled within the context, at whose end ``path``.svg and ``path``.png are written.
+def canvas(
+    path: Path, size: tuple[float, float], *, panels: int = 1, below: float | None = None, png: bool = True
+) -> Iterator[list[Axes]]:
+    """Axes side by side, or one above another, to be filled within the context, at whose end ``path``.svg and
+    ``path``.png are written.
 
     The same content gives the same files.
 
     Args:
         path: without a suffix.
         size: inches, width and height.
+        below: not side by side: a second one below the first over the same x, its height so much of the first's.
         png: also as PNG.
     """
     with plt.rc_context(_STYLE):
-        drawn, axes = plt.subplots(1, panels, figsize=size, layout="constrained", squeeze=False)
+        grid: dict[str, Any] = {"ncols": panels}
+        if below is not None:
+            grid = {"nrows": 2, "sharex": True, "height_ratios": (1, below)}
+        drawn, axes = plt.subplots(figsize=size, layout="constrained", squeeze=False, **grid)
         try:
-            yield list(axes[0])
+            yield list(axes.flat)
             with StringIO() as text:
                 drawn.savefig(text, format="svg", metadata={"Date": None})
                 # To a hundredth of a point: matplotlib writes a millionth, in a third more bytes.

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 _COLOURS = {"mha": "#3d3d3d", "swa": "#0072b2", "mla": "#009e73", "nsa": "#cc79a7", "dma": "#d55e00"}
-_FURTHER = ("#56b4e9", "#8a6d00", "#7a3fb5", "#e69f00", "#7f8c1f", "#a3264d", "#4b6b8a", "#00b8a9")
+_FURTHER = ("#56b4e9", "#8a6d00", "#7a3fb5", "#e69f00", "#a3264d", "#4b6b8a", "#86c232", "#00b8a9")
 
 SERIES = ("#d55e00", "#0072b2", "#3d3d3d", "#009e73", *_FURTHER)
 """Of curves that stand for no backend, in their order."""
@@ -16,6 +16,15 @@ MISSING = "#d4d4d0"
 
 
 def colours_of(backends: Iterable[str]) -> dict[str, str]:
-    """The five backends have colours of their own; others (a backend's variants) take one in the order they come."""
-    others = sorted(set(backends) - _COLOURS.keys())
-    return _COLOURS | {name: _FURTHER[index % len(_FURTHER)] for index, name in enumerate(others)}
+    """The five backends have colours of their own; others (controls, a backend's variants) take one in the order they
+    come. Of variants of a backend that is not there by its plain name the first is it: named by what others set."""
+    groups = sorted(set(backends))
+    first = {name.split(" ")[0]: name for name in reversed(groups)}
+    found = _COLOURS | {first[name]: colour for name, colour in _COLOURS.items() if name in first}
+    others = [name for name in groups if name not in found]
+    return found | {name: _FURTHER[index % len(_FURTHER)] for index, name in enumerate(others)}
+
+
+def is_backends_own(colour: str) -> bool:
+    """Whether it is one of the five backends': controls and variants are drawn hollow and dashed."""
+    return colour in _COLOURS.values()

@@ -1,38 +1,82 @@
 """The report's figures as SVG and PNG."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
 from dma_lab.figures.canvas import canvas, shades
-from dma_lab.figures.palette import DIVERGING, HEAT, MISSING
-from dma_lab.report.document import Figure, Heatmap
+from dma_lab.figures.palette import DIVERGING, HEAT, MISSING, is_backends_own
+from dma_lab.report.document import Figure, Heatmap, Panel, Series
 
 
 def draw(figure: Figure | Heatmap, folder: Path, colours: dict[str, str]) -> None:
     """Write ``folder``/SLUG.svg and SLUG.png. ``colours`` is by group."""
-    rows = len(figure.rows) if isinstance(figure, Heatmap) else 0
-    with canvas(folder / figure.slug, (7.2, max(4.2, 1.4 + 0.22 * rows))) as (axes,):
-        _heatmap(axes, figure) if isinstance(figure, Heatmap) else _curves(axes, figure, colours)
-        axes.set(title=figure.title, xlabel=figure.x_label, ylabel=figure.y_label)
+    path = folder / figure.slug
+    if isinstance(figure, Heatmap):
+        with canvas(path, (7.2, max(4.2, 1.4 + 0.22 * len(figure.rows)))) as (axes,):
+            _heatmap(axes, figure)
+            axes.set(title=figure.title, xlabel=figure.x_label, ylabel=figure.y_label)
+        return
+    below = figure.below
+    with canvas(path, (7.2, 6.8 if below else 4.8), below=0.6 if below else None) as drawn:
+        axes = drawn[0]
+        axes.set_xscale("log" if figure.x_log else "linear")
+        axes.set_ylim(figure.y_range)
+        axes.set(ylabel=figure.y_label)
+        _curves(axes, figure.series, colours)
+        if below:
+            _below(drawn[1], below, colours)
+        drawn[-1].set(xlabel=figure.x_label)
+        _legend(axes, figure, colours)
 
 
-def _curves(axes: Axes, figure: Figure, colours: dict[str, str]) -> None:
-    axes.set_xscale("log" if figure.x_log else "linear")
-    axes.set_ylim(figure.y_range)
-    for series in figure.series:
+def _legend(axes: Axes, figure: Figure, colours: dict[str, str]) -> None:
+    own = {series.group: colours[series.group] for series in figure.all_series}
+    handles = [axes.plot([], [], _line(tint) + "o", **_mark(tint), label=group)[0] for group, tint in own.items()]
+    columns = max(1, min(len(own), 78 // (6 + max(map(len, own), default=1))))
+    named = axes.figure.legend(
+        handles=handles, frameon=False, loc="outside upper left", ncols=columns, title=figure.title, alignment="left"
+    )
+    named.get_title().set_fontsize(12)
+
+
+def _below(axes: Axes, panel: Panel, colours: dict[str, str]) -> None:
+    if panel.ratio:
+        axes.set_yscale("log")
+        axes.set_yticks(panel.ticks, [f"{tick:g}" for tick in panel.ticks])
+        axes.minorticks_off()
+    axes.set_ylim(panel.y_range)
+    axes.axhline(panel.level, color="#3d3d3d", linewidth=1.2)
+    axes.set(ylabel=panel.y_label)
+    _curves(axes, panel.series, colours)
+
+
+def _line(colour: str) -> str:
+    return "-" if is_backends_own(colour) else "--"
+
+
+def _mark(colour: str) -> dict[str, Any]:
+    """Variants and controls are hollow, so that they are told from the backends in grey, too."""
+    own = {"color": colour, "markersize": 4.5}
+    return own if is_backends_own(colour) else own | {"markerfacecolor": "white"}
+
+
+def _curves(axes: Axes, curves: Sequence[Series], colours: dict[str, str]) -> None:
+    for series in curves:
         colour = colours[series.group]
         if series.kind == "band":
             axes.fill_between(series.x, series.y, series.high, color=colour, alpha=0.12, linewidth=0)
+        elif series.kind == "intervals":
+            axes.vlines(series.x, series.y, series.high, color=colour, linewidth=1, alpha=0.8)
         elif series.kind == "line":
-            axes.plot(series.x, series.y, color=colour, linewidth=1 if series.faint else 1.6, alpha=0.8)
+            width = 1 if series.faint else 1.6
+            axes.plot(series.x, series.y, _line(colour), color=colour, linewidth=width, alpha=0.8)
         else:
-            axes.plot(series.x, series.y, "o", color=colour, markersize=4.5)
-    groups = list(dict.fromkeys(series.group for series in figure.series))
-    handles = [axes.plot([], [], "o-", color=colours[group], label=group)[0] for group in groups]
-    axes.legend(handles=handles, frameon=False)
+            axes.plot(series.x, series.y, "o", **_mark(colour))
 
 
 def _heatmap(axes: Axes, figure: Heatmap) -> None:

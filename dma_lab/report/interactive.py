@@ -1,11 +1,11 @@
 """Figures as plotly.js takes them: traces and a layout, plain JSON."""
 
 from collections.abc import Sequence
-from math import log10
+from math import ceil, floor, log10
 from typing import Any
 
-from dma_lab.figures.palette import DIVERGING, HEAT, MISSING
-from dma_lab.report.document import Figure, Heatmap, Series
+from dma_lab.figures.palette import DIVERGING, HEAT, MISSING, is_backends_own
+from dma_lab.report.document import Figure, Heatmap, Panel, Series
 
 _AXIS = {"gridcolor": "#ebebe8", "zeroline": False, "linecolor": "#b8b8b4", "ticks": "outside", "automargin": True}
 _MINOR = {"ticks": "outside", "ticklen": 3, "showgrid": False}
@@ -33,23 +33,51 @@ def plotly_figure(figure: Figure | Heatmap, colours: dict[str, str]) -> dict[str
     layout["height"] = 440
     layout["yaxis"]["range"] = figure.y_range
     if figure.x_log:
-        layout["xaxis"] |= {"type": "log", "exponentformat": "power", "dtick": "D2" if _decades(figure) < 1.2 else 1}
-        layout["xaxis"]["minor"] = _MINOR
+        layout["xaxis"] |= {"type": "log", **_log_ticks(figure), "minor": _MINOR}
+    if figure.below:
+        _make_room(layout, figure.below)
     shown: set[str] = set()
     data: list[dict[str, Any]] = []
-    for series in figure.series:
+    for series in figure.all_series:
         trace = _trace(series, colours[series.group])
         # The entry stands for the points, which every backend has: a line or a band alone has none.
         trace["showlegend"] = series.kind == "points" and series.group not in shown
         if trace["showlegend"]:
             shown.add(series.group)
         data.append(trace)
+    for trace in data[len(figure.series) :]:
+        trace["yaxis"] = "y2"
     return {"data": data, "layout": layout}
 
 
-def _decades(figure: Figure) -> float:
-    positive = [value for series in figure.series for value in series.x if value > 0]
-    return log10(max(positive) / min(positive)) if positive else 0.0
+def _make_room(layout: dict[str, Any], panel: Panel) -> None:
+    """For a panel below the axes, over the same x."""
+    layout["height"] = 700
+    layout["yaxis"]["domain"] = [0.4, 1]
+    layout["xaxis"]["anchor"] = "y2"
+    own: dict[str, Any] = {**_AXIS, "title": {"text": panel.y_label}, "domain": [0, 0.35], "range": panel.y_range}
+    if panel.ratio:
+        ticks = panel.ticks
+        own |= {"type": "log", "range": [log10(end) for end in panel.y_range]}
+        own |= {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+    layout["yaxis2"] = own
+    level = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "yref": "y2", "y0": panel.level, "y1": panel.level}
+    layout["shapes"] = [level | {"line": {"color": "#3d3d3d", "width": 1.2}, "layer": "below"}]
+
+
+def _log_ticks(figure: Figure) -> dict[str, Any]:
+    """At decades, or at 1, 2 and 5 of few of them; in plain digits, for raised ones are too small on a phone."""
+    positive = [value for series in figure.all_series for value in series.x if value > 0]
+    if not positive:
+        return {}
+    low, high = log10(min(positive)), log10(max(positive))
+    steps = (1,) if high - low > 2.3 else (1, 2, 5)
+    every = 1 + int((high - low) // 8)
+    values = [step * 10.0**decade for decade in range(floor(low), ceil(high) + 1, every) for step in steps]
+    texts = [
+        f"{value:,.0f}" if value < 1e5 else f"{value:.0e}".replace("e+", "e").replace("e0", "e") for value in values
+    ]
+    return {"tickvals": values, "ticktext": texts}
 
 
 def _trace(series: Series, colour: str) -> dict[str, Any]:
@@ -75,14 +103,26 @@ def _trace(series: Series, colour: str) -> dict[str, Any]:
             "hoverinfo": "skip",
         }
         del trace["hovertemplate"]
+    elif series.kind == "intervals":
+        middle = [(low + high) / 2 for low, high in zip(series.y, series.high, strict=True)]
+        half = [(high - low) / 2 for low, high in zip(series.y, series.high, strict=True)]
+        bars = {"type": "data", "array": _short(half), "color": colour, "thickness": 1.2, "width": 0}
+        trace |= {"y": _short(middle), "error_y": bars, "mode": "markers", "marker": {"opacity": 0}}
+        trace |= {"hoverinfo": "skip"}
+        del trace["hovertemplate"]
     elif series.kind == "line":
-        trace |= {"mode": "lines", "line": {"color": colour, "width": 1.2 if series.faint else 2}}
+        dash = "solid" if is_backends_own(colour) else "dash"
+        trace |= {"mode": "lines", "line": {"color": colour, "width": 1.2 if series.faint else 2, "dash": dash}}
         trace["opacity"] = 0.7 if series.faint else 1.0
         if not series.hover:
             trace |= {"hoverinfo": "skip"}
             del trace["hovertemplate"]
     else:
-        trace |= {"mode": "markers", "marker": {"color": colour, "size": 8, "line": {"color": "#fff", "width": 1}}}
+        mark = {"color": colour, "size": 8, "line": {"color": "#fff", "width": 1}}
+        if not is_backends_own(colour):
+            # Hollow, so that variants and controls are told from the backends in grey, too.
+            mark |= {"symbol": "circle-open", "size": 7, "line": {"color": colour, "width": 1.5}}
+        trace |= {"mode": "markers", "marker": mark}
     return trace
 
 

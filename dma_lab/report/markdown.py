@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from dma_lab.report.document import Block, Document, Notice, Table
+from dma_lab.report.document import Block, Document, Notice, Table, Verdicts
 
 
 def write_markdown(document: Document, path: Path) -> None:
@@ -26,6 +26,9 @@ def _block(block: Block) -> str:
         return block
     if isinstance(block, Notice):
         return "\n".join((f"> **Note.** {block.text}", *(f"> - {item}" for item in block.items)))
+    if isinstance(block, Verdicts):
+        said = (" ".join((f"- **{own.state}**:", own.sentence, own.further)).strip() for own in block.items)
+        return "\n".join(said)
     if isinstance(block, Table):
         rule = [":---" if column in block.left else "---:" for column in block.columns]
         return "\n".join((block.caption, "", *map(_row, (block.columns, rule, *block.rows))))

@@ -12,18 +12,19 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from dma_lab.figures.palette import colours_of
-from dma_lab.report.document import Block, Document, Notice, Table
+from dma_lab.report.document import Block, Document, Notice, Table, Verdict, Verdicts
 from dma_lab.report.interactive import plotly_figure
 
 
 def write_page(document: Document, path: Path) -> None:
     """Write the page to ``path``."""
+    colours = colours_of(document.groups)
     sections = [
-        f'<section id="s{number}">\n<h2>{escape(section.title)}</h2>\n' + "\n".join(map(_block, section.blocks))
+        f'<section id="s{number}">\n<h2>{escape(section.title)}</h2>\n'
+        + "\n".join(_block(block, colours) for block in section.blocks)
         for number, section in enumerate(document.sections)
     ]
     links = [f'<a href="#s{number}">{escape(section.title)}</a>' for number, section in enumerate(document.sections)]
-    colours = colours_of(document.groups)
     drawn = {figure.slug: plotly_figure(figure, colours) for figure in document.figures}
     figures = json.dumps(drawn, allow_nan=False, default=float)
     own = files("dma_lab.report")
@@ -35,6 +36,7 @@ def write_page(document: Document, path: Path) -> None:
         f"<style>\n{own.joinpath('page.css').read_text()}</style>\n</head>\n<body>\n<main>",
         f'<h1>{escape(document.title)}</h1>\n<p class="lead">{escape(document.lead)}</p>',
         f"<nav>{''.join(links)}</nav>",
+        '<p class="caption">In a figure, a click on a name hides it and a double click shows it alone.</p>',
         *(f"{section}\n</section>" for section in sections),
         "</main>",
         f'<script type="application/octet-stream" id="figures">{_packed(figures)}</script>',
@@ -55,7 +57,7 @@ def _packed(text: str) -> str:
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
-def _block(block: Block) -> str:
+def _block(block: Block, colours: dict[str, str]) -> str:
     if isinstance(block, str):
         return f"<p>{escape(block)}</p>"
     if isinstance(block, Notice):
@@ -63,9 +65,20 @@ def _block(block: Block) -> str:
         return f'<div class="notice"><p>{escape(block.text)}</p>{f"<ul>{items}</ul>" if items else ""}</div>'
     if isinstance(block, Table):
         return _table(block)
+    if isinstance(block, Verdicts):
+        return f'<ul class="verdicts">{"".join(_verdict(own, colours) for own in block.items)}</ul>'
     return (
         f'<figure>\n<h3>{escape(block.title)}</h3>\n<p class="caption">{escape(block.caption)}</p>\n'
         f'<div class="frame"><div id="plot-{escape(block.slug)}" class="plot"></div></div>\n</figure>'
+    )
+
+
+def _verdict(own: Verdict, colours: dict[str, str]) -> str:
+    chip = f'<i style="background: {colours.get(own.backend, "#888")}"></i>'
+    further = f" <small>{escape(own.further)}</small>" if own.further else ""
+    return (
+        f'<li class="{own.state.replace(" ", "-")}"><b>{chip}{escape(own.backend)}</b>'
+        f"<em>{own.state}</em><p>{escape(own.sentence)}{further}</p></li>"
     )
 
 

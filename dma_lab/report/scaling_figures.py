@@ -32,7 +32,7 @@ def loss_against_compute(runs: Sequence[Run], laws: Laws, which: Literal["flops_
     fitted = any(isinstance(law, TrainingsFit) for law in laws.values())
     return Figure(
         f"loss-{name}",
-        f"Loss against {name} compute",
+        f"Loss against {name} compute, size by size",
         "Each point is a finished run."
         + (
             " A line is the backend's fitted law at one size, shaded: 95 % of what the trainings leave open of it."

@@ -11,8 +11,9 @@ from dma_lab.report.collect import BASELINE, Run, Unreadable
 from dma_lab.report.comparison import NO_SPREAD, Comparison, Difference
 from dma_lab.report.context_figures import loss_by_position, recall_by_gap
 from dma_lab.report.controls import content_sentences
-from dma_lab.report.document import Block, Document, Figure, Heatmap, Notice, Section
+from dma_lab.report.document import Block, Document, Figure, Heatmap, Notice, Section, Verdicts
 from dma_lab.report.evaluations import evaluations
+from dma_lab.report.evidence import evidence
 from dma_lab.report.lifetimes import lifetimes_section
 from dma_lab.report.predictions import predictions
 from dma_lab.report.scaling_figures import envelope, isoflop, loss_against_compute
@@ -33,10 +34,12 @@ def build_document(
     """
     groups = cohorts(runs)
     compared: list[tuple[Run, Difference]] = []
+    first: list[Section] = []
     sections = [_overview(runs, problems, groups)]
     for number, (name, members) in enumerate(groups.items(), 1):
-        own, pairs = _cohort(name, members, progress)
+        verdict, own, pairs = _cohort(name, members, progress)
         compared += pairs
+        first += [_numbered(section, number) for section in verdict] if len(groups) > 1 else verdict
         sections += [_numbered(section, number) for section in own] if len(groups) > 1 else own
     blocks: list[Block] = [tables.identities(runs)]
     if problems:
@@ -44,20 +47,20 @@ def build_document(
     sections.append(Section("Runs", blocks))
     names = ", ".join(dict.fromkeys(run.attention for run in runs))
     lead = f"{len(compared)} of {_runs(len(runs) + len(problems))} finished: {names or 'none can be read'}."
-    return Document("Attention backends at equal cost", lead, sections), compared
+    return Document("Attention backends at equal cost", lead, [*first, *sections]), compared
 
 
 def _cohort(
     name: str, members: Sequence[Run], progress: Callable[[str], None]
-) -> tuple[list[Section], list[tuple[Run, Difference]]]:
+) -> tuple[list[Section], list[Section], list[tuple[Run, Difference]]]:
+    """What comes first of it, and the rest; with it the finished runs and their differences."""
     finished = [run for run in members if run.finished]
     training = Section("Training", [training_curves(members)])
     if not finished:
-        return [Section("Comparison", [f"Runs of {name}.", Notice("No run of this group is finished.")]), training], []
+        nothing = Section("Comparison", [f"Runs of {name}.", Notice("No run of this group is finished.")])
+        return [], [nothing, training], []
     found = compute_statistics(finished, progress)
-    said: list[Block] = [*verdicts(found), *content_sentences(finished, found.comparison)]
-    sections = [Section("Verdict", said)] if said else []
-    sections += [_comparison(name, found.comparison), _scaling(found), training]
+    sections = [_comparison(name, found.comparison), _scaling(found), training]
     if recall := recall_by_gap(finished):
         scatter = recall_against_cache(finished)
         sections.append(Section("Recall", [recall, *([scatter] if scatter else [])]))
@@ -67,7 +70,18 @@ def _cohort(
         sections.append(hidden)
     if evaluated := evaluations(finished):
         sections.append(evaluated)
-    return [*sections, lifetimes_section(finished, progress)], found.comparison.pairs
+    return [_verdict(name, found)], [*sections, lifetimes_section(finished, progress)], found.comparison.pairs
+
+
+def _verdict(name: str, found: Statistics) -> Section:
+    blocks: list[Block] = [evidence(found)]
+    if said := verdicts(found):
+        blocks += [Verdicts(said), *content_sentences(found.finished, found.comparison)]
+        if len(said) > 1:
+            blocks.append(f"Of {len(said)} intervals of 95 % one in twenty misses by chance. Runs of {name}.")
+    else:
+        blocks.append(Notice("No MHA run is finished here, so nothing is said of any backend relative to it."))
+    return Section("Verdict", blocks)
 
 
 def _overview(runs: Sequence[Run], problems: Sequence[Unreadable], groups: dict[str, list[Run]]) -> Section:
@@ -106,7 +120,7 @@ def _overview(runs: Sequence[Run], problems: Sequence[Unreadable], groups: dict[
         missing = tables.missing_points(members)
         if missing:
             blocks.append(Notice(f"Missing in {name}, where another backend has a run:", missing))
-    return Section("What to know first", blocks or ["All runs are finished, of one data set and one commit."])
+    return Section("What to know of the runs", blocks or ["All runs are finished, of one data set and one commit."])
 
 
 def _runs(count: int) -> str:

@@ -3,16 +3,24 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
+from dma_lab.attention.controls import telling
 from dma_lab.messages import UserError
 from dma_lab.report.collect import BASELINE, Run
 from dma_lab.report.comparison import Comparison, compare
 from dma_lab.report.growth import AHEAD, Exponents, column, cost_of, exponents_of
 from dma_lab.report.laws import Laws, best_runs, fit_laws, points_of, published_laws
+from dma_lab.report.rates import rates_of
 from dma_lab.scaling.fit import ParametricFit
 from dma_lab.scaling.held_out import HeldOut, hold_out_largest
 from dma_lab.scaling.optimum import Multiplier, Optimum, compute_multiplier, compute_optimal
 from dma_lab.scaling.shared_floor import share_floor
 from dma_lab.scaling.trainings import TrainingsFit
+
+_BUDGETS = 9
+"""Of a curve over compute."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,19 @@ class ToMatch:
     """Of the backend, with E shared with MHA's."""
     multipliers: list[Multiplier]
     """At ``AHEAD`` times the largest budget that MHA was run at."""
+    over: list[Multiplier] = field(default_factory=list)
+    """At budgets from the smallest that MHA was run at to the largest."""
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """The least loss that a backend's law gives for executed compute, within the budgets it was run at."""
+
+    flops: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    low: NDArray[np.float64]
+    """Of 95 % over trainings."""
+    high: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -39,11 +60,20 @@ class Statistics:
     exponents: list[Exponents]
     optima: dict[str, list[Optimum]]
     """At ``AHEAD`` times the largest executed budget run."""
+    rates: dict[str, str]
+    """At whose learning rate, in words."""
+    frontiers: dict[str, Frontier] = field(default_factory=dict)
     to_match: dict[str, ToMatch] = field(default_factory=dict)
     held_out: dict[str, HeldOut] = field(default_factory=dict)
     no_exponents: list[str] = field(default_factory=list)
     no_match: list[str] = field(default_factory=list)
     no_held_out: list[str] = field(default_factory=list)
+
+    @property
+    def backends(self) -> list[str]:
+        """MHA first, then the other backends, then their controls; variants after what they vary."""
+        attention = {run.backend: run.attention for run in self.finished}
+        return sorted(attention, key=lambda name: (attention[name] != BASELINE, bool(telling(attention[name])), name))
 
     @property
     def fitted(self) -> dict[str, TrainingsFit]:
@@ -66,12 +96,21 @@ def compute_statistics(finished: Sequence[Run], progress: Callable[[str], None])
     exponents, no_exponents = exponents_of(best, laws)
     published = published_laws(best, laws)
     found = Statistics(
-        list(finished), compare(finished), best, laws, published, exponents, {}, no_exponents=no_exponents
+        list(finished),
+        compare(finished),
+        best,
+        laws,
+        published,
+        exponents,
+        {},
+        rates_of(finished),
+        no_exponents=no_exponents,
     )
     largest = max(column(best, "flops_executed"))
     for backend, law in found.fitted.items():
         own = [run for run in best if run.backend == backend]
         found.optima[backend] = [compute_optimal(law, ahead * largest, cost_of(own)) for ahead in AHEAD]
+        found.frontiers[backend] = _frontier(law, own)
         progress(f"comparing laws of {backend} and {BASELINE}")
         if backend != BASELINE:
             _match(found, backend, own)
@@ -98,8 +137,19 @@ def _match(found: Statistics, backend: str, own: Sequence[Run]) -> None:
     except UserError as error:
         found.no_match.append(f"{backend}: {error}")
         return
-    largest = max(column(theirs, "flops_executed"))
+    run = column(theirs, "flops_executed")
+    budgets = np.geomspace(min(run), max(run), _BUDGETS)
     costs = cost_of(own), cost_of(theirs)
-    found.to_match[backend] = ToMatch(
-        shared, [compute_multiplier(shared, shared_baseline, ahead * largest, *costs) for ahead in AHEAD]
+    over, ahead = (
+        [compute_multiplier(shared, shared_baseline, float(flops), *costs) for flops in at]
+        for at in (budgets[:-1], [times * max(run) for times in AHEAD])
     )
+    found.to_match[backend] = ToMatch(shared, ahead, [*over, ahead[0]])
+
+
+def _frontier(law: TrainingsFit, own: Sequence[Run]) -> Frontier:
+    run, cost = column(own, "flops_executed"), cost_of(own)
+    flops = np.geomspace(min(run), max(run), _BUDGETS)
+    optima = [compute_optimal(law, float(budget), cost) for budget in flops]
+    low, high = np.array([best.loss_interval for best in optima]).T
+    return Frontier(flops, np.array([best.loss for best in optima]), low, high)

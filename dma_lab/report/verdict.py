@@ -3,49 +3,58 @@
 import numpy as np
 
 from dma_lab.report.collect import BASELINE
+from dma_lab.report.document import Verdict
 from dma_lab.report.statistics import Statistics, ToMatch
 
 
-def verdicts(found: Statistics) -> list[str]:
-    """A sentence a backend, MHA apart; none without MHA."""
-    backends = list(dict.fromkeys(run.backend for run in found.finished))
-    if BASELINE not in backends:
+def verdicts(found: Statistics) -> list[Verdict]:
+    """One a backend, MHA apart; none without MHA."""
+    if all(run.attention != BASELINE for run in found.finished):
         return []
-    return [_verdict(found, backend) for backend in backends if backend != BASELINE]
+    return [_verdict(found, backend) for backend in found.backends if backend != BASELINE]
 
 
-def _verdict(found: Statistics, backend: str) -> str:
+def _verdict(found: Statistics, backend: str) -> Verdict:
     seeds = len({run.summary["seed"] for run in found.finished if run.backend == backend})
-    units = f"{_count(found.trainings[backend], 'training')} of {_count(seeds, 'seed')}"
+    trainings = _count(found.trainings[backend], "training")
+    units = f"{_count(seeds, 'seed')}, {trainings} (MHA: {found.trainings[BASELINE]}); {found.rates[backend]}"
     if backend in found.to_match:
-        return compute_sentence(backend, found.to_match[backend], units)
-    said = f"{backend}: how much of MHA's compute it needs is not known: these runs give no law for it ({units})"
+        return of_compute(backend, found.to_match[backend], units)
+    said = f"How much of MHA's compute {backend} needs is not known: these runs give no law for it"
+    if backend in found.fitted:
+        said = f"How much of MHA's compute {backend} needs is not known: its law cannot be held against one of MHA's"
+    return Verdict(backend, "not known", f"{said}; {units}.", _by_losses(found, backend))
+
+
+def _by_losses(found: Statistics, backend: str) -> str:
+    """What losses say where no law does."""
     cells = [cell.difference for cell in found.comparison.cells if cell.run.backend == backend]
     intervals = [cell.interval for cell in cells if cell.interval is not None]
     if not cells:
-        return f"{said}; no run of it is paired with one of MHA's."
+        return "No run of it is paired with one of MHA's."
     if not intervals:
-        return f"{said}; nor is it how its losses would differ with other seeds, of which no rung has two."
+        return "Nor is it known how its losses would differ with other seeds, of which no rung has two."
     above, below = sum(low > 0 for low, _ in intervals), sum(high < 0 for _, high in intervals)
     return (
-        f"{said}; of {_count(len(intervals), 'point')} (rung and budget) its loss is above MHA's in {above} and below "
-        f"in {below}, where 95 % of what seeds and documents leave open lies on one side."
+        f"Of {_count(len(intervals), 'point')} (rung and budget) its loss is above MHA's in {above} and below in "
+        f"{below}, where 95 % of what seeds and documents leave open lies on one side."
     )
 
 
-def compute_sentence(backend: str, match: ToMatch, units: str) -> str:
+def of_compute(backend: str, match: ToMatch, units: str) -> Verdict:
     """How much of MHA's compute a backend needs, at the largest budget run and at 100 times that."""
     now, _, ahead = match.multipliers
+    further = f"At 100 times the largest budget, by extrapolation: {ahead.text}."
     if now.interval is None or not np.isfinite(now.interval[1]):
-        return f"{backend}: how much of MHA's compute it needs for MHA's loss is open, {now.text}; {units}."
+        said = f"How much of MHA's compute {backend} needs for MHA's loss is open: {now.text}; {units}."
+        return Verdict(backend, "open", said, further)
     low, high = now.interval
-    interval = f"[{low:.2f}, {high:.2f}]"
+    number = f"{now.multiplier:.2f} times MHA's compute [{low:.2f}, {high:.2f}]"
     if low <= 1 <= high:
-        said = f"whether it needs more or less compute than MHA for the same loss is open, {now.multiplier:.2f} times"
-        said = f"{said} MHA's {interval}"
-    else:
-        said = f"it needs {now.multiplier:.2f} times MHA's compute for the same loss {interval}"
-    return f"{backend}: {said}; {units}. At 100 times the largest budget, by extrapolation: {ahead.text}."
+        said = f"Whether {backend} needs more compute than MHA for the same loss, or less, is open: {number}; {units}."
+        return Verdict(backend, "open", said, further)
+    said = f"{backend} needs {number} for the same loss; {units}."
+    return Verdict(backend, "needs more" if low > 1 else "needs less", said, further)
 
 
 def _count(number: int, of: str) -> str:

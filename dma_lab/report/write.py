@@ -51,7 +51,7 @@ def write_report(root: Path, output: Path, forecast: Path | None = None, larger:
         )
         if forecast is not None:
             named = [run for members in cohorts(runs).values() for run in members]
-            document.sections.insert(1, forecast_section(forecast, named))
+            document.sections.insert(-1, forecast_section(forecast, named))  # before the list of runs
         progress.update(task, description="drawing", completed=steps, total=steps + len(document.figures))
         _write_document(document, output, lambda: progress.advance(task))
     write_points(output / "points.csv", compared)

@@ -8,6 +8,7 @@ import pytest
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
 from dma_lab.report.document import Notice, Table
+from dma_lab.report.evidence import evidence
 from dma_lab.report.growth import parabolas_of
 from dma_lab.report.predictions import predictions
 from dma_lab.report.scaling_figures import envelope
@@ -39,13 +40,30 @@ def runs(write, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def blocks(runs):
-    return predictions(compute_statistics(runs, lambda step: None))
+def found(runs):
+    return compute_statistics(runs, lambda step: None)
+
+
+@pytest.fixture(scope="module")
+def blocks(found):
+    return predictions(found)
 
 
 def table(blocks, beginning) -> Table:
     (found,) = [block for block in blocks if isinstance(block, Table) and block.caption.startswith(beginning)]
     return found
+
+
+def best_loss(attention: str, dense_flops: float) -> float:
+    """By brute force over sizes."""
+    sizes = np.geomspace(1e3, 1e9, 20_001)
+    return loss(attention, sizes, dense_flops / 6 / sizes).min()
+
+
+def dma_needs(budget: float) -> float:
+    """Times MHA's compute, by brute force; of DMA's, 0.9 is executed (write_run)."""
+    ratios = np.geomspace(0.3, 1.2, 501)
+    return 0.9 * ratios[np.argmax([best_loss("dma", ratio * budget) <= best_loss("mha", budget) for ratio in ratios])]
 
 
 def numbers(cell: str) -> list[float]:
@@ -68,21 +86,59 @@ def test_approaches_agree_with_the_exponents_that_made_the_runs(blocks):
 
 
 def test_the_compute_to_match_is_that_of_the_laws_that_made_the_runs(blocks):
-    # Of DMA, 0.9 of the compute is executed (write_run); the best loss at C by brute force over sizes.
-    sizes = np.geomspace(1e3, 1e9, 20_001)
-    best = lambda attention, flops: loss(attention, sizes, flops / 6 / sizes).min()  # noqa: E731
     ((backend, trainings, shared, *cells),) = table(blocks, "How much executed compute").rows
     assert (backend, trainings) == ("dma", "8 / 8")
     low, high = numbers(shared)
     assert low <= 1.0 <= high
     for ahead, cell in zip((1, 10, 100), cells, strict=True):
-        budget = ahead * max(BUDGETS)
-        ratios = np.geomspace(0.3, 1.2, 2_001)
-        reached = [best("dma", ratio * budget) <= best("mha", budget) for ratio in ratios]
-        expected = 0.9 * ratios[np.argmax(reached)]
         value, low, high = numbers(cell)
-        assert value == pytest.approx(expected, rel=0.03), ahead
+        assert value == pytest.approx(dma_needs(ahead * max(BUDGETS)), rel=0.03), ahead
         assert low <= value <= high
+
+
+def test_the_first_figure_has_every_run_and_the_curves_of_the_laws_that_made_them(found, runs):
+    figure = evidence(found)
+    drawn = {(series.group, series.kind): series for series in figure.series}
+    assert list(dict.fromkeys(series.group for series in figure.series)) == ["mha", "dma"]
+    for attention, executed in (("mha", 1.0), ("dma", 0.9)):
+        own = [run for run in runs if run.backend == attention]
+        points, line, shade = (drawn[attention, kind] for kind in ("points", "line", "band"))
+        assert sorted(zip(points.x, points.y, strict=True)) == sorted(
+            (run.summary["flops_executed"], run.summary["val_loss"]) for run in own
+        )
+        assert (line.x[0], line.x[-1]) == pytest.approx((min(points.x), max(points.x)))
+        for flops, value, low, high in zip(line.x, line.y, shade.y, shade.high, strict=True):
+            assert value == pytest.approx(best_loss(attention, flops / executed), abs=0.01)
+            assert low <= value <= high
+    assert figure.below is not None
+    assert figure.below.ratio
+    shade, line = figure.below.series
+    assert (shade.kind, line.kind, line.group) == ("band", "line", "dma")
+    assert (line.x[0], line.x[-1]) == pytest.approx((min(drawn["mha", "points"].x), max(drawn["mha", "points"].x)))
+    for flops, value in zip(line.x, line.y, strict=True):
+        assert value == pytest.approx(dma_needs(flops), rel=0.05)
+    now = found.to_match["dma"].multipliers[0]
+    assert (line.y[-1], shade.y[-1], shade.high[-1]) == (now.multiplier, *now.interval), "the verdict's own numbers"
+    low, high = figure.below.y_range
+    assert low < min(*line.y, shade.y[-1])
+    assert max(1.0, *line.y, shade.high[-1]) < high
+    assert 3 <= len(figure.below.ticks) <= 7
+    assert all(low <= tick <= high for tick in figure.below.ticks)
+
+
+def test_without_laws_the_first_figure_has_the_differences_in_loss(runs):
+    few = [run for run in runs if run.params < 100_000 and run.summary["tokens"] < 1e6]
+    found = compute_statistics(few, lambda step: None)
+    figure = evidence(found)
+    assert {series.kind for series in figure.series} == {"points"}
+    assert figure.below is not None
+    assert not figure.below.ratio
+    bars, points = figure.below.series
+    cells = found.comparison.cells
+    assert (bars.kind, points.kind, len(cells)) == ("intervals", "points", 2)
+    assert list(points.y) == [cell.difference.difference for cell in cells]
+    assert list(zip(bars.y, bars.high, strict=True)) == [cell.difference.interval for cell in cells]
+    assert "no two laws can be held against each other" in figure.caption
 
 
 def test_the_best_size_and_tokens_of_a_budget_are_those_of_the_law_that_made_the_runs(blocks):

@@ -168,7 +168,7 @@ def test_figures_are_files_and_those_of_an_older_report_go(add_run, tmp_path):
         file.unlink()
     write_report(tmp_path / "runs", output)
     linked = set(re.findall(r"\(figures/(.*?)\.svg\)", (output / "report.md").read_text()))
-    assert linked == {"loss-executed", "loss-dense-equivalent", "training", "position"}
+    assert linked == {"evidence", "loss-executed", "loss-dense-equivalent", "training", "position"}
     files = {path.name for path in (output / "figures").iterdir()} - {mine.name}
     assert files == {f"{slug}.{kind}" for slug in linked for kind in ("svg", "png")}
     assert mine.exists(), "a file that no report wrote stays"
@@ -180,6 +180,6 @@ def test_the_same_runs_give_the_same_report(add_run, tmp_path):
     for name in ("first", "second"):
         write_report(tmp_path / "runs", tmp_path / name)
     files = [file.relative_to(tmp_path / "first") for file in (tmp_path / "first").rglob("*") if file.is_file()]
-    assert len(files) == 3 + 2 * 4
+    assert len(files) == 3 + 2 * 5
     for file in files:
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file

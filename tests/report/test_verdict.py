@@ -5,8 +5,9 @@ import pytest
 
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
+from dma_lab.report.rates import rates_of
 from dma_lab.report.statistics import ToMatch, compute_statistics
-from dma_lab.report.verdict import compute_sentence, verdicts
+from dma_lab.report.verdict import of_compute, verdicts
 from dma_lab.scaling.optimum import Multiplier
 from dma_lab.scaling.trainings import TrainingsFit
 
@@ -18,20 +19,30 @@ def multiplier(value, low, high, unreached=0.0):
 
 
 @pytest.mark.parametrize(
-    ("now", "said"),
+    ("now", "state", "said"),
     [
-        ((1.35, 1.1, 1.6), "dma: it needs 1.35 times MHA's compute for the same loss [1.10, 1.60]; 5 trainings of"),
-        ((0.8, 0.7, 0.95), "dma: it needs 0.80 times MHA's compute for the same loss [0.70, 0.95]; 5 trainings of"),
-        ((1.05, 0.9, 1.2), "dma: whether it needs more or less compute than MHA for the same loss is open, 1.05 times"),
-        ((1.5, 0.9, np.inf), "dma: how much of MHA's compute it needs for MHA's loss is open, 1.5 × [0.9, no upper"),
-        ((np.inf, 1.2, np.inf), "dma: how much of MHA's compute it needs for MHA's loss is open, never [1.2, no upper"),
+        ((1.35, 1.1, 1.6), "needs more", "dma needs 1.35 times MHA's compute [1.10, 1.60] for the same loss; "),
+        ((0.8, 0.7, 0.95), "needs less", "dma needs 0.80 times MHA's compute [0.70, 0.95] for the same loss; "),
+        (
+            (1.05, 0.9, 1.2),
+            "open",
+            "Whether dma needs more compute than MHA for the same loss, or less, is open: 1.05 ",
+        ),
+        (
+            (1.5, 0.9, np.inf),
+            "open",
+            "How much of MHA's compute dma needs for MHA's loss is open: 1.5 × [0.9, no upper",
+        ),
+        ((np.inf, 1.2, np.inf), "open", "How much of MHA's compute dma needs for MHA's loss is open: never [1.2, no "),
     ],
 )
-def test_the_sentence_is_as_sure_as_the_interval(now, said):
+def test_the_sentence_is_as_sure_as_the_interval(now, state, said):
     ahead = multiplier(1.2, 0.5, 2.0)
-    text = compute_sentence("dma", ToMatch(LAW, [multiplier(*now), ahead, ahead]), "5 trainings of 2 seeds")
-    assert text.startswith(said)
-    assert "5 trainings of 2 seeds" in text
+    found = of_compute("dma", ToMatch(LAW, [multiplier(*now), ahead, ahead]), "5 seeds, 20 trainings; shared rate")
+    assert found.state == state
+    assert found.sentence.startswith(said)
+    assert found.sentence.endswith("; 5 seeds, 20 trainings; shared rate.")
+    assert found.further == "At 100 times the largest budget, by extrapolation: 1.2 × [0.5, 2]."
 
 
 def found(tmp_path):
@@ -43,16 +54,52 @@ def test_what_is_not_known_is_said(add_run, tmp_path):
     for attention in ("mha", "dma"):
         add_run(attention)
     (said,) = verdicts(found(tmp_path))
-    assert said.startswith("dma: how much of MHA's compute it needs is not known")
-    assert "(1 training of 1 seed); nor is it how its losses would differ with other seeds" in said
+    assert said.state == "not known"
+    assert said.sentence == (
+        "How much of MHA's compute dma needs is not known: these runs give no law for it; 1 seed, 1 training "
+        "(MHA: 1); shared rate."
+    )
+    assert said.further.startswith("Nor is it known how its losses would differ with other seeds")
     for seed in (1, 2, 3):
         for attention in ("mha", "dma"):
             add_run(attention, seed=seed)
     (said,) = verdicts(found(tmp_path))
     # conftest: DMA's law lies 0.02 lower, documents differ by 0.01.
-    assert "(4 trainings of 4 seeds); of 1 point (rung and budget) its loss is above MHA's in 0 and below in 1," in said
+    assert "; 4 seeds, 4 trainings (MHA: 4); shared rate." in said.sentence
+    assert said.further.startswith("Of 1 point (rung and budget) its loss is above MHA's in 0 and below in 1,")
 
 
 def test_without_mha_nothing_is_said(add_run, tmp_path):
     add_run("dma")
     assert verdicts(found(tmp_path)) == []
+
+
+def test_verdicts_come_backends_first_and_then_controls(add_run, tmp_path):
+    for attention in ("dma_random", "gated_mha", "swa", "mha", "dma", "nsa"):
+        add_run(attention)
+    assert [said.backend for said in verdicts(found(tmp_path))] == ["dma", "nsa", "swa", "dma_random", "gated_mha"]
+
+
+def rated(add_run, attention, *rates, **more):
+    for rate in rates:
+        add_run(attention, settings={"optimizer": {"learning_rate": rate}, **more})
+
+
+def test_the_rate_is_said(add_run, tmp_path):
+    rated(add_run, "mha", 0.01)
+    rated(add_run, "dma", 0.01)
+    rated(add_run, "swa", 0.02)
+    rated(add_run, "nsa", 0.01, 0.02, 0.04)
+    runs = read_runs(tmp_path / "runs")[0]
+    assert rates_of(runs) == {
+        "mha": "shared rate",
+        "dma": "shared rate",
+        "swa": "a rate other than MHA's at 1 of 1 points",
+        "nsa": "the best of up to 3 rates a point",
+    }
+
+
+def test_a_tuned_rate_is_a_backends_own(add_run, tmp_path):
+    rated(add_run, "mha", 0.01, tuned="tuned.yaml@12345678")
+    rated(add_run, "dma", 0.02, tuned="tuned.yaml@12345678")
+    assert set(rates_of(read_runs(tmp_path / "runs")[0]).values()) == {"its own tuned rate"}

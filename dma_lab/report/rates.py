@@ -1,0 +1,33 @@
+"""At whose learning rate a backend was trained: one for all, its own tuned one, or the best of several."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from dma_lab.report.collect import BASELINE, Run
+
+
+def is_tuned(run: Run) -> bool:
+    """Whether its rate is that of a file of rates tuned for each backend (``tuned=FILE``)."""
+    return run.config.get("tuned") is not None
+
+
+def rates_of(finished: Sequence[Run]) -> dict[str, str]:
+    """By backend, in words, of a cohort's finished runs; a cohort is tuned as a whole or not at all."""
+    tried: dict[str, dict[Any, set[float]]] = {}
+    for run in finished:
+        own = tried.setdefault(run.backend, {})
+        own.setdefault(run.tuned_point, set()).add(float(run.config.optimizer.learning_rate))
+    if is_tuned(finished[0]):
+        return dict.fromkeys(tried, "its own tuned rate")
+    return {backend: _words(own, tried.get(BASELINE, {})) for backend, own in tried.items()}
+
+
+def _words(own: dict[Any, set[float]], baseline: dict[Any, set[float]]) -> str:
+    most = max(len(rates) for rates in own.values())
+    if most > 1:
+        return f"the best of up to {most} rates a point"
+    shared = own.keys() & baseline.keys()
+    if not shared:
+        return "no point shared with MHA to tell whether the rate is"
+    apart = sum(not own[point] <= baseline[point] for point in shared)
+    return f"a rate other than MHA's at {apart} of {len(shared)} points" if apart else "shared rate"
