@@ -14,16 +14,18 @@ within the block is what φ's own position embeddings are for.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dma_lab.attention.base import AttentionBackend, AttentionFlops, AttentionOptions, AttentionShape, causal_pairs
+from dma_lab.attention.base import AttentionBackend, AttentionFlops, AttentionShape, causal_pairs
 from dma_lab.attention.heads import HeadProjections, KeyValueCache, QKNorm
 from dma_lab.attention.nsa_blocks import (
+    BlockCompression,
+    Places,
     attend_compressed,
     attend_selected,
     block_importance,
@@ -32,13 +34,11 @@ from dma_lab.attention.nsa_blocks import (
     locate_blocks,
     select_blocks,
 )
-from dma_lab.attention.rope import RopeBase
+from dma_lab.attention.nsa_sizes import NativeSparseOptions, choose_sizes
 from dma_lab.kernels import Documents, causal_attention, document_bounds
 from dma_lab.kernels.blocks.attention import choose_blocks, selected_attention, unsupported
 from dma_lab.kernels.blocks.compressed import compressed_attention
 from dma_lab.kernels.choice import choose_triton, note_kernel
-from dma_lab.messages import UserError, warn_once
-from dma_lab.settings import Count
 
 _QUERY_CHUNK = 2048  # queries whose logits exist at a time
 
@@ -58,35 +58,6 @@ class KeyValueProjections(nn.Module):
         return k_bnkd.transpose(1, 2), v_bnkd.transpose(1, 2)
 
 
-class Places(NamedTuple):
-    """Where documents and their compressed blocks lie."""
-
-    start_bn: Tensor
-    """int64 (B, N), the first position of each position's document."""
-    end_bn: Tensor
-    """int64 (B, N), the end (exclusive) of that document."""
-    last_bc: Tensor
-    """int64 (B, C), the last token of every compressed block; from N on where a row has fewer."""
-    before_bn: Tensor
-    """int64 (B, N), how many blocks the documents before each position's own have."""
-
-
-class BlockCompression(nn.Module):
-    """φ of equation 7: the flattened block, its position embeddings added, through an MLP of width D.
-
-    The paper leaves the MLP open; this one is shared by the heads: (.., block, D) -> (.., D).
-    """
-
-    def __init__(self, block: int, head_dim: int) -> None:
-        super().__init__()
-        self.position_ld = nn.Parameter(torch.zeros(block, head_dim))
-        self.hidden = nn.Linear(block * head_dim, head_dim, bias=False)
-        self.output = nn.Linear(head_dim, head_dim, bias=False)
-
-    def forward(self, blocks: Tensor) -> Tensor:
-        return self.output(F.silu(self.hidden((blocks + self.position_ld).flatten(-2))))
-
-
 @dataclass
 class SparseCache:
     """Each branch's keys and values; ``open`` are those that blocks not yet whole will be compressed from."""
@@ -98,78 +69,23 @@ class SparseCache:
     position: int = 0
 
 
-@dataclass(frozen=True)
-class NativeSparseOptions(AttentionOptions):
-    """Sizes default to the paper's (512, 32, 16, 64) from a context of 2048 on, and to their ratio to it below."""
-
-    window: Count | None = None
-    """Keys of the sliding branch, the query's own included; min(512, max_seq_len / 4) unless given."""
-    block: Count | None = None
-    """Tokens a compressed block; 32, less below a context of 2048, unless given."""
-    stride: Count | None = None
-    """Tokens from one compressed block to the next; half a block unless given."""
-    selected_block: Count | None = None
-    """Tokens a selection block; two compressed blocks unless given."""
-    selected_blocks: Count = 16
-    """Selection blocks a query reads: its document's first, its own, the one before, and the best."""
-    qk_norm: bool = True
-    """RMSNorm over each head's query and each branch's keys, compressed ones as they come from φ."""
-    rope_base: RopeBase = 10_000.0
-
-
 class NativeSparseAttention(AttentionBackend, name="nsa"):
     """NSA."""
 
     Options = NativeSparseOptions
 
     def __init__(self, shape: AttentionShape, options: NativeSparseOptions) -> None:
-        N = shape.max_seq_len
-        window = min(512, max(1, N // 4)) if options.window is None else options.window
-        block = 2 * min(16, max(1, N // 128)) if options.block is None else options.block
-        stride = max(1, block // 2) if options.stride is None else options.stride
-        selected_block = 2 * block if options.selected_block is None else options.selected_block
-        settled = replace(options, window=window, block=block, stride=stride, selected_block=selected_block)
-        super().__init__(shape, settled)
-        self.window, self.block, self.stride, self.selected_block = window, block, stride, selected_block
-        self.selected_blocks = options.selected_blocks
-        self._check_sizes()
+        sizes = choose_sizes(options, shape.max_seq_len)
+        super().__init__(shape, replace(options, **sizes._asdict()))
+        self.window, self.block, self.stride, self.selected_block, self.selected_blocks = sizes
         self.heads = HeadProjections(shape, qk_norm=options.qk_norm, rope_base=options.rope_base)
         """The query, and the selected branch's keys and values."""
         self.compressed = KeyValueProjections(shape, options.qk_norm)
         self.sliding = KeyValueProjections(shape, options.qk_norm)
-        self.compress_k = BlockCompression(block, shape.head_dim)
-        self.compress_v = BlockCompression(block, shape.head_dim)
+        self.compress_k = BlockCompression(self.block, shape.head_dim)
+        self.compress_v = BlockCompression(self.block, shape.head_dim)
         self.gate_proj = nn.Linear(shape.d_model, 3 * shape.n_heads, bias=False)
         self.o_proj = nn.Linear(shape.n_heads * shape.head_dim, shape.d_model, bias=False)
-
-    def _check_sizes(self) -> None:
-        block, stride, selected_block = self.block, self.stride, self.selected_block
-        if selected_block < block:
-            raise UserError(
-                f"attention.selected_block={selected_block} is shorter than attention.block={block}: choose at least "
-                "as long a one, so that every selection block holds a compressed one."
-            )
-        if self.max_seq_len < selected_block:
-            raise UserError(
-                f"max_seq_len={self.max_seq_len} is shorter than attention.selected_block={selected_block}: choose a "
-                "longer context or smaller blocks."
-            )
-        for setting, value in (("block", block), ("selected_block", selected_block)):
-            if value % stride:
-                raise UserError(
-                    f"attention.{setting}={value} is not a multiple of attention.stride={stride}; choose one that is."
-                )
-        if self.selected_blocks < 3:
-            raise UserError(
-                f"attention.selected_blocks={self.selected_blocks}: choose at least 3, as the first block, the query's "
-                "own and the one before are always selected."
-            )
-        reach = self.selected_blocks * selected_block
-        if reach >= self.max_seq_len:
-            warn_once(
-                f"attention.selected_blocks={self.selected_blocks} of {selected_block} tokens reach the whole context "
-                f"of {self.max_seq_len} tokens: NSA's selected branch then sees every key."
-            )
 
     def forward(self, x: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
         self.check_input(x, document_ids)

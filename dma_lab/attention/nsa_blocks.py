@@ -7,11 +7,24 @@ packed document has the blocks it has alone.
 Letters beside the usual: T queries of a chunk, S keys, C compressed blocks of a row, J selection blocks of a document.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+
+class Places(NamedTuple):
+    """Where documents and their compressed blocks lie."""
+
+    start_bn: Tensor
+    """int64 (B, N), the first position of each position's document."""
+    end_bn: Tensor
+    """int64 (B, N), the end (exclusive) of that document."""
+    last_bc: Tensor
+    """int64 (B, C), the last token of every compressed block; from N on where a row has fewer."""
+    before_bn: Tensor
+    """int64 (B, N), how many blocks the documents before each position's own have."""
 
 
 def count_blocks(seq_len: int, block: int, stride: int) -> int:
@@ -73,6 +86,22 @@ class _GatheredBlocks(torch.autograd.Function):
             of_block = d_bkld.gather(2, index_bn[:, None, :, None].expand(B, K, -1, D))
             d_x = d_x + torch.where(inside[:, None, :, None], of_block, 0.0)
         return d_x, None, None, None
+
+
+class BlockCompression(nn.Module):
+    """φ of equation 7: the flattened block, its position embeddings added, through an MLP of width D.
+
+    The paper leaves the MLP open; this one is shared by the heads: (.., block, D) -> (.., D).
+    """
+
+    def __init__(self, block: int, head_dim: int) -> None:
+        super().__init__()
+        self.position_ld = nn.Parameter(torch.zeros(block, head_dim))
+        self.hidden = nn.Linear(block * head_dim, head_dim, bias=False)
+        self.output = nn.Linear(head_dim, head_dim, bias=False)
+
+    def forward(self, blocks: Tensor) -> Tensor:
+        return self.output(F.silu(self.hidden((blocks + self.position_ld).flatten(-2))))
 
 
 def attend_compressed(
