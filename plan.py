@@ -12,7 +12,7 @@ from dma_lab.train.memory import refuse_beyond_memory
 from dma_lab.train.plan import plan_run
 from dma_lab.train.plan_table import print_plan
 from dma_lab.train.probe import probe_step_seconds
-from dma_lab.train.settings import read_plan_settings
+from dma_lab.train.reading import read_plan_settings
 
 
 def main(config: DictConfig) -> None:

@@ -10,7 +10,7 @@ from dma_lab.messages import UserError
 from dma_lab.report.sweep import show_runs
 from dma_lab.train.branches import fit_branches
 from dma_lab.train.fit_run import fit_run
-from dma_lab.train.settings import read_settings
+from dma_lab.train.reading import read_settings
 from dma_lab.train.summary import print_summary
 
 

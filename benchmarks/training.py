@@ -26,7 +26,8 @@ from dma_lab.messages import UserError
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.hardware import Hardware, resolve_hardware
 from dma_lab.train.plan import RunPlan, build_model, plan_run
-from dma_lab.train.settings import TrainSettings, read_settings
+from dma_lab.train.reading import read_settings
+from dma_lab.train.settings import TrainSettings
 
 Point = dict[str, Any]
 

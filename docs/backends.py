@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT))
 
 from dma_lab.model.accounting import count_parameters, training_flops_per_sequence  # noqa: E402
 from dma_lab.train.plan import matched_model, rung_parameters  # noqa: E402
-from dma_lab.train.settings import read_settings  # noqa: E402
+from dma_lab.train.reading import read_settings  # noqa: E402
 
 PAGE = ROOT / "docs" / "backends.md"
 BACKENDS = ("mha", "swa", "mla", "nsa", "dma")

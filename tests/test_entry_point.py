@@ -14,7 +14,7 @@ from dma_lab.entry_point import run_entry_point
 from dma_lab.evaluation.settings import EvaluateSettings
 from dma_lab.exchange.settings import ExportSettings
 from dma_lab.report.settings import ReportSettings
-from dma_lab.train.settings import read_plan_settings, read_settings
+from dma_lab.train.reading import read_plan_settings, read_settings
 
 READ = {
     "train": read_settings,

@@ -22,9 +22,10 @@ from dma_lab.train.memory import refuse_beyond_memory
 from dma_lab.train.plan import RunPlan, budget_tokens, matched_model, plan_run
 from dma_lab.train.plan_table import short_plan
 from dma_lab.train.ranks import Ranks, find_ranks
+from dma_lab.train.reading import recipe_rate
 from dma_lab.train.rung import rung_name
 from dma_lab.train.runs import RunDirectory, git_commit
-from dma_lab.train.settings import TrainSettings, recipe_rate
+from dma_lab.train.settings import TrainSettings
 from dma_lab.train.signals import StopRequest
 from dma_lab.train.summary import of_another_run
 from dma_lab.train.task import Task, prepare_task

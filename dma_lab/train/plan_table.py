@@ -7,8 +7,9 @@ from rich.table import Table
 
 from dma_lab.train.hardware import Hardware
 from dma_lab.train.plan import RunPlan
+from dma_lab.train.reading import recipe_rate
 from dma_lab.train.rung import rung_name
-from dma_lab.train.settings import TrainSettings, recipe_rate
+from dma_lab.train.settings import TrainSettings
 
 
 def short_plan(settings: TrainSettings, plan: RunPlan) -> str:

@@ -13,7 +13,7 @@ from tests.scripts import Scripts
 def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished DMA run. Tests leave it as it is."""
     from dma_lab.train.fit_run import fit_run
-    from dma_lab.train.settings import read_settings
+    from dma_lab.train.reading import read_settings
 
     folder = tmp_path_factory.mktemp("trained")
     own = ["attention=dma", "trainer.device=cpu", "tokens=20480", f"output_dir={folder / 'outputs'}"]

@@ -11,7 +11,7 @@ from tests.made_up import TINY, configuration, write_corpus
 def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished MHA run."""
     from dma_lab.train.fit_run import fit_run
-    from dma_lab.train.settings import read_settings
+    from dma_lab.train.reading import read_settings
 
     folder = tmp_path_factory.mktemp("trained")
     own = ["attention=mha", "trainer.device=cpu", "tokens=5120", f"output_dir={folder / 'outputs'}"]

@@ -18,7 +18,7 @@ from dma_lab.train.branches import plan_branches
 from dma_lab.train.fit_run import padded_vocabulary
 from dma_lab.train.hardware import resolve_hardware
 from dma_lab.train.plan import plan_run
-from dma_lab.train.settings import read_settings
+from dma_lab.train.reading import read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 CHOICES = {

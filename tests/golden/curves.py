@@ -32,7 +32,7 @@ def train_all() -> dict[str, dict[str, Any]]:
 
     from dma_lab.attention import registered_backends
     from dma_lab.train.fit_run import fit_run
-    from dma_lab.train.settings import read_settings
+    from dma_lab.train.reading import read_settings
     from tests.made_up import configuration, write_corpus
 
     curves = {}

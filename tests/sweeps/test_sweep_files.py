@@ -15,7 +15,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 
 from dma_lab.train.hardware import resolve_hardware
 from dma_lab.train.plan import plan_run
-from dma_lab.train.settings import read_settings
+from dma_lab.train.reading import read_settings
 from tests.made_up import TINY
 
 ROOT = Path(__file__).resolve().parents[2]

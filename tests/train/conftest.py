@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dma_lab.train.settings import TrainSettings, read_settings
+from dma_lab.train.reading import read_settings
+from dma_lab.train.settings import TrainSettings
 from tests import made_up
 from tests.made_up import configuration, write_corpus
 from tests.scripts import Scripts, spawn_warm

@@ -1,0 +1,158 @@
+"""A composed config to training's settings: the recipe fills what is left open, contradictions are refused."""
+
+import dataclasses
+import json
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+
+import dma_lab.settings
+from dma_lab.data.mqar import RecallSettings
+from dma_lab.messages import UserError
+from dma_lab.model.ladder import reference_parameters
+from dma_lab.train.recipe import recipe_learning_rate, recipe_tokens_per_step
+from dma_lab.train.settings import PlanSettings, ScheduleSettings, TrainSettings
+from dma_lab.train.tuned import read_tuned, tuned_multiplier
+
+
+def read_settings(config: DictConfig) -> TrainSettings:
+    """The settings of a composed config.
+
+    Raises:
+        UserError: naming the first setting whose type or value cannot be, or that contradicts another.
+    """
+    return _with_recipe(TrainSettings, config)
+
+
+def read_plan_settings(config: DictConfig) -> PlanSettings:
+    """As ``read_settings``, of the config of ``plan.py``."""
+    return _with_recipe(PlanSettings, config)
+
+
+_Settings = TypeVar("_Settings", bound=TrainSettings)
+
+
+def _with_recipe(kind: type[_Settings], config: DictConfig) -> _Settings:
+    """The settings of ``config``, with the recipe's learning rate and batch where it leaves them null."""
+    written: Any = OmegaConf.to_container(config)
+    nodes = {name: node if isinstance(node := written.get(name), dict) else {} for name in ("optimizer", "trainer")}
+    left_open = [
+        (group, name)
+        for group, name in (("trainer", "tokens_per_step"), ("optimizer", "learning_rate"))
+        if nodes[group].get(name, 0) is None
+    ]
+    config = config.copy()
+    for group, name in left_open:  # something valid, for as long as all else is checked
+        OmegaConf.update(config, f"{group}.{name}", 1)
+    settings = dataclasses.replace(dma_lab.settings.read_settings(kind, config), window=None)
+    if ("trainer", "tokens_per_step") in left_open:
+        given = recipe_tokens_per_step(*rung_budget(settings), settings.trainer.context)
+        trainer = dataclasses.replace(settings.trainer, tokens_per_step=given)
+        settings = dataclasses.replace(settings, trainer=trainer)
+    if ("optimizer", "learning_rate") in left_open:
+        optimizer = dataclasses.replace(settings.optimizer, learning_rate=recipe_rate(settings))
+        settings = dataclasses.replace(settings, optimizer=optimizer)
+    if settings.tuned is not None:
+        settings = _with_tuned(settings, settings.tuned, given=("optimizer", "learning_rate") not in left_open)
+    _check_values(settings)
+    return settings
+
+
+def _with_tuned(settings: _Settings, file: str, *, given: bool) -> _Settings:
+    """With the recipe's rate multiplied by what ``file`` has for the backend."""
+    if given:
+        rate = settings.optimizer.learning_rate
+        raise UserError(f"tuned={file} and optimizer.learning_rate={rate:g} both set the rate; give one of them.")
+    rates, name = read_tuned(file)
+    attention = json.loads(json.dumps(settings.attention.written()))
+    parameters, _ = rung_budget(settings)
+    times = tuned_multiplier(rates, file, settings.optimizer.name, attention, parameters)
+    rate = float(f"{times * settings.optimizer.learning_rate:.3g}")
+    return dataclasses.replace(
+        settings, tuned=name, optimizer=dataclasses.replace(settings.optimizer, learning_rate=rate)
+    )
+
+
+def rung_budget(settings: TrainSettings) -> tuple[int, float]:
+    """N and D of the recipe: non-embedding parameters of the rung with MHA, and the tokens of the longest budget.
+
+    A budget of FLOP counts 6 (N + V · M) a token, as if attention's scores cost nothing.
+    """
+    rung = settings.model
+    parameters = reference_parameters(
+        rung.n_layers, rung.d_model, rung.n_heads, rung.n_kv_heads, rung.head_dim, rung.d_ff
+    )
+    if settings.tokens is not None:
+        tokens: float = settings.tokens
+    elif settings.flops is not None:
+        tokens = settings.flops / (6 * (parameters + rung.vocab_size * rung.d_model))
+    else:
+        tokens = settings.tokens_per_parameter * parameters
+    return parameters, tokens * max(settings.schedule.branches or [1.0])
+
+
+def recipe_rate(settings: TrainSettings) -> float:
+    """The recipe's learning rate for the run's rung, budget, batch and optimizer."""
+    trainer = settings.trainer
+    return recipe_learning_rate(
+        settings.optimizer.name, *rung_budget(settings), trainer.tokens_per_step, trainer.context
+    )
+
+
+def _check_values(settings: TrainSettings) -> None:
+    model, trainer, schedule = settings.model, settings.trainer, settings.schedule
+    if model.n_heads * model.head_dim != model.d_model:
+        raise UserError(
+            f"model.n_heads={model.n_heads} of model.head_dim={model.head_dim} make {model.n_heads * model.head_dim} "
+            f"dimensions and model.d_model={model.d_model} carries {model.d_model}; make the product equal to it."
+        )
+    if model.n_heads % model.n_kv_heads:
+        raise UserError(
+            f"model.n_kv_heads={model.n_kv_heads} does not divide model.n_heads={model.n_heads}; choose one that does."
+        )
+    if isinstance(settings.data, RecallSettings) and settings.data.size.length != trainer.context:
+        raise UserError(
+            f"data.size.length={settings.data.size.length} is not trainer.context={trainer.context}; an example is a "
+            "whole sequence, so set trainer.context alone, or as the mqar experiments do."
+        )
+    if trainer.tokens_per_step % trainer.context:
+        raise UserError(
+            f"trainer.tokens_per_step={trainer.tokens_per_step} is not a multiple of "
+            f"trainer.context={trainer.context}; a step takes whole sequences."
+        )
+    sequences, micro = trainer.tokens_per_step // trainer.context, trainer.micro_batch_sequences
+    if sequences % trainer.devices or (micro is not None and (micro < 1 or sequences // trainer.devices % micro)):
+        raise UserError(
+            f"a step's {sequences} sequences do not split over trainer.devices={trainer.devices} into micro-batches of "
+            f"trainer.micro_batch_sequences={micro}; choose numbers that divide it."
+        )
+    if settings.tokens is not None and settings.flops is not None:
+        raise UserError(
+            f"tokens={settings.tokens} and flops={settings.flops:g} are both the run's budget; set one and leave the "
+            "other null."
+        )
+    if settings.tokens is not None and settings.tokens < trainer.tokens_per_step:
+        raise UserError(f"tokens={settings.tokens} is less than one step of {trainer.tokens_per_step}; give more.")
+    if schedule.branches is not None:
+        _check_branches(schedule)
+    if schedule.warmup_steps is None and schedule.warmup_fraction + schedule.decay_fraction > 1 + 1e-9:
+        raise UserError(
+            f"schedule.warmup_fraction={schedule.warmup_fraction} and schedule.decay_fraction="
+            f"{schedule.decay_fraction} sum to more than the whole run; make them sum to at most 1."
+        )
+
+
+def _check_branches(schedule: ScheduleSettings) -> None:
+    branches = schedule.branches or []
+    if schedule.name != "wsd":
+        raise UserError(
+            f"schedule.branches={branches} need schedule=wsd: under schedule.name={schedule.name} every learning rate "
+            "depends on the budget, and budgets share nothing."
+        )
+    if not schedule.decay_fraction:
+        raise UserError(
+            f"schedule.branches={branches} need schedule.decay_fraction above 0: without a decay there is nothing to "
+            "branch into."
+        )
+    if len(set(branches)) < len(branches):
+        raise UserError(f"schedule.branches={branches} names a budget twice; name each once.")
