@@ -7,9 +7,9 @@ directory either). So a file is complete in itself: there is no second one that 
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from dma_lab.messages import UserError
 
 _MARK = b"sha256 "
 _COMMENT_BYTES = len(_MARK) + 64
+_NO_COMMENT = bytes(2)
+"""An archive's end without one: the comment's length."""
 
 
 class DamagedCheckpointError(UserError):
@@ -31,29 +33,69 @@ class DamagedCheckpointError(UserError):
         self.path, self.reason = path, reason
 
 
+class AbandonedError(Exception):
+    """A checkpoint that was not written to its end, as that was asked for."""
+
+
 class _DamageError(Exception):
     """What is wrong with a file that is being read, as a clause."""
 
 
-def write_checkpoint(content: dict[str, Any], path: Path) -> None:
+def write_checkpoint(content: dict[str, Any], path: Path, *, may_go_on: Callable[[], bool] = lambda: True) -> None:
     """Write ``content`` to ``path`` with its checksum, on the disk for good.
+
+    Args:
+        may_go_on: asked again and again; once it says no, ``AbandonedError`` is raised.
 
     Raises:
         OSError: as the system reports it; ``path`` is then not whole.
     """
     try:
-        with path.open("w+b") as stream:
-            torch.save(content, stream)
-            # The archive's last two bytes are the length of its comment, which it has none of yet.
-            stream.seek(-2, os.SEEK_END)
-            stream.write(_COMMENT_BYTES.to_bytes(2, "little"))
-            stream.write(_MARK + _digest(stream, stream.tell()))
-            stream.flush()
-            os.fsync(stream.fileno())
+        with path.open("wb") as file:
+            stream = _SealedStream(file, may_go_on)
+            torch.save(content, cast(BinaryIO, stream))
+            stream.seal()
+            file.flush()
+            os.fsync(file.fileno())
     except RuntimeError as error:
-        if isinstance(error.__context__, OSError):
+        if isinstance(error.__context__, OSError | AbandonedError):
             raise error.__context__ from None  # PyTorch's writer says less than the file said
         raise
+
+
+class _SealedStream:
+    """PyTorch writes an archive to it, from front to back. It takes the checksum on the way: nothing is read again."""
+
+    def __init__(self, file: BinaryIO, may_go_on: Callable[[], bool]) -> None:
+        self._file, self._may_go_on = file, may_go_on
+        self._digest = hashlib.sha256()
+        self._held = b""
+        """The last two bytes so far: the archive's are the length of its comment, which it has none of yet."""
+
+    def write(self, data: bytes) -> int:
+        if not self._may_go_on():
+            raise AbandonedError
+        view = memoryview(data).cast("B")
+        if len(view) < len(_NO_COMMENT):
+            view = memoryview(self._held + bytes(view))
+        else:
+            self._put(self._held)
+        end = max(0, len(view) - len(_NO_COMMENT))
+        self._put(view[:end])
+        self._held = bytes(view[end:])
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing: PyTorch asks for it, and the file is flushed once it is sealed."""
+
+    def seal(self) -> None:
+        assert self._held == _NO_COMMENT
+        self._put(_COMMENT_BYTES.to_bytes(len(_NO_COMMENT), "little"))
+        self._file.write(_MARK + self._digest.hexdigest().encode())
+
+    def _put(self, data: bytes | memoryview) -> None:
+        self._digest.update(data)
+        self._file.write(data)
 
 
 def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
@@ -75,7 +117,7 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
             missing = {"global_step"} - content.keys() | {"run", "identity", "lines"} - recorded(content).keys()
             if missing:
                 raise _DamageError(f"it lacks {', '.join(sorted(missing))}")
-            if not all_finite(_tensors([content["state_dict"], content["optimizer_states"]])):
+            if not all_finite(tensors_in([content["state_dict"], content["optimizer_states"]])):
                 raise _DamageError("its weights or its optimizer's state are not finite")
         except _DamageError as error:
             raise DamagedCheckpointError(path, str(error)) from None
@@ -98,14 +140,15 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     return all(bool(torch.stack(group).all()) for group in flags.values())
 
 
-def _tensors(node: Any) -> Iterator[Tensor]:
+def tensors_in(node: Any) -> Iterator[Tensor]:
+    """The tensors of nested dictionaries, lists and tuples, one by one, in their order."""
     if isinstance(node, Tensor):
         yield node
     elif isinstance(node, dict):
-        yield from _tensors(list(node.values()))
+        yield from tensors_in(list(node.values()))
     elif isinstance(node, list | tuple):
         for member in node:
-            yield from _tensors(member)
+            yield from tensors_in(member)
 
 
 def _verify(stream: BinaryIO) -> None:

@@ -1,17 +1,13 @@
 """What happens between two optimizer steps: figures, validation, checkpoints, and stopping when asked to."""
 
 import dataclasses
-import os
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.plugins import CheckpointIO
 
-from dma_lab.checkpoints import read_checkpoint, write_checkpoint
+from dma_lab.train.checkpoint_writer import CheckpointWriter
 from dma_lab.train.continuing import IdentityAt, Start
 from dma_lab.train.divergence import Verdict
 from dma_lab.train.module import LanguageModel
@@ -33,6 +29,7 @@ class RunRecorder(L.Callback):
     def __init__(
         self,
         run: RunDirectory,
+        writer: CheckpointWriter,
         *,
         identity_at: IdentityAt,
         so_far: Start,
@@ -49,7 +46,7 @@ class RunRecorder(L.Callback):
         stop: StopRequest,
         agree_on_signal: Callable[[int | None], int | None],
     ) -> None:
-        self.run, self.validate, self.also_log = run, validate, also_log
+        self.run, self.writer, self.validate, self.also_log = run, writer, validate, also_log
         self.identity_at, self.so_far = identity_at, so_far
         self.steps, self.tokens_per_step = steps, tokens_per_step
         self.log_every, self.validate_every, self.checkpoint_every = log_every, validate_every, checkpoint_every
@@ -92,6 +89,7 @@ class RunRecorder(L.Callback):
             return
         assert isinstance(pl_module, LanguageModel)
         self._step = step
+        self.writer.look()
         if self.clock.step():
             if pl_module.device.type == "cuda":
                 torch.cuda.synchronize()
@@ -117,7 +115,7 @@ class RunRecorder(L.Callback):
                 self._record(trainer, step, vars(metrics), validate and not self.verdict)
             if checkpoint and not self.verdict:
                 with self.timing.measured("checkpoints"):
-                    self._save(trainer, keep)
+                    self._save(trainer, keep=keep, at_end=is_last or stop)
             self.clock.resume()
         if trainer.is_global_zero:
             self.progress.advance(step)
@@ -149,32 +147,8 @@ class RunRecorder(L.Callback):
         self.progress.metrics(metrics["loss"], tokens_per_second)
         self.also_log(line | speed, step)
 
-    def _save(self, trainer: L.Trainer, keep: bool) -> None:
+    def _save(self, trainer: L.Trainer, *, keep: bool, at_end: bool) -> None:
         partial = self.run.checkpoint.with_suffix(".partial")
-        try:
-            trainer.save_checkpoint(partial)
-            if trainer.is_global_zero:
-                if keep:  # before the run can continue from behind this step
-                    self.run.keep(partial)
-                self.run.advance(partial)
-        except OSError:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)  # room for others, where the disk is full
-            raise
-
-
-class CheckpointFiles(CheckpointIO):
-    """Checkpoints as ``dma_lab.checkpoints`` has them: beside where they belong, checked when read."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
-    ) -> None:
-        write_checkpoint(checkpoint, Path(path))
-
-    def load_checkpoint(
-        self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        return read_checkpoint(Path(path))
-
-    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        Path(path).unlink()
+        trainer.save_checkpoint(partial, storage_options={"keep": keep})
+        if at_end:
+            self.writer.wait()

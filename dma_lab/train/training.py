@@ -8,7 +8,8 @@ import lightning as L
 import torch
 
 from dma_lab.data.module import DrawSequences, TokenDataModule
-from dma_lab.train.callbacks import CheckpointFiles, RunRecorder
+from dma_lab.train.callbacks import RunRecorder
+from dma_lab.train.checkpoint_writer import CheckpointWriter
 from dma_lab.train.continuing import IdentityAt, Start
 from dma_lab.train.divergence import Verdict, judge_score
 from dma_lab.train.hardware import Hardware
@@ -65,8 +66,10 @@ def train_model(
             return task.score(module.model, plan, sequences, device)
 
     _hush_lightning()
+    writer = CheckpointWriter(run)
     recorder = RunRecorder(
         run,
+        writer,
         identity_at=identity_at,
         so_far=so_far,
         timing=timing,
@@ -94,7 +97,7 @@ def train_model(
         enable_model_summary=False,
         limit_val_batches=0,
         use_distributed_sampler=False,
-        plugins=[CheckpointFiles(), OneRun(peers.ranks)],
+        plugins=[writer, OneRun(peers.ranks)],
         # Under SLURM Lightning begins from any hpc_ckpt_*.ckpt that it finds here; nothing ever lies here.
         default_root_dir=run.path / "checkpoints" / "lightning",
     )
@@ -107,7 +110,8 @@ def train_model(
     )
     checkpoint = run.checkpoint if run.checkpoint.exists() else None
     try:
-        trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
+        with writer:
+            trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as end:
         # Before training begins, Lightning makes status 1 of Ctrl-C.
         if isinstance(end.__context__, KeyboardInterrupt):
