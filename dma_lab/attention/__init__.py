@@ -1,6 +1,7 @@
 """Attention backends behind one contract (``base.AttentionBackend``), one file each.
 
 A file in this folder that subclasses ``AttentionBackend`` with ``name="..."`` is a backend: nothing else needs to know.
+Other packages offer theirs as entry points (``plugins.py``).
 
 Dimension letters: B batch, N sequence, H query heads, K key/value heads, D head dim, M model dim, W window.
 """
@@ -9,8 +10,17 @@ import importlib
 import pkgutil
 from typing import Any
 
-from dma_lab.attention.base import AttentionBackend, AttentionFlops, AttentionShape, registered_backends
+from dma_lab.attention.base import (
+    AttentionBackend,
+    AttentionFlops,
+    AttentionOptions,
+    AttentionShape,
+    causal_pairs,
+    registered_backends,
+)
 from dma_lab.attention.config import AttentionConfig, attention_options, later_options
+from dma_lab.attention.heads import HeadProjections, KeyValueCache
+from dma_lab.attention.plugins import backend_names, find_backend
 from dma_lab.attention.rope import RopeBase
 
 for _module in pkgutil.iter_modules(__path__):
@@ -20,10 +30,16 @@ __all__ = [
     "AttentionBackend",
     "AttentionConfig",
     "AttentionFlops",
+    "AttentionOptions",
     "AttentionShape",
+    "HeadProjections",
+    "KeyValueCache",
     "RopeBase",
     "attention_options",
+    "backend_names",
     "build_attention",
+    "causal_pairs",
+    "find_backend",
     "later_options",
     "registered_backends",
 ]
@@ -35,7 +51,7 @@ def build_attention(
     """Build the attention backend ``name``.
 
     Args:
-        name: one of ``registered_backends()``.
+        name: one of ``backend_names()``.
         d_model, n_heads, n_kv_heads, head_dim, max_seq_len: as in ``AttentionShape``.
         **options: what the backend's own config file lists.
 

@@ -1,4 +1,4 @@
-"""The contract that every attention backend keeps; tests/contract holds them all to it."""
+"""The contract that every attention backend keeps; contract.py holds them to it."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _BACKENDS: dict[str, type["AttentionBackend"]] = {}
 
 
 def registered_backends() -> dict[str, type["AttentionBackend"]]:
-    """Backend classes by name."""
+    """Backend classes by name, as far as they are imported; ``plugins.find_backend`` knows those of packages too."""
     return dict(_BACKENDS)
 
 
@@ -92,8 +92,14 @@ class AttentionBackend(nn.Module, ABC):
 
     def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if name is not None:
-            _BACKENDS[name] = cls
+        if name is None:
+            return
+        there = _BACKENDS.setdefault(name, cls)
+        if (there.__module__, there.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise UserError(
+                f"attention={name} is {there.__module__}.{there.__qualname__}: name {cls.__name__} otherwise."
+            )
+        _BACKENDS[name] = cls  # the same once more, as a notebook's cell is run again
 
     def __init__(self, shape: AttentionShape, options: Any) -> None:
         super().__init__()

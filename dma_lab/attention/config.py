@@ -3,12 +3,13 @@
 import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from dma_lab.attention.base import AttentionBackend, AttentionOptions, AttentionShape, registered_backends
+from dma_lab.attention.base import AttentionBackend, AttentionOptions, AttentionShape
 from dma_lab.attention.controls import label
+from dma_lab.attention.plugins import backend_names, find_backend, package_of
 from dma_lab.messages import UserError, warn_once
 from dma_lab.settings import shown
 
@@ -18,9 +19,11 @@ class AttentionConfig:
     """Which attention a model has."""
 
     name: str
-    """One of ``registered_backends()``."""
+    """One that ``find_backend`` knows."""
     options: AttentionOptions
     """Of the backend's own kind."""
+    package: str | None = None
+    """The other package that the backend is of, and its version: part of what a run is."""
 
     @classmethod
     def of(cls, name: str, options: Mapping[str, Any]) -> "AttentionConfig":
@@ -40,19 +43,30 @@ class AttentionConfig:
             except ValidationError as error:
                 said = error.errors()[0]["msg"]
                 raise UserError(f"attention.{option}={shown(value)}: {said[0].lower()}{said[1:]}.") from error
-        return cls(name, registered_backends()[name].Options(**options))
+        return cls(name, find_backend(name).Options(**options), package_of(name))
 
     @classmethod
     def read(cls, node: Any) -> "AttentionConfig":
-        """``name`` and options side by side, as a config file has them. Raises UserError as ``of`` does."""
+        """``name`` and options side by side, as a config file has them.
+
+        Raises:
+            UserError: as ``of`` does, or the node is of a package, or a version of it, that is not here.
+        """
         if not isinstance(node, Mapping) or not isinstance(node.get("name"), str):
             name = node.get("name") if isinstance(node, Mapping) else node
             raise UserError(f"attention.name={shown(name)} is no name; choose a backend, as in attention=dma.")
-        return cls.of(node["name"], {option: value for option, value in node.items() if option != "name"})
+        name, package = node["name"], node.get("package")
+        if package is not None and package != (there := package_of(name)):
+            raise UserError(
+                f"attention={shown(name)} is of {shown(package)} here, and "
+                f"{f'{there} is what is' if there else 'that package is not'} installed: install that version of it."
+            )
+        return cls.of(name, {option: value for option, value in node.items() if option not in ("name", "package")})
 
     def written(self) -> dict[str, Any]:
         """What ``read`` reads, every option there."""
-        return {"name": self.name, **asdict(self.options)}
+        package = {} if self.package is None else {"package": self.package}
+        return {"name": self.name, **package, **asdict(self.options)}
 
     def defining(self) -> dict[str, Any]:
         """The same without later options at their defaults: with them, earlier runs would no longer be themselves."""
@@ -90,22 +104,21 @@ class AttentionConfig:
 
     def build(self, shape: AttentionShape) -> AttentionBackend:
         """Raises UserError when the backend cannot do this shape."""
-        return registered_backends()[self.name](shape, self.options)
+        return find_backend(self.name)(shape, self.options)
 
 
 def attention_options(name: str) -> dict[str, Any]:
-    """Options that the backend ``name`` takes, and their types. Raises UserError when there is no such backend."""
-    backends = registered_backends()
-    if name not in backends:
-        raise UserError(f"attention={shown(name)} is not known; choose one of: {', '.join(sorted(backends))}.")
-    return {option.name: option.type for option in fields(backends[name].Options)}
+    """Options that the backend ``name`` takes, and their types. Raises UserError as ``find_backend`` does."""
+    options = find_backend(name).Options
+    kinds = get_type_hints(options, include_extras=True)  # also where a package writes annotations as text
+    return {option.name: kinds[option.name] for option in fields(options)}
 
 
 def later_options(name: str) -> dict[str, Any]:
     """Options of the backend ``name`` that its first runs did not have, and their defaults, which do what those did."""
-    if name not in registered_backends():
+    if name not in backend_names():
         return {}
-    options = fields(registered_backends()[name].Options)
+    options = fields(find_backend(name).Options)
     return {option.name: option.default for option in options if option.metadata.get("later")}
 
 

@@ -20,6 +20,7 @@ class Rotary(nn.Module):
 
     def __init__(self, head_dim: int, max_seq_len: int, base: float = 10_000.0) -> None:
         super().__init__()
+        self.base = base
         if head_dim % 2:
             raise UserError(f"head_dim={head_dim} is odd, and rotary embedding turns pairs; choose an even one.")
         if torch.get_default_device().type == "meta":  # where arithmetic is slow and gives shapes alone

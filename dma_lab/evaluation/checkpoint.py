@@ -46,8 +46,10 @@ class TrainedRun:
         return int(self.config["trainer"]["context"])
 
     @property
-    def rope_base(self) -> float:
-        return float(self.config["attention"]["rope_base"])
+    def rope_base(self) -> float | None:
+        """None of a backend that has no such option."""
+        base = self.config["attention"].get("rope_base")
+        return None if base is None else float(base)
 
     def model(self, max_seq_len: int | None = None, rope_base: float | None = None) -> Transformer:
         """The trained model in float32 on the CPU, in eval mode.

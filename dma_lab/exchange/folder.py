@@ -11,6 +11,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dma_lab.attention.rope import Rotary
 from dma_lab.data.finding import user_path
 from dma_lab.data.store import TokenData
 from dma_lab.data.tokenizer import save_for_transformers
@@ -110,8 +111,21 @@ def _described(model: Transformer, format: str) -> tuple[dict[str, Any], dict[st
             )
     if imported:
         raise UserError(f"format={format} has no place for a Doge's residual scales; choose format=stock.")
+    if lost := _unsaved_buffers(model):
+        raise UserError(
+            f"attention={attention} keeps {', '.join(lost)} out of its state_dict (persistent=False), so that a folder "
+            "would lack it: register it with persistent=True."
+        )
     weights = {f"model.{name}": weight for name, weight in untied(model.state_dict(), model.shape).items()}
     return custom_config(model.shape, model.attention), weights, MODELING_FILE
+
+
+def _unsaved_buffers(model: Transformer) -> list[str]:
+    """Buffers that no file would bring back; rotary tables are made anew."""
+    tables = {f"{name}.{table}" for name, module in model.named_modules() if isinstance(module, Rotary)
+              for table, _ in module.named_buffers()}  # fmt: skip
+    saved = model.state_dict().keys()
+    return [name for name, _ in model.named_buffers() if name not in saved and name not in tables]
 
 
 def _check(to: Path, format: str) -> None:

@@ -67,7 +67,7 @@ class DmaLabForCausalLM(PreTrainedModel, GenerationMixin):
         """Rotary tables are in no file: transformers leaves them empty. All weights are in the file."""
         if isinstance(module, Rotary):
             positions, pairs = module.cos_nd.shape
-            tables = Rotary(2 * pairs, positions, self.config.attention["rope_base"])
+            tables = Rotary(2 * pairs, positions, module.base)
             module.cos_nd.copy_(tables.cos_nd)
             module.sin_nd.copy_(tables.sin_nd)
 

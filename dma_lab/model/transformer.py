@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, cast
 
 import torch
@@ -105,7 +105,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         config = AttentionConfig.of(attention, options or {}) if isinstance(attention, str) else attention
-        self.shape, self._attention_name = shape, config.name
+        self.shape, self._attention = shape, config
         self.embedding = nn.Embedding(shape.vocab_size, shape.d_model)
         layers = range(shape.n_layers)
         self.layers = nn.ModuleList(Block(shape, config.of_layer(layer, shape.n_layers)) for layer in layers)
@@ -144,7 +144,7 @@ class Transformer(nn.Module):
     @property
     def attention(self) -> AttentionConfig:
         """The backend with all its options, those decided that were left to the shape."""
-        return AttentionConfig(self._attention_name, self.blocks[0].attention.options)
+        return replace(self._attention, options=self.blocks[0].attention.options)
 
     def new_cache(self, batch_size: int) -> list[Any]:
         """An empty decoding cache: one per layer."""

@@ -198,7 +198,7 @@ def baseline_of(run: Run, runs: Sequence[Run], baseline: str = BASELINE) -> Run 
 
 def _apart(run: Run, baseline: Run) -> list[str]:
     ours, theirs = run.config.attention, baseline.config.attention
-    shared = (ours.keys() & theirs.keys()) - {"name"} - telling(run.attention) - telling(baseline.attention)
+    shared = (ours.keys() & theirs.keys()) - {"name", "package"} - telling(run.attention) - telling(baseline.attention)
     options = [f"attention.{name}" for name in sorted(shared) if ours[name] != theirs[name]]
     return [*differing(run.conditions, baseline.conditions), *options]
 

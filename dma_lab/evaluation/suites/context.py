@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ class ContextSuite(Suite):
     def jobs(self, run: TrainedRun, machine: Machine, record: EvaluationRecord) -> list[Job]:
         lengths = self.lengths or [max(2, run.context * share // 4) for share in (1, 2, 4, 8, 16)]
         trained = run.config["data"]["mask_documents"]
-        same = {
+        same: dict[str, Any] = {
             "tokens": scored_targets(run.data, self.tokens or run.config["trainer"]["validation_tokens"]),
             "mask_documents": trained if self.mask_documents is None else self.mask_documents,
             "rope_base": self.rope_base or run.rope_base,
