@@ -19,17 +19,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from dma_lab.attention.plugins import plugins
 from dma_lab.messages import RunHeldError, UserError
-from dma_lab.settings import shown
+from dma_lab.settings import CONFIG_DIR, shown
 from dma_lab.train.signals import end_at_once
 from dma_lab.train.sweep import SweepCallback
 from dma_lab.train.sweep_points import FailedPoint, HeldPoint
 from dma_lab.train.timing import note_imports
 from dma_lab.train.wandb_run import agents_arguments
+from dma_lab.user_configs import add_user_configs, config_dirs
 
 _READABLE = 300  # characters
 _COMPOSING = ("hydra/_internal/config_loader_impl", "hydra/core/override_parser")
-_CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
 
 
 def run_entry_point(
@@ -49,6 +50,10 @@ def run_entry_point(
         signal.signal(number, end_at_once)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors and exits by itself, with status 1
     sys.argv[1:] = agents_arguments(sys.argv[1:])
+    try:
+        add_user_configs(sys.argv[1:])
+    except UserError as error:
+        _refuse(str(error))
 
     @functools.wraps(main)
     def guarded(config: DictConfig) -> Any:
@@ -62,7 +67,7 @@ def run_entry_point(
             raise
 
     try:
-        hydra.main(version_base="1.3", config_path=str(_CONFIG_DIR), config_name=config_name)(guarded)()
+        hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(guarded)()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except (HydraException, OmegaConfBaseException) as error:
@@ -152,23 +157,24 @@ def _unnamed_choice() -> str | None:
     """A group of conf/ that the command line gives something other than a name, which Hydra's errors leave out."""
     for argument in sys.argv[1:]:
         group = argument.lstrip("+~").partition("=")[0].partition("@")[0]
-        files = _CONFIG_DIR / group
-        if not group.strip("./") or "\0" in group or not files.is_dir():
+        if not group.strip("./") or "\0" in group or not (CONFIG_DIR / group).is_dir():
             continue
         try:
             chosen = OverridesParser.create().parse_override(argument).value()
         except Exception:  # said in Hydra's own words
             continue
         if not isinstance(chosen, str) or group.startswith("."):
-            options = ", ".join(sorted(path.stem for path in files.glob("*.yaml")))
-            return f"{shown(argument)} is not known; choose one of: {options}."
+            files = {path.stem for folder in config_dirs(sys.argv[1:]) for path in (folder / group).glob("*.yaml")}
+            options = files | (set(plugins()) if group == "attention" else set())
+            return f"{shown(argument)} is not known; choose one of: {', '.join(sorted(options))}."
     return None
 
 
 def _nearest(key: str, reason: str) -> str:
     known = {
-        ".".join((*(part for part in path.relative_to(_CONFIG_DIR).parent.parts if part != "base"), name))
-        for path in _CONFIG_DIR.rglob("*.yaml")
+        ".".join((*(part for part in path.relative_to(folder).parent.parts if part != "base"), name))
+        for folder in config_dirs(sys.argv[1:])
+        for path in folder.rglob("*.yaml")
         for name in re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     }
     match = difflib.get_close_matches(key, sorted(known - {key}), n=1, cutoff=0.7)

@@ -6,6 +6,7 @@ text that no file system takes, or an infinity.
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +18,8 @@ from dma_lab.messages import UserError
 
 Settings = TypeVar("Settings")
 
+CONFIG_DIR = Path(__file__).resolve().parent / "conf"
+"""conf/, as a wheel has it too; in a checkout it is a link to the one at the top."""
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 LARGEST_COUNT = 2**31 - 1
 _OTHERS = ("unexpected_keyword_argument", "extra_forbidden")

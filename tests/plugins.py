@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra.core.config_store import ConfigStore
 
 from dma_lab.attention import plugins
 
@@ -40,6 +41,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     yield add
     monkeypatch.undo()
     look_again()
+    ConfigStore.instance().repo.pop("attention", None)
 
 
 @pytest.fixture

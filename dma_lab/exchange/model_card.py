@@ -18,7 +18,7 @@ model = AutoModelForCausalLM.from_pretrained("FOLDER"{arguments})
 {agreement}
 """
 _EXACT = "In float32 its logits agree with dma_lab's to 1e-4."
-_CUSTOM = "It runs dma_lab's own code, so the package `dma_lab` must be installed. " + _EXACT
+_CUSTOM = "It runs dma_lab's own code, so the package{packages} must be installed. " + _EXACT
 _DOGE = f"""\
 **Use transformers {DOGE_TRANSFORMERS} or later.** Before, Doge attends to tokens that come later in the text: its
 losses are those of another model.
@@ -32,7 +32,9 @@ def model_card(config: dict[str, Any], attention: str) -> str:
     """The text for a folder with this config.json; ``attention`` is what the backend, or control, is called."""
     custom = config["model_type"] == "dma_lab"
     if custom:
-        agreement = _CUSTOM
+        package = config["attention"].get("package")
+        packages = " `dma_lab`" if package is None else f"s `dma_lab` and `{package}`"
+        agreement = _CUSTOM.format(packages=packages)
     elif config["model_type"] == "doge":
         agreement = _DOGE.format(window=config["keep_window_size"])
     else:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -172,13 +173,23 @@ class RunDirectory:
 
 
 def git_commit() -> str:
-    """Commit of the running code, ``-dirty`` when tracked files differ from it; ``unknown`` outside a checkout."""
+    """Commit of the running code, ``-dirty`` when tracked files differ from it; outside a checkout its version, as
+    ``v0.1.0``.
+
+    A package that is installed below somebody else's repository is of no commit of theirs.
+    """
     root = Path(__file__).resolve().parents[2]
     try:
         git = ["git", "-C", str(root)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        status = [*git, "status", "--porcelain", "--untracked-files=no"]
-        changed = subprocess.run(status, capture_output=True, text=True, check=True).stdout
+        asked = [*git, "rev-parse", "--show-toplevel", "HEAD"]
+        top, commit = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
+        if Path(top).resolve() == root:
+            status = [*git, "status", "--porcelain", "--untracked-files=no"]
+            changed = subprocess.run(status, capture_output=True, text=True, check=True).stdout
+            return f"{commit}-dirty" if changed else commit
     except (OSError, subprocess.CalledProcessError):
+        pass
+    try:
+        return f"v{version('dma-lab')}"
+    except PackageNotFoundError:
         return "unknown"
-    return f"{commit}-dirty" if changed else commit

@@ -113,10 +113,10 @@ def test_names_that_clash_are_refused(installed):
     installed("other-package", "one = my_module:Mine\ntwo = my_module:Mine")
     installed("third-package", "two = my_module:Mine")
     assert AttentionConfig.of("one", {}).package == "other-package 0.1.0"
-    with pytest.raises(UserError, match="=two is a backend of other-package 0.1.0 and of third"):
+    with pytest.raises(UserError, match=r"=two is a backend of other-package 0\.1\.0 and of third"):
         find_backend("two")
     look_again()
-    with pytest.raises(UserError, match="attention=swa is dma_lab[.]attention[.]swa[.]Sliding"):
+    with pytest.raises(UserError, match=r"attention=swa is dma_lab\.attention\.swa\.Sliding"):
         type("Mine", (AttentionBackend,), {}, name="swa")
 
 

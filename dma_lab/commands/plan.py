@@ -1,0 +1,39 @@
+"""Say what a run will be and cost, before anything is spent: ``python plan.py experiment=chinchilla_dma``."""
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from dma_lab.entry_point import run_entry_point
+from dma_lab.threads import use_threads
+from dma_lab.train.branches import plan_branches, print_branches
+from dma_lab.train.fit_run import padded_vocabulary
+from dma_lab.train.hardware import resolve_hardware
+from dma_lab.train.memory import refuse_beyond_memory
+from dma_lab.train.plan import plan_run
+from dma_lab.train.plan_table import print_plan
+from dma_lab.train.probe import probe_step_seconds
+from dma_lab.train.reading import read_plan_settings
+
+
+def main(config: DictConfig) -> None:
+    settings = read_plan_settings(config)
+    hardware = resolve_hardware(settings.trainer)
+    plan = plan_run(settings, padded_vocabulary(settings.model.vocab_size), hardware)
+    branches = plan_branches(settings, plan.shape.vocab_size, hardware) if settings.schedule.branches else None
+    if settings.flops_per_second is None:
+        refuse_beyond_memory(plan, settings.model.name, settings.trainer.devices, hardware)
+        use_threads(plan.micro_batch_flops, hardware.device)
+        seconds = plan.steps * probe_step_seconds(settings, plan, hardware)
+        source = "from a probe of 3 micro-batches here; validation and compilation not included"
+        if hardware.compile:
+            source += "; the probe's blocks are not compiled, those of training are"
+    else:
+        seconds = plan.flops.executed / (settings.flops_per_second * settings.trainer.devices)
+        source = f"at {settings.flops_per_second:.3g} executed FLOP/s a device, as stated"
+    print_plan(settings, plan, hardware, seconds, source)
+    if branches is not None:
+        print_branches(branches, Console())
+
+
+def run() -> None:
+    run_entry_point(main, "plan")

@@ -1,0 +1,32 @@
+"""Train one run: ``python train.py experiment=chinchilla_dma``. Every setting of conf/ is an override."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+
+from dma_lab.entry_point import run_entry_point
+from dma_lab.messages import UserError
+from dma_lab.report.sweep import show_runs
+from dma_lab.train.branches import fit_branches
+from dma_lab.train.fit_run import fit_run
+from dma_lab.train.reading import read_settings
+from dma_lab.train.summary import print_summary
+
+
+def main(config: DictConfig) -> Sequence[dict[str, Any]]:
+    settings = read_settings(config)
+    summaries: Sequence[dict[str, Any]] = ()
+    try:
+        summaries = fit_branches(settings) if settings.schedule.branches else [fit_run(settings)]
+    except UserError as error:
+        summaries = error.finished
+        raise
+    finally:
+        for summary in summaries:
+            print_summary(summary)
+    return summaries
+
+
+def run() -> None:
+    run_entry_point(main, "train", show_runs)
