@@ -50,4 +50,5 @@ def _figure(
             series.append(Series(backend, "points", [size for size, *_ in own], [y for _, y, *_ in own], hover=hover))
     if len(series) < 2:
         return None
-    return Figure(slug, title, f"{point_text(points[0][0])}: {caption}.", _X_LABEL, y_label, series, x_log=True)
+    caption = f"{point_text(points[0][0])}: {caption}."
+    return Figure(slug, title, caption, _X_LABEL, y_label, series, x_log=True, unit="one training a point")

@@ -38,6 +38,7 @@ def loss_by_position(runs: Sequence[Run]) -> Figure | None:
         "validation loss (nats per token)",
         series,
         x_log=True,
+        unit="one training a backend; over its validation tokens",
     )
 
 
@@ -61,6 +62,7 @@ def recall_by_gap(runs: Sequence[Run]) -> Figure | None:
         "accuracy",
         series,
         x_log=True,
+        unit="one training a backend; over its queries",
     )
 
 

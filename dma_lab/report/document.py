@@ -16,14 +16,17 @@ class Notice:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are text; columns named in ``left`` are aligned left, the others are numbers."""
+    """Cells are text; columns named in ``left`` are aligned left, the others are numbers, some with an interval."""
 
+    title: str = field(kw_only=True)
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     left: frozenset[str] = frozenset()
     opens: frozenset[int] = frozenset()
     """Rows that begin a new block of rows."""
+    unit: str = field(kw_only=True)
+    """What its numbers and intervals are over: the unit of replication, in words."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ class Figure:
     series: Sequence[Series]
     x_log: bool = False
     below: Panel | None = None
+    unit: str = field(kw_only=True)
+    """As a table's."""
 
     @property
     def all_series(self) -> list[Series]:
@@ -137,6 +142,8 @@ class Heatmap:
     """What to call each column; without names they are lifetimes in windows."""
     scale: str = "share of keys"
     """What the values are."""
+    unit: str = field(kw_only=True)
+    """As a table's."""
     reach: float | None = None
     """Values go from ``-reach`` to ``reach``; None: they are shares, 0 to 1."""
 

@@ -131,6 +131,7 @@ def _needles(number: int, settings: dict[str, Any], cells: Sequence[_Cell]) -> l
             [f"{backend} {depth:.0%}" for backend, depth in rows],
             grid,
             columns=[f"{length:,} tokens" for length in lengths],
+            unit="one training a backend; a cell is a mean over samples",
             scale=scale,
             reach=reach if score == "gain" else None,
         )
@@ -158,6 +159,7 @@ def _contexts(number: int, settings: dict[str, Any], cells: Sequence[_Cell]) -> 
         "perplexity",
         series,
         x_log=True,
+        unit="one training a backend; over its validation tokens",
     )
 
 
@@ -189,6 +191,8 @@ def _benchmarks(cells: Sequence[_Cell]) -> Table:
         ),
         [(*shown, *(scores.get(backend, "") for backend in backends)) for (shown, _), scores in rows.items()],
         frozenset(("task", "score", "rung", "setting")),
+        title="Benchmarks",
+        unit="one training a row and backend; ± is over questions",
     )
 
 

@@ -160,6 +160,8 @@ def forecast_section(path: Path, runs: Sequence[Run]) -> Section:
             ("attention", "forecast [95 %]", "from trainings", "measured, by training", "mean − forecast", "within"),
             rows,
             frozenset(("attention",)),
+            title=f"Forecast of {forecast.name}",
+            unit="intervals are of a single training to come",
         )
     ]
     if forecast.without:

@@ -110,6 +110,8 @@ def growth(exponents: Sequence[Exponents], refused: Sequence[str]) -> list[Block
                 ("attention", "approach", "a (size)", "b (tokens)"),
                 [(own.backend, own.approach, *_texts(own)) for own in exponents],
                 frozenset(("attention", "approach")),
+                title="How the best size and tokens grow",
+                unit="trainings, of the law's intervals; none of the other approaches'",
             )
         )
     if refused:
@@ -190,6 +192,8 @@ def optima(found: Mapping[str, Sequence[Optimum]]) -> list[Block]:
             rows,
             frozenset(("attention",)),
             frozenset(opens),
+            title="Best size and tokens",
+            unit="trainings",
         )
     ]
 

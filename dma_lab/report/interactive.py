@@ -8,7 +8,6 @@ from dma_lab.figures.palette import DIVERGING, HEAT, MISSING, is_backends_own
 from dma_lab.report.document import Figure, Heatmap, Panel, Series
 
 _AXIS = {"gridcolor": "#ebebe8", "zeroline": False, "linecolor": "#b8b8b4", "ticks": "outside", "automargin": True}
-_MINOR = {"ticks": "outside", "ticklen": 3, "showgrid": False}
 
 
 def plotly_figure(figure: Figure | Heatmap, colours: dict[str, str]) -> dict[str, Any]:
@@ -33,7 +32,7 @@ def plotly_figure(figure: Figure | Heatmap, colours: dict[str, str]) -> dict[str
     layout["height"] = 440
     layout["yaxis"]["range"] = figure.y_range
     if figure.x_log:
-        layout["xaxis"] |= {"type": "log", **_log_ticks(figure), "minor": _MINOR}
+        layout["xaxis"] |= {"type": "log", **_log_ticks(figure)}
     if figure.below:
         _make_room(layout, figure.below)
     shown: set[str] = set()

@@ -62,6 +62,8 @@ def _kinds(measured: Sequence[tuple[Run, Lifetimes]]) -> Table:
         ),
         rows,
         frozenset(("attention", "rung", "setting")),
+        title="Kinds of heads",
+        unit="a row is one training; shares are over its heads, and over the keys of one validation batch",
     )
 
 
@@ -83,4 +85,5 @@ def _histograms(slug: str, run: Run, lifetimes: Lifetimes) -> Heatmap:
         {0: "0", 0.5: "0.5", 1: "1", 1.05 * OBSERVED: f"≥ {OBSERVED:g}"},
         [f"{layer}.{head} {kinds[layer][head]}" for layer in range(layers) for head in range(heads)],
         [list(shares[layer, head]) for layer in range(layers) for head in range(heads)],
+        unit="one training; shares are over the keys of one validation batch",
     )

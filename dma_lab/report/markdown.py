@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from dma_lab.report.document import Block, Document, Notice, Table, Verdicts
+from dma_lab.report.document import Block, Document, Figure, Heatmap, Notice, Table, Verdicts
 
 
 def write_markdown(document: Document, path: Path) -> None:
@@ -31,8 +31,12 @@ def _block(block: Block) -> str:
         return "\n".join(said)
     if isinstance(block, Table):
         rule = [":---" if column in block.left else "---:" for column in block.columns]
-        return "\n".join((block.caption, "", *map(_row, (block.columns, rule, *block.rows))))
-    return f"### {block.title}\n\n![{block.title}](figures/{block.slug}.svg)\n\n{block.caption}"
+        return "\n".join((f"### {block.title}\n\n{_said(block)}", "", *map(_row, (block.columns, rule, *block.rows))))
+    return f"### {block.title}\n\n![{block.title}](figures/{block.slug}.svg)\n\n{_said(block)}"
+
+
+def _said(block: Table | Figure | Heatmap) -> str:
+    return f"{block.caption} Unit of replication: {block.unit}."
 
 
 def _row(cells: Sequence[str]) -> str:

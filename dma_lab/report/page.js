@@ -25,3 +25,35 @@ drawAll().catch((error) => {
   }
   console.error(error);
 });
+
+// A click on a column's head sorts by it: upwards, downwards, and as it was. Numbers sort as numbers, intervals by the
+// estimate before them, rungs by size; what is no number comes last.
+const numberIn = (text) => {
+  if (text.startsWith("never")) return Infinity;
+  const found = text.replaceAll(",", "").match(/^[~[]?([+-]?\d+(\.\d+)?(e[+-]?\d+)?)/);
+  return found ? Number(found[1]) : NaN;
+};
+const sortBy = (head) => {
+  const table = head.closest("table"), body = table.tBodies[0], column = head.cellIndex;
+  table.given ??= [...body.rows];
+  const next = { null: "ascending", ascending: "descending", descending: null }[head.getAttribute("aria-sort")];
+  for (const other of head.parentElement.cells) other.removeAttribute("aria-sort");
+  table.toggleAttribute("data-sorted", next !== null);
+  if (next === null) return body.append(...table.given);
+  head.setAttribute("aria-sort", next);
+  const texts = new Map(table.given.map((row) => [row, row.cells[column].textContent]));
+  const firsts = [...new Set(texts.values())];
+  const sign = next === "ascending" ? 1 : -1;
+  const compare = {
+    number: (a, b) => (isNaN(a) || isNaN(b) ? isNaN(a) - isNaN(b) : a === b ? 0 : sign * (a < b ? -1 : 1)),
+    text: (a, b) => sign * a.localeCompare(b, "en", { numeric: true }),
+  };
+  const isText = head.classList.contains("left") && !("given" in head.dataset);
+  const keyOf = isText ? (text) => text : "given" in head.dataset ? (text) => firsts.indexOf(text) : numberIn;
+  const keys = new Map([...texts].map(([row, text]) => [row, keyOf(text)]));
+  body.append(...[...table.given].sort((a, b) => compare[isText ? "text" : "number"](keys.get(a), keys.get(b))));
+};
+document.addEventListener("click", (event) => {
+  const head = event.target.closest("th");
+  if (head) sortBy(head);
+});

@@ -7,13 +7,15 @@ from functools import cache
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from plotly.offline import get_plotlyjs
 
 from dma_lab.figures.palette import colours_of
-from dma_lab.report.document import Block, Document, Notice, Table, Verdict, Verdicts
+from dma_lab.report.document import Block, Document, Figure, Heatmap, Notice, Table, Verdict, Verdicts
 from dma_lab.report.interactive import plotly_figure
+
+_ROWS, _LINES = 20, 8
+"""Longer tables and lists are folded."""
 
 
 def write_page(document: Document, path: Path) -> None:
@@ -36,7 +38,8 @@ def write_page(document: Document, path: Path) -> None:
         f"<style>\n{own.joinpath('page.css').read_text()}</style>\n</head>\n<body>\n<main>",
         f'<h1>{escape(document.title)}</h1>\n<p class="lead">{escape(document.lead)}</p>',
         f"<nav>{''.join(links)}</nav>",
-        '<p class="caption">In a figure, a click on a name hides it and a double click shows it alone.</p>',
+        '<p class="caption">In figures, a click on a name hides it and a double click shows it alone; in tables, a '
+        "click on a column's head sorts.</p>",
         *(f"{section}\n</section>" for section in sections),
         "</main>",
         f'<script type="application/octet-stream" id="figures">{_packed(figures)}</script>',
@@ -61,16 +64,29 @@ def _block(block: Block, colours: dict[str, str]) -> str:
     if isinstance(block, str):
         return f"<p>{escape(block)}</p>"
     if isinstance(block, Notice):
-        items = "".join(f"<li>{escape(item)}</li>" for item in block.items)
-        return f'<div class="notice"><p>{escape(block.text)}</p>{f"<ul>{items}</ul>" if items else ""}</div>'
+        items = f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in block.items)}</ul>" if block.items else ""
+        items = _folded(items, len(block.items), "lines", _LINES)
+        return f'<div class="notice"><p>{escape(block.text)}</p>{items}</div>'
     if isinstance(block, Table):
         return _table(block)
     if isinstance(block, Verdicts):
         return f'<ul class="verdicts">{"".join(_verdict(own, colours) for own in block.items)}</ul>'
     return (
-        f'<figure>\n<h3>{escape(block.title)}</h3>\n<p class="caption">{escape(block.caption)}</p>\n'
+        f"<figure>\n{_heading(block)}\n"
         f'<div class="frame"><div id="plot-{escape(block.slug)}" class="plot"></div></div>\n</figure>'
     )
+
+
+def _heading(block: Table | Figure | Heatmap) -> str:
+    return (
+        f'<h3>{escape(block.title)}</h3>\n<p class="caption">{escape(block.caption)} '
+        f'<span class="unit">Unit of replication: {escape(block.unit)}.</span></p>'
+    )
+
+
+def _folded(inside: str, count: int, of: str, most: int) -> str:
+    """Under a summary line where it is longer than ``most``."""
+    return inside if count <= most else f"<details><summary>All {count} {of}</summary>\n{inside}</details>"
 
 
 def _verdict(own: Verdict, colours: dict[str, str]) -> str:
@@ -83,19 +99,26 @@ def _verdict(own: Verdict, colours: dict[str, str]) -> str:
 
 
 def _table(table: Table) -> str:
-    def row(cells: Any, tag: str) -> str:
-        named = zip(table.columns, cells, strict=True)
-        marked = (
-            f"<{tag}{' class=left' if column in table.left else ''}>{escape(cell)}</{tag}>" for column, cell in named
-        )
-        return f"<tr>{''.join(marked)}</tr>"
-
+    """Its heads are buttons: page.js sorts by them, rungs in the order they come in, which is that of their sizes."""
+    heads = "".join(
+        f'<th scope="col"{_side(column, table)}{" data-given" if column == "rung" else ""}>'
+        f'<button type="button">{escape(column)}</button></th>'
+        for column in table.columns
+    )
     body = "\n".join(
-        row(cells, "td").replace("<tr>", "<tr class=opens>" if number in table.opens else "<tr>", 1)
+        f"<tr{' class=opens' if number in table.opens else ''}>"
+        + "".join(
+            f"<td{_side(column, table)}>{escape(cell)}</td>" for column, cell in zip(table.columns, cells, strict=True)
+        )
+        + "</tr>"
         for number, cells in enumerate(table.rows)
     )
     wide = " wide-name" if table.columns[0] == "run" else ""
-    return (
-        f'<p class="caption">{escape(table.caption)}</p>\n<div class="scroll{wide}"><table>\n'
-        f"<thead>{row(table.columns, 'th')}</thead>\n<tbody>\n{body}\n</tbody></table></div>"
+    inside = (
+        f'<div class="scroll{wide}"><table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
     )
+    return f"{_heading(table)}\n{_folded(inside, len(table.rows), 'rows', _ROWS)}"
+
+
+def _side(column: str, table: Table) -> str:
+    return " class=left" if column in table.left else ""

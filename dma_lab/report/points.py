@@ -119,4 +119,5 @@ def _figure(backends: dict[str, _Backend], laws: dict[str, TrainingsFit]) -> Fig
         "loss (nats per token)",
         series,
         x_log=True,
+        unit="a point is a row of the file; shades are over its trainings",
     )

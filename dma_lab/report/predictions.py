@@ -33,6 +33,8 @@ def _to_match(found: Statistics) -> list[Block]:
                 ("attention", "trainings / MHA's", "shared E", "at the largest", "at 10 ×", "at 100 ×"),
                 rows,
                 frozenset(("attention",)),
+                title="Compute to match MHA",
+                unit="trainings of both backends",
             )
         )
     if found.no_match:
@@ -66,6 +68,8 @@ def _held_out(found: Statistics) -> list[Block]:
                 ("attention", "largest size", "runs", "mean |error|", "relative", "mean error [95 %]"),
                 rows,
                 frozenset(("attention",)),
+                title="The largest size, held out",
+                unit="trainings; errors are means over the largest size's runs",
             )
         )
     if found.no_held_out:

@@ -43,6 +43,7 @@ def loss_against_compute(runs: Sequence[Run], laws: Laws, which: Literal["flops_
         "validation loss (nats per token)",
         series,
         x_log=True,
+        unit="a point is one training or a branch of one; shades are over trainings",
     )
 
 
@@ -94,6 +95,7 @@ def isoflop(runs: Sequence[Run]) -> Figure | None:
         "validation loss (nats per token)",
         series,
         x_log=True,
+        unit="a point is one training or a branch of one; the parabolas have no interval",
     )
 
 
@@ -124,4 +126,5 @@ def envelope(runs: Sequence[Run]) -> Figure | None:
         "validation loss (nats per token)",
         series,
         x_log=True,
+        unit="a thin line is one training; the lowest has no interval",
     )

@@ -69,7 +69,14 @@ def hidden_by_the_mean(finished: Sequence[Run]) -> Section | None:
         "What the mean hides",
         [
             _TERMS,
-            Table(f"{about}. Loss in nats per token.", columns, [row for row in rows if row], frozenset(("targets",))),
+            Table(
+                f"{about}. Loss in nats per token.",
+                columns,
+                [row for row in rows if row],
+                frozenset(("targets",)),
+                title="Difference to MHA by kind of target",
+                unit="trainings (seeds), crossed with documents; counts and MHA's loss are of one training",
+            ),
             _figure("gap", "Loss − MHA's by the tokens that a target is predicted from", about, bands, found),
             _figure("gap-repeats", "The same, of targets that repeat a bigram", about, of_repeats, found),
         ],
@@ -180,6 +187,7 @@ def _figure(
         "loss − MHA's (nats per token)",
         series,
         x_log=True,
+        unit="trainings (seeds), crossed with documents",
     )
 
 

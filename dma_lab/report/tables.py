@@ -91,6 +91,8 @@ def comparison(compared: Sequence[tuple[Run, Difference]]) -> Table:
         rows,
         frozenset(("attention", "rung", "setting")),
         frozenset(row for row, point in enumerate(points) if row and point != points[row - 1]),
+        title="Every run beside MHA's",
+        unit="a row is one training, or a branch of one; intervals are over documents",
     )
 
 
@@ -105,6 +107,8 @@ def over_trainings(cells: Sequence[OverTrainings]) -> Table:
             for cell in cells
         ],
         frozenset(("attention", "rung", "setting")),
+        title="Difference to MHA over trainings",
+        unit="trainings (seeds), crossed with documents",
     )
 
 
@@ -130,6 +134,8 @@ def law_parameters(laws: Mapping[str, TrainingsFit], published: Mapping[str, Par
         rows,
         frozenset(("attention", "fit")),
         frozenset(opens),
+        title="The laws",
+        unit="trainings; branches of one share its noise",
     )
 
 
@@ -150,7 +156,8 @@ def identities(runs: Sequence[Run]) -> Table:
         for run in runs
     ]
     columns = ("run", "status", "commit", "data", "hardware", "CPU", "precision", "PyTorch", "attention ran")
-    return Table("Every run directory that could be read.", columns, rows, frozenset(columns))
+    caption = "Every run directory that could be read."
+    return Table(caption, columns, rows, frozenset(columns), title="Where each run comes from", unit="a row is one run")
 
 
 def short_commit(commit: str) -> str:
@@ -159,7 +166,8 @@ def short_commit(commit: str) -> str:
 
 def unreadable(problems: Sequence[Unreadable]) -> Table:
     rows = [(problem.name, problem.reason) for problem in problems]
-    return Table("Run directories that could not be read.", ("run", "why"), rows, frozenset(("run", "why")))
+    caption, columns = "Run directories that could not be read.", ("run", "why")
+    return Table(caption, columns, rows, frozenset(columns), title="Unreadable", unit="a row is one directory")
 
 
 def missing_points(runs: Sequence[Run]) -> list[str]:

@@ -30,6 +30,7 @@ def training_curves(runs: Sequence[Run]) -> Figure:
         "loss (nats per token)",
         series,
         x_log=True,
+        unit="a line is one training",
     )
 
 

@@ -93,6 +93,7 @@ def write_run(
         "tokens_per_parameter": 20.0,
         "tokens": None,
         "flops": None,
+        "window": None,
         "output_dir": str(root),
         "model": yaml.safe_load(rung.read_text()) if rung.exists() else {"name": model, "d_model": params},
         "attention": attention_node(attention),
