@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from dma_lab.entry_point import run_entry_point
 from dma_lab.report.settings import ReportSettings
-from dma_lab.report.tuning import write_tuned
+from dma_lab.report.tuned_file import write_tuned
 from dma_lab.report.write import write_laws, write_report
 from dma_lab.settings import read_settings
 

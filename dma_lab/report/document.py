@@ -43,6 +43,8 @@ class Series:
     hover: Sequence[str] = ()
     """A line of text for every point."""
     faint: bool = False
+    mark: Literal["circle", "diamond", "triangle", "cross"] = "circle"
+    """Of points."""
 
 
 @dataclass(frozen=True)

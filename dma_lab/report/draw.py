@@ -12,6 +12,8 @@ from dma_lab.figures.canvas import canvas, shades
 from dma_lab.figures.palette import DIVERGING, HEAT, MISSING, is_backends_own
 from dma_lab.report.document import Figure, Heatmap, Panel, Series
 
+_MARKS = {"circle": "o", "diamond": "D", "triangle": "^", "cross": "x"}
+
 
 def draw(figure: Figure | Heatmap, folder: Path, colours: dict[str, str]) -> None:
     """Write ``folder``/SLUG.svg and SLUG.png. ``colours`` is by group."""
@@ -59,9 +61,9 @@ def _line(colour: str) -> str:
     return "-" if is_backends_own(colour) else "--"
 
 
-def _mark(colour: str) -> dict[str, Any]:
+def _mark(colour: str, size: float = 4.5) -> dict[str, Any]:
     """Variants and controls are hollow, so that they are told from the backends in grey, too."""
-    own = {"color": colour, "markersize": 4.5}
+    own = {"color": colour, "markersize": size}
     return own if is_backends_own(colour) else own | {"markerfacecolor": "white"}
 
 
@@ -76,7 +78,7 @@ def _curves(axes: Axes, curves: Sequence[Series], colours: dict[str, str]) -> No
             width = 1 if series.faint else 1.6
             axes.plot(series.x, series.y, _line(colour), color=colour, linewidth=width, alpha=0.8)
         else:
-            axes.plot(series.x, series.y, "o", **_mark(colour))
+            axes.plot(series.x, series.y, _MARKS[series.mark], **_mark(colour, 4.5 if series.mark == "circle" else 8))
 
 
 def _heatmap(axes: Axes, figure: Heatmap) -> None:

@@ -40,7 +40,7 @@ def plotly_figure(figure: Figure | Heatmap, colours: dict[str, str]) -> dict[str
     for series in figure.all_series:
         trace = _trace(series, colours[series.group])
         # The entry stands for the points, which every backend has: a line or a band alone has none.
-        trace["showlegend"] = series.kind == "points" and series.group not in shown
+        trace["showlegend"] = series.kind == "points" and series.mark == "circle" and series.group not in shown
         if trace["showlegend"]:
             shown.add(series.group)
         data.append(trace)
@@ -77,6 +77,9 @@ def _log_ticks(figure: Figure) -> dict[str, Any]:
         f"{value:,.0f}" if value < 1e5 else f"{value:.0e}".replace("e+", "e").replace("e0", "e") for value in values
     ]
     return {"tickvals": values, "ticktext": texts}
+
+
+_MARKS = {"diamond": "diamond-open", "triangle": "triangle-up-open", "cross": "x-thin"}
 
 
 def _trace(series: Series, colour: str) -> dict[str, Any]:
@@ -121,6 +124,8 @@ def _trace(series: Series, colour: str) -> dict[str, Any]:
         if not is_backends_own(colour):
             # Hollow, so that variants and controls are told from the backends in grey, too.
             mark |= {"symbol": "circle-open", "size": 7, "line": {"color": colour, "width": 1.5}}
+        if series.mark != "circle":
+            mark |= {"symbol": _MARKS[series.mark], "size": 13, "line": {"color": colour, "width": 2}}
         trace |= {"mode": "markers", "marker": mark}
     return trace
 

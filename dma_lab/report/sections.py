@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from dma_lab.report import tables
+from dma_lab.report.both_rates import at_both_rates
 from dma_lab.report.cache import recall_against_cache
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import BASELINE, Run, Unreadable
@@ -21,6 +22,7 @@ from dma_lab.report.sparsity import context_in_windows
 from dma_lab.report.splits import hidden_by_the_mean
 from dma_lab.report.statistics import Statistics, compute_statistics
 from dma_lab.report.training_figure import training_curves
+from dma_lab.report.tuning_figure import learning_rates
 from dma_lab.report.verdict import verdicts
 from dma_lab.train.hardware import MACHINE
 
@@ -35,10 +37,13 @@ def build_document(
     groups = cohorts(runs)
     compared: list[tuple[Run, Difference]] = []
     first: list[Section] = []
+    statistics: dict[str, Statistics] = {}
     sections = [_overview(runs, problems, groups)]
     for number, (name, members) in enumerate(groups.items(), 1):
-        verdict, own, pairs = _cohort(name, members, progress)
-        compared += pairs
+        verdict, own, found = _cohort(name, members, progress)
+        if found:
+            statistics[name] = found
+            compared += found.comparison.pairs
         first += [_numbered(section, number) for section in verdict] if len(groups) > 1 else verdict
         sections += [_numbered(section, number) for section in own] if len(groups) > 1 else own
     blocks: list[Block] = [tables.identities(runs)]
@@ -47,20 +52,22 @@ def build_document(
     sections.append(Section("Runs", blocks))
     names = ", ".join(dict.fromkeys(run.attention for run in runs))
     lead = f"{len(compared)} of {_runs(len(runs) + len(problems))} finished: {names or 'none can be read'}."
-    return Document("Attention backends at equal cost", lead, [*first, *sections]), compared
+    return Document("Attention backends at equal cost", lead, [*first, *at_both_rates(statistics), *sections]), compared
 
 
 def _cohort(
     name: str, members: Sequence[Run], progress: Callable[[str], None]
-) -> tuple[list[Section], list[Section], list[tuple[Run, Difference]]]:
-    """What comes first of it, and the rest; with it the finished runs and their differences."""
+) -> tuple[list[Section], list[Section], Statistics | None]:
+    """What comes first of it, and the rest; with it what its finished runs come to."""
     finished = [run for run in members if run.finished]
     training = Section("Training", [training_curves(members)])
     if not finished:
         nothing = Section("Comparison", [f"Runs of {name}.", Notice("No run of this group is finished.")])
-        return [], [nothing, training], []
+        return [], [nothing, training], None
     found = compute_statistics(finished, progress)
     sections = [_comparison(name, found.comparison), _scaling(found), training]
+    if swept := learning_rates(members):
+        sections.append(swept)
     if recall := recall_by_gap(finished):
         scatter = recall_against_cache(finished)
         sections.append(Section("Recall", [recall, *([scatter] if scatter else [])]))
@@ -70,7 +77,7 @@ def _cohort(
         sections.append(hidden)
     if evaluated := evaluations(finished):
         sections.append(evaluated)
-    return [_verdict(name, found)], [*sections, lifetimes_section(finished, progress)], found.comparison.pairs
+    return [_verdict(name, found)], [*sections, lifetimes_section(finished, progress)], found
 
 
 def _verdict(name: str, found: Statistics) -> Section:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 LEAST_RATES = 4
@@ -30,6 +31,14 @@ class BestRate:
     """95 %; None where the noise leaves it unbounded, and at an edge."""
     edge: Literal["lowest", "highest", "no parabola"] | None
     """The best rate tried is the lowest or highest of them, or losses do not rise to both sides."""
+    parabola: tuple[float, float, float, float]
+    """Of (log rate − the first): the factors of its square and of itself, and what is added."""
+
+    def loss(self, rates: ArrayLike) -> NDArray[np.float64]:
+        """The parabola at ``rates``, nats."""
+        middle, curve, slope, level = self.parabola
+        x = np.log(np.asarray(rates, float)) - middle
+        return np.asarray(curve * x**2 + slope * x + level)
 
 
 def pool_noise(cells: Sequence[Sequence[float]]) -> SeedNoise | None:
@@ -54,12 +63,13 @@ def best_rate(rates: Sequence[float], losses: Sequence[float], noise: SeedNoise 
     best = tried[means.argmin()]
     middle = float(x.mean())
     design = np.stack(((x - middle) ** 2, x - middle, np.ones_like(x)), axis=1)
-    curve, slope, _ = np.linalg.lstsq(design, y)[0]
+    curve, slope, level = map(float, np.linalg.lstsq(design, y)[0])
+    parabola = middle, curve, slope, level
     if best in (tried[0], tried[-1]):
-        return BestRate(math.exp(best), None, "lowest" if best == tried[0] else "highest")
+        return BestRate(math.exp(best), None, "lowest" if best == tried[0] else "highest", parabola)
     lowest = middle - slope / (2 * curve) if curve > 0 else math.inf
     if not tried[0] <= lowest <= tried[-1]:
-        return BestRate(math.exp(best), None, "no parabola")
+        return BestRate(math.exp(best), None, "no parabola", parabola)
     interval = None
     if noise is not None:
         covariance = noise.variance * np.linalg.inv(design.T @ design) * stats.t.ppf(0.975, noise.freedom) ** 2
@@ -70,4 +80,4 @@ def best_rate(rates: Sequence[float], losses: Sequence[float], noise: SeedNoise 
         if a > 0:
             root = math.sqrt(max(0.0, b * b - 4 * a * c))
             interval = (math.exp(middle + (-b - root) / (2 * a)), math.exp(middle + (-b + root) / (2 * a)))
-    return BestRate(math.exp(lowest), interval, None)
+    return BestRate(math.exp(lowest), interval, None, parabola)

@@ -1,15 +1,21 @@
 """A sweep of learning rates to a file, and that file through the entry point of training; what pairs with what."""
 
 import math
+import re
 
+import numpy as np
 import pytest
 import yaml
 
 from dma_lab.messages import UserError
+from dma_lab.report.both_rates import at_both_rates
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
 from dma_lab.report.comparison import pair_runs
-from dma_lab.report.tuning import write_tuned
+from dma_lab.report.statistics import compute_statistics
+from dma_lab.report.tuned_file import write_tuned
+from dma_lab.report.tuning_figure import learning_rates
+from tests.report.conftest import vouch
 from tests.train.conftest import settings_of
 
 RATES = [0.004 * 1.5**step for step in range(-3, 4)]
@@ -127,3 +133,73 @@ def test_runs_of_one_file_pair_in_a_cohort_that_says_so(add_run, tmp_path):
     for name, members in groups.items():
         paired = [difference for run, difference in pair_runs(members) if run.attention == "dma"]
         assert isinstance(paired[0], str) == ("tuned=None" in name), name
+
+
+def test_the_curves_stand_in_the_report_and_beside_the_file(sweep, add_run, tmp_path):
+    for attention in ("mha", "dma"):
+        sweep(attention, rungs=["nano"])
+    sweep("swa", rungs=["nano"], best={("swa", "nano"): 0.1})
+    shape = {"recipe_learning_rate": 0.008, "params_non_embedding": PARAMETERS["nano"]}
+    own = {"optimizer": {"name": "muon", "learning_rate": 0.04}}
+    add_run("dma", "nano", status="diverged", settings=own, **shape)
+    write_tuned(tmp_path, tmp_path / "tuned.yaml")
+    assert {path.name for path in tmp_path.glob("tuned*")} == {"tuned.yaml", "tuned-nano.svg", "tuned-nano.png"}
+    (members,) = cohorts(read_runs(tmp_path / "runs")[0]).values()
+    figure, table = learning_rates(members).blocks
+    by_kind = {}
+    for series in figure.series:
+        kind = series.mark if series.kind == "points" else "curve" if series.faint else "interval"
+        by_kind[series.group, kind] = series
+    for attention, best in (("mha", 0.004), ("dma", 0.006)):
+        points, curve = by_kind[attention, "circle"], by_kind[attention, "curve"]
+        assert sorted(points.x) == pytest.approx(sorted(2 * RATES)), "every seed is a point"
+        exact = [3 + 0.1 * math.log(rate / best) ** 2 for rate in curve.x]
+        assert list(curve.y) == pytest.approx(exact, abs=1e-6)
+        lowest, interval = by_kind[attention, "diamond"], by_kind[attention, "interval"]
+        assert (lowest.x, lowest.y) == (pytest.approx([best], rel=1e-3), pytest.approx([3.0], abs=1e-4))
+        assert interval.x[0] < best < interval.x[1] < 1.01 * best
+    assert by_kind["swa", "triangle"].x == pytest.approx([RATES[-1]])
+    assert ("swa", "interval") not in by_kind
+    assert by_kind["dma", "cross"].x == [0.04]
+    rows = {row[0]: row[3:] for row in table.rows}
+    assert rows["mha"][:2] == ("7", "2")
+    assert rows["mha"][3] == "0.5"
+    assert rows["dma"][4] == "diverged at 0.04"
+    assert "highest rate tried" in rows["swa"][4]
+
+
+def test_without_a_sweep_there_are_no_curves(add_run, tmp_path):
+    for rate in (0.01, 0.02, 0.04):
+        add_run("mha", settings={"optimizer": {"learning_rate": rate}})
+    assert learning_rates(read_runs(tmp_path / "runs")[0]) is None
+
+
+def test_shared_and_tuned_rates_stand_side_by_side_at_the_same_point(add_run, tmp_path):
+    for tuned, gap in ((None, 0.03), ("tuned.yaml@12345678", -0.01)):
+        for tokens in (500_000, 1_000_000):
+            for seed in (0, 1, 2):
+                for attention, rate in (("mha", 0.01), ("dma", 0.01 if tuned is None else 0.004)):
+                    settings = {"optimizer": {"learning_rate": rate}} | ({"tuned": tuned} if tuned else {})
+                    path = add_run(attention, tokens=tokens, seed=seed, settings=settings)
+                    shift(path, gap if attention == "dma" else 0.0)
+    groups = cohorts(read_runs(tmp_path / "runs")[0])
+    found = {name: compute_statistics(members, lambda step: None) for name, members in groups.items()}
+    (section,) = at_both_rates(found)
+    (row,) = section.blocks[1].rows
+    cells = dict(zip(section.blocks[1].columns, row, strict=True))
+    assert (cells["attention"], cells["tokens"], cells["seeds"]) == ("dma", "1,000,000", "3 / 3")
+    # conftest: DMA's law lies 0.02 lower.
+    for kind, gap in (("shared", 0.03), ("tuned", -0.01)):
+        value, low, high = map(float, re.findall(r"[+-][\d.]+", cells[f"loss − MHA, {kind} [95 %]"]))
+        assert value == pytest.approx(gap - 0.02, abs=0.006)
+        assert low < value < high
+    assert cells["which shared rate"] == "shared rate"
+    assert at_both_rates({name: own for name, own in found.items() if "tuned=None" in name}) == []
+
+
+def shift(path, nats):
+    """Raise every document's loss of a run."""
+    scores = dict(np.load(path / "validation.npz"))
+    scores["document_nats"] = scores["document_nats"] + nats * scores["document_tokens"]
+    np.savez(path / "validation.npz", **scores)
+    vouch(path)

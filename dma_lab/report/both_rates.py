@@ -1,0 +1,89 @@
+"""Backends beside MHA at the rate that all share, and at each one's own tuned rate: where runs of both kinds exist."""
+
+from collections.abc import Mapping
+from math import isclose
+from typing import Any
+
+from dma_lab.report.collect import BASELINE, Run
+from dma_lab.report.comparison import OverTrainings
+from dma_lab.report.conditions import shared_by_a_study, without
+from dma_lab.report.document import Section, Table
+from dma_lab.report.rates import is_tuned
+from dma_lab.report.statistics import Statistics
+
+_SEED_AND_RATE = frozenset({"seed", "tuned", "optimizer.learning_rate"})
+
+
+def at_both_rates(statistics: Mapping[str, Statistics]) -> list[Section]:
+    """A section for every two of ``statistics`` (by cohort) that differ in tuning alone."""
+    shared: dict[Any, Statistics] = {}
+    for found in statistics.values():
+        if not is_tuned(found.finished[0]):
+            shared[_apart_from_tuning(found)] = found
+    sections = []
+    for name, tuned in statistics.items():
+        beside = shared.get(_apart_from_tuning(tuned)) if is_tuned(tuned.finished[0]) else None
+        if beside and (rows := _rows(beside, tuned)):
+            sections.append(Section("Shared rate and tuned rates", [f"Tuned: runs of {name}.", _table(rows)]))
+    return sections
+
+
+def _apart_from_tuning(found: Statistics) -> Any:
+    return frozenset(pair for pair in shared_by_a_study(found.finished[0].conditions) if pair[0] != "tuned")
+
+
+def _table(rows: list[tuple[str, ...]]) -> Table:
+    return Table(
+        "Each backend beside MHA twice: both at the rate of the runs that name no file of tuned rates, and each at its "
+        "own tuned rate. Compute: executed, that it needs for MHA's loss at the largest budget run, as a multiple of "
+        "MHA's. Difference: loss minus MHA's, in the mean over seeds, at the point of most compute that both kinds "
+        "have; of several shared rates there the recipe's, else that of least loss. A dash: no law, or no such point.",
+        (
+            *("attention", "compute ÷ MHA's, shared [95 %]", "compute ÷ MHA's, tuned [95 %]", "rung", "tokens"),
+            *("loss − MHA, shared [95 %]", "loss − MHA, tuned [95 %]", "seeds", "which shared rate"),
+        ),
+        rows,
+        frozenset(("attention", "rung", "which shared rate")),
+        title="The same comparison at both rates",
+        unit="trainings; of differences crossed with documents",
+    )
+
+
+def _rows(shared: Statistics, tuned: Statistics) -> list[tuple[str, ...]]:
+    rows = []
+    for backend in tuned.backends:
+        if backend == BASELINE or backend not in shared.backends:
+            continue
+        compute = [
+            found.to_match[backend].multipliers[0].text if backend in found.to_match else "-"
+            for found in (shared, tuned)
+        ]
+        ours, theirs = (_cells(found, backend) for found in (shared, tuned))
+        place, differences = ("-", "-"), ("-", "-", "-")
+        if common := ours.keys() & theirs.keys():
+            at = max(common, key=lambda point: theirs[point].run.summary["flops"])
+            run = theirs[at].run
+            place = run.rung, f"{run.summary['tokens']:,}"
+            seeds = " / ".join(f"{own[at].difference.seeds}" for own in (ours, theirs))
+            differences = _text(ours[at]), _text(theirs[at]), seeds
+        rows.append((backend, *compute, *place, *differences, shared.rates[backend]))
+    return rows
+
+
+def _cells(found: Statistics, backend: str) -> dict[Any, OverTrainings]:
+    """By point; of several rates the recipe's, else that of least loss."""
+    own = [cell for cell in found.comparison.cells if cell.run.backend == backend]
+    own.sort(key=lambda cell: (_is_recipes(cell.run), -cell.run.summary["val_loss"]))
+    return {without(cell.run.conditions, _SEED_AND_RATE): cell for cell in own}
+
+
+def _is_recipes(run: Run) -> bool:
+    recipe = run.summary.get("recipe_learning_rate")
+    return recipe is not None and isclose(run.config.optimizer.learning_rate, recipe, rel_tol=1e-3)
+
+
+def _text(cell: OverTrainings) -> str:
+    own = cell.difference
+    if own.interval is None:
+        return f"{own.difference:+.4f}"
+    return f"{own.difference:+.4f} [{own.interval[0]:+.4f}, {own.interval[1]:+.4f}]"

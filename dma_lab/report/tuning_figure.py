@@ -1,0 +1,88 @@
+"""Loss over learning rate, backend by backend, with the best rates: of a sweep, and in the report of its runs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dma_lab.report.collect import Run
+from dma_lab.report.conditions import without
+from dma_lab.report.document import Block, Figure, Section, Series, Table
+from dma_lab.report.tuning import CELL_COLUMNS, SEARCHED, Tuning, seed_noise, tune
+from dma_lab.scaling.tuning import LEAST_RATES
+
+
+def tuning_figure(slug: str, tunings: Sequence[Tuning]) -> Figure:
+    """Of one rung, an attention each."""
+    top = max(loss for own in tunings for loss in own.losses)
+    series = [part for own in tunings for part in _series(own, top)]
+    run = tunings[0].finished[0]
+    recipe = tunings[0].recipe
+    return Figure(
+        slug,
+        f"Loss over learning rate: {run.rung}",
+        f"{run.summary['tokens']:,} tokens. Points: every seed. Curves: the parabola in log rate of each attention. "
+        "Diamond: its lowest point, the bar 95 % of where that may lie by the noise over seeds. Triangle: the best "
+        "rate tried, where that is the lowest or highest of them, or losses do not rise to both sides. Cross, at the "
+        f"top: a run diverged.{'' if recipe is None else f' The recipe has {recipe:.3g}.'}",
+        "learning rate",
+        "validation loss (nats per token)",
+        series,
+        x_log=True,
+        unit="a point is one training; bars are over seeds, their noise pooled over all settings",
+    )
+
+
+def _series(own: Tuning, top: float) -> list[Series]:
+    name, best = own.runs[0].backend, own.best
+    over = np.geomspace(min(own.rates), max(own.rates), 40)
+    found = [
+        Series(name, "points", own.rates, own.losses, hover=[run.label for run in own.finished]),
+        Series(name, "line", list(over), list(best.loss(over)), faint=True),
+    ]
+    at = float(best.loss(best.rate))
+    said = f"{name}: best rate {own.cells[2]}"
+    if best.interval is not None:
+        # Beyond the rates tried nothing is drawn: the axis would be the interval's alone.
+        low, high = np.clip(best.interval, over[0], over[-1])
+        found.append(Series(name, "line", [float(low), float(high)], [at, at], hover=[said, said]))
+    found.append(Series(name, "points", [best.rate], [at], hover=[said], mark="triangle" if best.edge else "diamond"))
+    if own.diverged:
+        hover = [f"{name}: diverged at {rate:g}" for rate in own.diverged]
+        found.append(Series(name, "points", own.diverged, [top] * len(hover), hover=hover, mark="cross"))
+    return found
+
+
+def learning_rates(members: Sequence[Run]) -> Section | None:
+    """The section of a cohort's sweeps; None where no attention was trained at enough rates at any point."""
+    swept: dict[Any, dict[str, list[Run]]] = {}
+    for run in members:
+        if run.finished or run.summary["status"] == "diverged":
+            swept.setdefault(without(run.conditions, SEARCHED), {}).setdefault(run.backend, []).append(run)
+    noise = seed_noise([run for run in members if run.finished])
+    blocks: list[Block] = []
+    rows: list[tuple[str, ...]] = []
+    for by_backend in swept.values():
+        tunings = [tune(own, noise) for own in by_backend.values() if _rates(own) >= LEAST_RATES]
+        if tunings:
+            blocks.append(tuning_figure(f"tuning-{len(blocks) + 1}", tunings))
+            rows += [
+                (own.runs[0].backend, own.runs[0].rung, f"{own.runs[0].summary['tokens']:,}", *own.cells)
+                for own in tunings
+            ]
+    if not blocks:
+        return None
+    table = Table(
+        "The rate of least loss by a parabola in log rate. Where it lies at an edge of those tried, or none is lowest, "
+        "the best of those tried stands, without an interval.",
+        ("attention", "rung", "tokens", *CELL_COLUMNS),
+        rows,
+        frozenset(("attention", "rung", "note")),
+        title="Best learning rates",
+        unit="trainings (seeds), their noise pooled over all settings",
+    )
+    return Section("Learning rates", [*blocks, table])
+
+
+def _rates(runs: Sequence[Run]) -> int:
+    return len({float(run.config.optimizer.learning_rate) for run in runs if run.finished})
