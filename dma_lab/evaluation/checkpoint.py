@@ -83,7 +83,7 @@ class TrainedRun:
             UserError: they are not where the run had them, or it was trained on no text.
         """
         if "cache_dir" not in self.config["data"]:
-            raise UserError(f"{self.path} was trained on data={self.config['data'].get('name')}, which is no text.")
+            raise UserError(f"{self.path} was trained on data={self.config['data'].get('name')}, which is not text.")
         cache_dir = user_path(self.config["data"]["cache_dir"], "data.cache_dir")
         wanted = self.summary["data_fingerprint"]
         torn = []
@@ -170,7 +170,7 @@ def open_run(path: Path) -> TrainedRun:
     for file in (path / "config.yaml", path / "summary.json"):
         if not file.is_file():
             raise UserError(
-                f"checkpoint={given} is no run's directory: it has no {file.name}; give one that train.py made."
+                f"checkpoint={given} is not a run's directory: it has no {file.name}; give one that train.py made."
             )
     if not checkpoint.is_file():
         raise UserError(f"checkpoint={given}: the run has no {checkpoint.relative_to(path)}; train it first.")
@@ -178,7 +178,7 @@ def open_run(path: Path) -> TrainedRun:
     try:
         content = read_checkpoint(checkpoint, mmap=True)
     except OSError as error:
-        raise MishapError(f"{checkpoint} cannot be read ({error.strerror}): see to that first.") from error
+        raise MishapError(f"{checkpoint} cannot be read ({error.strerror}): fix that first.") from error
     weights = {name.removeprefix("model."): weight for name, weight in content["state_dict"].items()}
     identity = recorded(content)["identity"]
     run = TrainedRun(path, checkpoint, config, summary, content["global_step"], weights, identity)
@@ -193,7 +193,7 @@ def _read_config(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} cannot be read ({_first_line(error)}): {_MADE_AGAIN}.") from error
     missing = [node for node in ("model", "attention", "data", "trainer") if not _holds(config, node)]
     if missing:
-        raise UserError(f"{file} is no run's config: it lacks {', '.join(missing)}; {_MADE_AGAIN}.")
+        raise UserError(f"{file} is not a run's config: it lacks {', '.join(missing)}; {_MADE_AGAIN}.")
     whole: dict[str, Any] = config
     return whole
 
@@ -210,7 +210,7 @@ def _read_summary(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({_first_line(error)}): {_MADE_AGAIN}.") from error
     if wrong:
-        raise UserError(f"{file} is no run's summary: it gives no usable {', '.join(wrong)}; {_MADE_AGAIN}.")
+        raise UserError(f"{file} is not a run's summary: it gives no usable {', '.join(wrong)}; {_MADE_AGAIN}.")
     return summary
 
 

@@ -28,15 +28,15 @@ def evaluate(settings: EvaluateSettings) -> Path:
         raise UserError(f"suite={suite.name} needs {error.name}: pip install -e '.[eval]'.") from error
     except OSError as error:  # no room, no right, something else by a file's name: wherever it happens
         raise UserError(
-            f"suite={suite.name} on {run.path} is stopped by the file system ({error}): mend that and give the same "
-            "command again, which goes on."
+            f"suite={suite.name} on {run.path} was stopped by the file system ({error}): fix that and give the same "
+            "command again; it resumes."
         ) from error
     except RuntimeError as error:
         if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
             raise
         raise UserError(
-            f"batch_tokens={settings.batch_tokens} and the lengths of suite={suite.name} need more memory than is "
-            "here: give less of one or the other."
+            f"batch_tokens={settings.batch_tokens} and the lengths of suite={suite.name} need more memory than this "
+            "machine has: lower one or the other."
         ) from error
 
 

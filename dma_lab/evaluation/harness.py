@@ -191,5 +191,5 @@ def _settled(arguments: dict[str, Any], eot: str) -> tuple[int, tuple[str, ...],
     new_tokens, draws = kwargs.pop("max_gen_toks"), kwargs.pop("do_sample")
     temperature, top_p = kwargs.pop("temperature", 0.0), kwargs.pop("top_p", 1.0)
     if kwargs:
-        raise UserError(f"A task generates with {', '.join(kwargs)}, which is not to be had; leave the task out.")
+        raise UserError(f"A task generates with {', '.join(kwargs)}, which is not supported; leave the task out.")
     return new_tokens, stops, Sampling(temperature, top_p) if draws else Sampling()

@@ -37,7 +37,7 @@ class Haystack:
         """The text of a file that ``data=local`` could train on. Raises UserError when it cannot be read as UTF-8."""
         if not path.is_file() or format_of(path) is None:
             raise UserError(
-                f"suite.haystack={path} is no file that can be read as text: give one of {', '.join(FORMATS)}."
+                f"suite.haystack={path} is not a file that can be read as text: give one of {', '.join(FORMATS)}."
             )
         tokens: list[int] = []
         for document in read_documents(path, "text", digest="", on_bytes=lambda count: None):

@@ -67,7 +67,7 @@ class HubTasks:
             if name not in self._manager.task_index:
                 near = get_close_matches(name, self._manager.all_tasks, n=3)
                 raise UserError(
-                    f"suite.tasks holds {name}, which lm-eval has no task of that name for"
+                    f"suite.tasks holds {name}, and lm-eval has no task of that name"
                     f"{': did you mean ' + ' or '.join(near) if near else '; `lm-eval ls tasks` lists them'}."
                 )
         self._loaded: dict[str, Task] = {}

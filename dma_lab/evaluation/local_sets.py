@@ -80,13 +80,15 @@ def local_benchmarks(path: str | list[str], max_length: int) -> list[Benchmark]:
         place = user_path(given, "suite.path")
         found = sorted(file for file in place.iterdir() if _is_jsonl(file)) if place.is_dir() else [place]
         if not found or not all(_is_jsonl(file) and file.is_file() for file in found):
-            raise UserError(f"suite.path={given} is no file of JSON lines and no folder of such; give one that is.")
+            raise UserError(
+                f"suite.path={given} is neither a file of JSON lines nor a folder of them; give one that is."
+            )
         files += found
     benchmarks = {}
     for file in files:
         name = file.name.split(".")[0]
         if name in benchmarks:
-            raise UserError(f"suite.path holds two sets by the name of {name}; rename one.")
+            raise UserError(f"suite.path holds two sets named {name}; rename one.")
         kind, rows = _read(file)
         digest = text_digest(repr(rows).encode("utf-8", "surrogatepass"))
         benchmarks[name] = Benchmark(name, {"digest": digest}, max_length, _loader(name, kind, rows))
@@ -116,7 +118,10 @@ def _read(file: Path) -> tuple[type, list[dict[str, Any]]]:
             raise UserError(f"{where}: {key} {first['msg'][0].lower()}{first['msg'][1:]}.") from error
         options = question.get("choices", question.get("context_options"))
         if options is not None and not (len(options) > 1 and 0 <= question["gold"] < len(options)):
-            raise UserError(f"{where}: gold={question['gold']} is none of its {len(options)} options, or there is one.")
+            raise UserError(
+                f"{where}: gold={question['gold']} of {len(options)} options; gold counts from 0, and two options are "
+                "the least."
+            )
         if not all(options or [True]) or not question.get("continuation", True):
             raise UserError(f"{where} has an empty answer, which has no probability; leave the question out.")
         rows.append(question)

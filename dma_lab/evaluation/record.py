@@ -52,7 +52,7 @@ class EvaluationRecord:
             try:
                 self._cells = unsealed(self.file.read_text(encoding="utf-8"))["cells"]
             except ValueError as error:
-                raise UserError(f"{self.file} is damaged ({error}); delete it to evaluate anew.") from error
+                raise UserError(f"{self.file} is damaged ({error}); delete it to evaluate again.") from error
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -89,10 +89,10 @@ def _read_config(file: Path) -> tuple[ModelShape, AttentionConfig]:
             raise UserError(f"{file.parent} holds model_type={config.get('model_type')}; give a Doge checkpoint.")
         for setting, (ours, default) in _FIXED.items():
             if (value := config.get(setting, default)) != ours:
-                raise UserError(f"{file}: {setting}={value} is nothing our model can be; it has {setting}={ours}.")
+                raise UserError(f"{file}: {setting}={value} is not supported; our model has {setting}={ours}.")
         rope = config.get("rope_parameters") or _earlier_rope(config)
         if (kind := rope.get("rope_type", "default")) not in ("default", "dynamic"):
-            raise UserError(f"{file}: rope_type={kind} is nothing our model can be; it has default.")
+            raise UserError(f"{file}: rope_type={kind} is not supported; our model has default.")
         heads = config["num_attention_heads"]
         shape = ModelShape(
             n_layers=config["num_hidden_layers"],
@@ -127,8 +127,8 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         return {name: weight for file in names for name, weight in load_file(folder / file).items()}
     except FileNotFoundError as error:
         raise UserError(
-            f"{error.filename or folder / 'model.safetensors'} is missing, and weights kept otherwise (as a pickle, "
-            "which can run code) are not read; save them as safetensors."
+            f"{error.filename or folder / 'model.safetensors'} is missing, and weights in other formats (pickles "
+            "can run code) are not read; save them as safetensors."
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"The weights in {folder} cannot be read ({type(error).__name__}: {error}).") from error

@@ -26,7 +26,7 @@ from dma_lab.settings import shown
 
 FORMATS = ("auto", "stock", "custom")
 MODELING_FILE = Path(__file__).with_name("modeling_dma_lab.py")
-_CODE_GOES_ALONG = f"{MODELING_FILE.name} goes along, for trust_remote_code=True where dma_lab is installed"
+_CODE_GOES_ALONG = f"{MODELING_FILE.name} is exported too, for trust_remote_code=True where dma_lab is installed"
 
 
 def export_run(run_directory: Path, to: Path, format: str = "auto") -> Path:
@@ -46,7 +46,7 @@ def export_run(run_directory: Path, to: Path, format: str = "auto") -> Path:
     if "cache_dir" in run.config["data"]:
         data = run.data
     else:
-        warn_once(f"{run_directory} was trained on no text: no tokenizer goes along.")
+        warn_once(f"{run_directory} was trained on no text: no tokenizer is exported.")
     return export_model(run.model(), to, format, data=data)
 
 
@@ -100,13 +100,13 @@ def _described(model: Transformer, format: str) -> tuple[dict[str, Any], dict[st
                 if attention == "dma":
                     window = model.attention.written()["window"]
                     warn_once(
-                        f"this folder wants transformers {DOGE_TRANSFORMERS} or later: Doge attends to later tokens "
+                        f"this folder needs transformers {DOGE_TRANSFORMERS} or later: Doge attends to later tokens "
                         f"before that. Past attention.window={window} tokens its logits differ from this "
                         "model's where keys score the same (format=custom computes the same)."
                     )
                 return config, stock_weights(model.state_dict(), model.shape, attention), None
             warn_once(
-                "of keys that score the same transformers' Doge keeps others than this model: "
+                "among keys of equal score transformers' Doge keeps others than this model: "
                 f"{_CODE_GOES_ALONG} (format=stock writes a Doge)."
             )
     if imported:
@@ -135,9 +135,7 @@ def _check(to: Path, format: str) -> None:
         if to.exists() and not to.is_dir():
             raise UserError(f"to={to} is a file; give a folder that is not there yet.")
         if to.exists() and any(to.iterdir()):
-            raise UserError(
-                f"to={to} holds files already, which are not written over; give another folder or empty it."
-            )
+            raise UserError(f"to={to} holds files already, which are not overwritten; give another folder or empty it.")
     except OSError as error:
         raise UserError(f"to={shown(to)} cannot be read ({error.strerror}); give a folder that can.") from error
 

@@ -41,11 +41,11 @@ def choose_triton(impl: str, device: torch.device, unsupported: str | None = Non
     if impl == "auto":
         if unsupported is not None:
             warn_once(
-                f"the Triton kernels do not take these inputs ({unsupported}); plain PyTorch runs instead, slowly."
+                f"the Triton kernels do not support these inputs ({unsupported}); plain PyTorch runs instead, slowly."
             )
         return unsupported is None
     if unsupported is not None:
-        raise ValueError(f"impl='triton': the kernels do not take these inputs ({unsupported}); choose 'torch'.")
+        raise ValueError(f"impl='triton': the kernels do not support these inputs ({unsupported}); choose 'torch'.")
     if device.type != "cuda":
         from triton import knobs
 

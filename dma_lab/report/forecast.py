@@ -79,7 +79,7 @@ def register(path: Path, larger: Larger, runs: Sequence[Run]) -> None:
         return
     if larger.name is None or larger.params is None or larger.tokens is None:
         raise UserError(
-            f"forecast={path} is not there yet, and it is not said of which run it shall be; add larger.name=10m "
+            f"forecast={path} does not exist yet, and no run to forecast is given; add for example larger.name=10m "
             "larger.params=1e7 larger.tokens=2e8, say (non-embedding parameters)."
         )
     entries: list[Entry] = []

@@ -79,7 +79,7 @@ def _read(path: Path) -> dict[str, _Backend]:
             "(nats per token), and may name backend and training."
         )
     if not rows:
-        raise UserError(f"points={path} has no row below its first line; give a run a row.")
+        raise UserError(f"points={path} has no row below its first line; give each run one row.")
     backends: dict[str, _Backend] = {}
     for number, row in enumerate(rows, 2):
         own = backends.setdefault(row.get("backend") or "points", _Backend())
@@ -90,8 +90,8 @@ def _read(path: Path) -> dict[str, _Backend]:
                 value = math.nan
             if not (math.isfinite(value) and value > 0):
                 raise UserError(
-                    f"points={path}: line {number} has {name} = {row[name]!r}, where a number above 0 must stand; mend "
-                    "or remove the line."
+                    f"points={path}: line {number} has {name} = {row[name]!r}, where a number above 0 must stand; "
+                    "correct or remove the line."
                 )
             getattr(own, name).append(value)
         own.training.append(row.get("training") or f"line {number}")

@@ -77,8 +77,8 @@ def fit_envelope(curves: Sequence[Curve], *, bootstrap: int = 0, seed: int = 0) 
     flops, sizes, tokens = found = _handovers(log_c, params, losses, log_d)
     if len(flops) < 2:
         raise UserError(
-            f"the curves of {len(set(params))} sizes hand over {len(flops)} times; power laws need 2 handovers: at "
-            "least 3 sizes, each of which is the best at some compute that its neighbours reach, too."
+            f"the lowest curve changes size {len(flops)} times among {len(set(params))} sizes; power laws need 2 "
+            "crossings: at least 3 sizes, each the best at some compute that its neighbours reach too."
         )
     if bootstrap:
         require_resamples(bootstrap)

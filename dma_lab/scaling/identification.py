@@ -12,7 +12,7 @@ from dma_lab.scaling.objective import Points, Vector, residuals
 NAMES = ("alpha", "beta", "E", "A", "B")
 """In the order of a backend's slots."""
 LEAST_FOR_INTERVALS = 8
-"""Distinct points. Resamples of fewer are mostly of so few that each is met exactly, and tell no spread."""
+"""Distinct points. Resamples of fewer are mostly of so few that each is met exactly, and do not determine a spread."""
 _ON_A_LINE = 0.1
 """Root mean square of the points' distances from a line in (log N, log D): tokens within 10 % of a power of size."""
 _LARGEST_CONDITION = 1000.0
@@ -38,8 +38,8 @@ def require_enough(points: Points, unknowns: int = 5) -> None:
         )
     if np.ptp(points.log_l) < 1e-9:
         raise UserError(
-            f"all {runs} runs have the loss {np.exp(points.log_l[0]):.4g}, which no law of size and tokens can be told "
-            "from; run sizes and numbers of tokens that are further apart."
+            f"all {runs} runs have the loss {np.exp(points.log_l[0]):.4g}, from which no law of size and tokens can be "
+            "determined; run sizes and numbers of tokens that are further apart."
         )
 
 
@@ -56,8 +56,8 @@ def require_plane(points: Points) -> None:
     ratio = np.exp((points.log_d - points.log_n).mean())
     line = f"D = {ratio:.3g} N" if abs(slope - 1) < 0.05 else f"D ∝ N^{slope:.2f}"
     raise UserError(
-        f"the runs lie on one line, {line}, along which A, alpha and B, beta can change places: nothing tells size "
-        "from tokens; run every size at several numbers of tokens, with schedule.branches=[0.5,1,2] for one."
+        f"the runs lie on one line, {line}, along which (A, alpha) and (B, beta) can be exchanged: size and tokens "
+        "cannot be told apart; run every size at several numbers of tokens, as with schedule.branches=[0.5,1,2]."
     )
 
 
@@ -65,7 +65,7 @@ def require_spread(points: Points) -> None:
     """Refuse (UserError) to take intervals from too few distinct points."""
     if (found := distinct(points)) < LEAST_FOR_INTERVALS:
         raise UserError(
-            f"{found} distinct points of size and tokens tell no spread, and intervals need at least "
+            f"{found} distinct points of size and tokens do not determine a spread, and intervals need at least "
             f"{LEAST_FOR_INTERVALS}; run more of them, or fit without intervals."
         )
 
@@ -104,7 +104,7 @@ def _require_inside(point: Vector, points: Points) -> None:
     for name, value, what in (("alpha", alpha, "sizes"), ("beta", beta, "numbers of tokens")):
         if value <= 0:
             raise UserError(
-                f"the law that comes closest has {name} = {value:.2g}, a loss that does not fall with {what}: these "
+                f"the closest law has {name} = {value:.2g}, a loss that does not fall with {what}: these "
                 f"runs follow no such law; run {what} further apart, or more seeds."
             )
     share_n, share_d = a - alpha * points.log_n - points.log_l, b - beta * points.log_d - points.log_l
@@ -115,6 +115,5 @@ def _require_inside(point: Vector, points: Points) -> None:
     ):
         if share.max() < np.log(_LEAST_SHARE):
             raise UserError(
-                f"the law that comes closest has {name} at its bound, 0: these runs do not show where {what}, or more "
-                "seeds."
+                f"the closest law has {name} at its bound, 0: these runs do not show where {what}, or more seeds."
             )

@@ -96,7 +96,7 @@ def fit_parabola(flops: ArrayLike, params: ArrayLike, tokens: ArrayLike, loss: A
     take_points(params, tokens, loss)
     if flops.max() > flops.min() * (1 + SAME_BUDGET):
         raise UserError(
-            f"runs of {flops.min():.3g} to {flops.max():.3g} FLOP are not of one budget, and a parabola is of one; fit "
+            f"runs of {flops.min():.3g} to {flops.max():.3g} FLOP do not share one budget, which a parabola needs; fit "
             f"those that agree within {SAME_BUDGET:.0%}, or run them at one compute."
         )
     sizes, budget = np.unique(params), float(np.exp(np.log(flops).mean()))

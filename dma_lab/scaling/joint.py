@@ -75,7 +75,9 @@ def fit_joint(
     if unknown := set(shared) - set(NAMES):
         raise ValueError(f"shared={sorted(unknown)}: a law has the parameters E, A, B, alpha, beta.")
     if len(runs) < 2:
-        raise UserError(f"a joint fit shares what backends have in common; there are runs of {len(runs)}, give 2.")
+        raise UserError(
+            f"a joint fit shares parameters between backends and has runs of {len(runs)}; give at least 2 backends."
+        )
     groups = [take_points(*own) for own in runs.values()]
     for points in groups:
         require_enough(points, unknowns=5 - len(set(shared)))

@@ -64,7 +64,7 @@ def take_points(params: ArrayLike, tokens: ArrayLike, loss: ArrayLike) -> Points
         for run in np.flatnonzero(~(np.isfinite(column) & (column > 0)))[:1]:
             raise UserError(
                 f"{name} of run {run} is {column[run]:g}, and a law is fitted to values that are positive and finite; "
-                "leave out runs that diverged, and run them anew."
+                "leave out runs that diverged, and run them again."
             )
     return Points(*(np.log(column) for column in values.values()))
 

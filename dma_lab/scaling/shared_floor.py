@@ -32,8 +32,8 @@ def share_floor(law: TrainingsFit, other: TrainingsFit, *, seed: int = 0) -> tup
     if not weights.sum() > 0 or weights.sum() ** 2 / (weights**2).sum() < _LEAST:
         low, high = (percentile_interval(samples[:, 0]) for samples in (ours, theirs))
         raise UserError(
-            f"no E fits both laws, {low[0]:.3g} to {low[1]:.3g} and {high[0]:.3g} to {high[1]:.3g}, though it is the "
-            "text's and no backend's; run sizes and numbers of tokens that are further apart."
+            f"no E fits both laws, {low[0]:.3g} to {low[1]:.3g} and {high[0]:.3g} to {high[1]:.3g}, although E belongs "
+            "to the text and not to a backend; run sizes and numbers of tokens that are further apart."
         )
     chosen = generator.choice(len(ours), DRAWS, p=weights / weights.sum())
     order = np.argsort(theirs[:, 0])

@@ -83,8 +83,8 @@ def fit_trainings(
     runs = Trainings(points, training)
     if runs.trainings < LEAST_TRAININGS:
         raise UserError(
-            f"{runs.trainings} trainings tell no noise beside a law's E, A and α, and branches of one training share "
-            f"its noise; run at least {LEAST_TRAININGS}: more sizes, or more seeds."
+            f"{runs.trainings} trainings do not determine the noise beside a law's E, A and α, and branches of one "
+            f"training share its noise; run at least {LEAST_TRAININGS}: more sizes, or more seeds."
         )
     start = _lowest(runs, 0.0)
     _require_within(start)
@@ -106,7 +106,7 @@ def _require_within(log_exponents: Vector) -> None:
     for value, name, what in zip(log_exponents, ("α", "β"), ("sizes", "numbers of tokens"), strict=True):
         if not _LOG_EXPONENTS[0] + 0.01 < value < _LOG_EXPONENTS[1] - 0.01:
             raise UserError(
-                f"the law that comes closest has {name} = {np.exp(value):.2g}: these runs follow no power of {what}; "
+                f"the closest law has {name} = {np.exp(value):.2g}: these runs follow no power of {what}; "
                 f"run {what} further apart, or more seeds."
             )
 

@@ -82,6 +82,6 @@ def _gpu_index() -> int:
             f"This is process {place} (counted from 0) of those that a launcher started on a machine with {gpus} GPUs, "
             f"each of which trains on one (trainer.devices=1): start at most {gpus}."
         )
-    warn_once(f"this process trains on GPU {place} of {gpus}, as its launcher counts it")
+    warn_once(f"this process trains on GPU {place} of {gpus}, as its launcher numbers it")
     torch.cuda.set_device(place)  # for whatever is made on `cuda`
     return place

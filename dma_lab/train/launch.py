@@ -179,8 +179,9 @@ def _connect(peers: Peers, store: dist.Store, device: torch.device) -> None:
             raise peers.end_of(lost)
         if time.monotonic() > deadline:
             raise UserError(
-                f"Of trainer.devices={ranks.count} processes some have not come within {_TIMEOUT.total_seconds():.0f} "
-                "s: start as many with the launcher, or one process without it, which starts the others itself."
+                f"Some of trainer.devices={ranks.count} processes did not connect within "
+                f"{_TIMEOUT.total_seconds():.0f} s: start that many with the launcher, or one process without it, "
+                "which starts the others itself."
             )
         time.sleep(0.02)
     if device.type == "cuda":

@@ -130,7 +130,7 @@ def budget_tokens(settings: TrainSettings, vocab_size: int) -> int:
             )
     if budget > _MOST_TOKENS:
         raise UserError(
-            f"{_budget_named(settings)} comes to {budget:.3g} tokens, more than anyone will train on "
+            f"{_budget_named(settings)} comes to {budget:.3g} tokens, more than the limit "
             f"({_MOST_TOKENS:.0e}); give less."
         )
     steps = max(1, round(budget / step))

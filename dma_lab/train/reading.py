@@ -103,8 +103,8 @@ def _check_values(settings: TrainSettings) -> None:
     model, trainer, schedule = settings.model, settings.trainer, settings.schedule
     if model.n_heads * model.head_dim != model.d_model:
         raise UserError(
-            f"model.n_heads={model.n_heads} of model.head_dim={model.head_dim} make {model.n_heads * model.head_dim} "
-            f"dimensions and model.d_model={model.d_model} carries {model.d_model}; make the product equal to it."
+            f"model.n_heads={model.n_heads} times model.head_dim={model.head_dim} is {model.n_heads * model.head_dim}, "
+            f"not model.d_model={model.d_model}; make the product equal to it."
         )
     if model.n_heads % model.n_kv_heads:
         raise UserError(

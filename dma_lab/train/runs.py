@@ -93,7 +93,7 @@ class RunDirectory:
                 raise self._mishap(error) from error
 
     def _mishap(self, error: OSError) -> MishapError:
-        what, advice = "Reading or writing failed", "mend that"
+        what, advice = "Reading or writing failed", "fix that"
         if error.errno in NO_ROOM:
             what, advice = "No room left", "free some space there"
         return MishapError(

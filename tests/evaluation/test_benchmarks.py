@@ -108,8 +108,11 @@ def test_local_scores_lie_in_the_run_by_question_too_and_a_killed_evaluation_goe
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b'{"query": "a", "choices": ["b", "c"], "gold": 2}', r"line 1: gold=2 is none of its 2 options"),
-        (b'{"query": "a", "choices": ["b"], "gold": 0}', "line 1: gold=0 is none of its 1 options, or there is one"),
+        (b'{"query": "a", "choices": ["b", "c"], "gold": 2}', r"line 1: gold=2 of 2 options; gold counts from 0"),
+        (
+            b'{"query": "a", "choices": ["b"], "gold": 0}',
+            "line 1: gold=0 of 1 options; gold counts from 0, and two options are the least",
+        ),
         (b'{"query": "a", "choices": ["b", ""], "gold": 0}', "line 1 has an empty answer"),
         (b'{"query": "a", "choices": "bc", "gold": 0}', "line 1: choices input should be a valid list"),
         (b'{"query": "a"}', "line 1 is no question: it has query, and a question has choices"),
@@ -143,12 +146,12 @@ def test_an_answer_has_as_many_tokens_as_lm_evals_where_a_right_one_may(tmp_path
 
 def test_a_path_without_question_sets_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "none.jsonl", tmp_path / "set.txt"):
-        with pytest.raises(UserError, match=r"suite.path=.* is no file of JSON lines"):
+        with pytest.raises(UserError, match=r"suite.path=.* is neither a file of JSON lines"):
             local_benchmarks(str(path), 64)
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "set.jsonl").write_text(json.dumps(QUESTION))
-    with pytest.raises(UserError, match="two sets by the name of set"):
+    with pytest.raises(UserError, match="two sets named set"):
         local_benchmarks([str(tmp_path / "a"), str(tmp_path / "b")], 64)
 
 

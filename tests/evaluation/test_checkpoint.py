@@ -195,7 +195,7 @@ def test_the_home_of_nobody_is_said(trained_run):
     ("how", "sentence"),
     [
         ("absent", "no such directory"),
-        ("no run", "is no run's directory: it has no config.yaml"),
+        ("no run", "is not a run's directory: it has no config.yaml"),
         ("untrained", "the run has no checkpoints/last.ckpt; train it first"),
         ("another width", "another config .* trained with model.d_model=32 and the config has 64"),
         ("another depth", "another config .* trained with model.n_layers=2 and the config has 3"),

@@ -260,7 +260,7 @@ def test_any_text_can_be_the_haystack_and_what_is_no_text_is_refused(run, tmp_pa
     text.write_text("")
     with pytest.raises(UserError, match="has no text"):
         Haystack.of_file(text, tokenizer)
-    with pytest.raises(UserError, match="is no file that can be read as text"):
+    with pytest.raises(UserError, match="is not a file that can be read as text"):
         Haystack.of_file(tmp_path / "none.txt", tokenizer)
 
 

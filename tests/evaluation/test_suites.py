@@ -185,7 +185,7 @@ def test_the_entry_point_refuses_in_one_sentence_with_status_2(run_copy, evaluat
         ("local", [], r"^suite\.path must be given, as suite\.path=…"),
         ("needle", ["suite.kinds=[double]"], "suite.kinds.0=double: input should be 'single', 'multikey'"),
         ("needle", ["suite.depths=[1.5]"], "suite.depths.0=1.5"),
-        ("needle", ["suite.haystack=nowhere.txt"], "haystack=nowhere.txt is no file"),
+        ("needle", ["suite.haystack=nowhere.txt"], "haystack=nowhere.txt is not a file"),
         ("generate", ["suite.temperature=-1.0"], "suite.temperature=-1.0"),
         ("generate", ["suite.prompts=[]"], "suite.prompts is empty"),
         ("generate", ["suite.prompts=['a\udcffb']"], "text that is not UTF-8"),
@@ -201,7 +201,7 @@ def test_a_pipe_is_refused_and_not_waited_for(run_suite, tmp_path, setting):
     os.mkfifo(tmp_path / "pipe.jsonl")
     suite = {"haystack": "needle", "prompts_file": "generate", "path": "local"}[setting]
     for place in (tmp_path / "pipe.jsonl", *([tmp_path] if suite == "local" else [])):
-        with pytest.raises(UserError, match=rf"^suite\.{setting}=.* is no file"):
+        with pytest.raises(UserError, match=rf"^suite\.{setting}=.* is (not a|neither a) file"):
             run_suite(suite, f"suite.{setting}={place}")
 
 
@@ -228,7 +228,7 @@ def test_a_record_is_written_by_one_process_and_a_damaged_one_is_named(run_suite
         with pytest.raises(UserError, match="is being written by another evaluation"):
             run_suite("generate")
     (folder / "generate.json").mkdir()
-    with pytest.raises(UserError, match=r"suite=generate on .* is stopped by the file system \(.*Is a directory"):
+    with pytest.raises(UserError, match=r"suite=generate on .* was stopped by the file system \(.*Is a directory"):
         run_suite("generate")
     (folder / "generate.json").rmdir()
     (folder / "generate.json").write_text('{"cells": [1]}')

@@ -148,7 +148,7 @@ def test_dma_is_exported_exactly_unless_stock_is_asked_for(tmp_path, capfd):
     model = make_model("dma", {})
     folder = export_model(model, tmp_path / "folder")
     said = capfd.readouterr().err
-    assert "Doge keeps others than this model: modeling_dma_lab.py goes along" in said
+    assert "Doge keeps others than this model: modeling_dma_lab.py is exported too" in said
     assert AutoConfig.from_pretrained(folder, trust_remote_code=True).attention["window"] == 32
     tokens = distinct_tokens() // 3
     assert_same_logits(folder, model, tokens, trust_remote_code=True)
@@ -223,7 +223,7 @@ def test_what_no_stock_architecture_computes_is_refused_with_the_reason(
     assert str(refusal.value).endswith("; choose format=custom.")
     assert not (tmp_path / "stock").exists()
     folder = export_model(model, tmp_path / "auto")
-    assert f"{reason}: modeling_dma_lab.py goes along" in capfd.readouterr().err
+    assert f"{reason}: modeling_dma_lab.py is exported too" in capfd.readouterr().err
     assert (folder / "modeling_dma_lab.py").is_file()
 
 
@@ -231,13 +231,13 @@ def test_what_no_stock_architecture_computes_is_refused_with_the_reason(
     ("overrides", "sentence"),
     [
         (["format=gguf"], "format=gguf: input should be 'auto', 'stock' or 'custom'."),
-        (["to={full}"], "to={full} holds files already, which are not written over; give another folder or empty it."),
+        (["to={full}"], "to={full} holds files already, which are not overwritten; give another folder or empty it."),
         (["to={file}"], "to={file} is a file; give a folder that is not there yet."),
         (["to={file}/folder"], "to={file}/folder cannot be written"),
         ([f"to={'x' * 300}"], f"to={'x' * 79}… cannot be read (File name too long); give a folder that can."),
         (["to=???"], "to must be given, as to=…; see conf/ for what it is."),
         (["checkpoint=nowhere"], "checkpoint=nowhere: there is no such directory"),
-        (["checkpoint={full}"], "checkpoint={full} is no run's directory: it has no config.yaml"),
+        (["checkpoint={full}"], "checkpoint={full} is not a run's directory: it has no config.yaml"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_2(trained_run, tmp_path, monkeypatch, capsys, overrides, sentence):
@@ -274,7 +274,7 @@ def test_a_run_on_no_text_goes_without_a_tokenizer(trained_run, tmp_path, capfd)
     OmegaConf.save(config, run / "config.yaml")
     vouch(run)
     folder = export_run(run, tmp_path / "folder")
-    assert "was trained on no text: no tokenizer goes along" in capfd.readouterr().err
+    assert "was trained on no text: no tokenizer is exported" in capfd.readouterr().err
     assert sorted(file.name for file in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert_same_logits(folder, open_run(run).model(), distinct_tokens())
 

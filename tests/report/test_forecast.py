@@ -68,7 +68,7 @@ def test_what_is_forecast_holds_what_comes_and_is_not_written_again(small, write
 
 def test_what_cannot_be_forecast_is_refused_and_nothing_is_written(small, write, tmp_path):
     path = tmp_path / "forecast.json"
-    with pytest.raises(UserError, match="not said of which run"):
+    with pytest.raises(UserError, match="no run to forecast is given"):
         register(path, UNNAMED, named(small))
     with pytest.raises(UserError, match="no backend has a law"):
         register(path, LARGER, [run for run in named(small) if run.params == SIZES[0]])

@@ -48,7 +48,7 @@ def test_where_a_curve_begins_or_ends_below_the_others_nothing_is_handed_over():
     begins, whole = curve(2.5e9), [curve(1e8), curve(5e8)]
     late = begins.flops > 1e21
     begins = Curve(2.5e9, *(values[late] for values in (begins.flops, begins.tokens, begins.loss)))
-    with pytest.raises(UserError, match="curves of 3 sizes hand over 1 times"):
+    with pytest.raises(UserError, match="lowest curve changes size 1 times among 3 sizes"):
         fit_envelope([*whole, begins])
 
 

@@ -32,7 +32,7 @@ RAY = SIZES.repeat(3), 20 * SIZES.repeat(3) * np.tile([0.99, 1.0, 1.02], 4)
         (plan(*((N, D) for N in SIZES[:2] for D in TOKENS)), "8 runs of 2 sizes"),
         (plan(*((N, D) for N in SIZES for D in TOKENS[:2])), "4 sizes and 2 numbers of tokens"),
         ((SIZES[:4], TOKENS[:4]), "4 distinct points, cannot fix the law's 5 parameters; run at least 5"),
-        (RAY, r"lie on one line, D = 20.\d* N, .* nothing tells size from tokens; .*schedule.branches"),
+        (RAY, r"lie on one line, D = 20.\d* N, .* cannot be told apart; .*schedule.branches"),
         ((np.geomspace(5e7, 5e9, 9), 1e5 * np.geomspace(5e7, 5e9, 9) ** 0.5), r"one line, D ∝ N\^0.50"),
         ((np.geomspace(5e7, 5e9, 9), 1e20 / np.geomspace(5e7, 5e9, 9)), r"one line, D ∝ N\^-1.00"),
         # Three sizes by count, two by what they can tell.

@@ -163,7 +163,7 @@ def test_two_budgets_with_minima_near_the_ends_of_their_sizes_still_have_an_expo
 @pytest.mark.parametrize(
     ("flops", "loss", "says"),
     [
-        ([1e15, 1e15, 1.2e15], [3.1, 3.0, 3.1], r"1e.15 to 1.2e.15 FLOP are not of one budget"),
+        ([1e15, 1e15, 1.2e15], [3.1, 3.0, 3.1], r"1e.15 to 1.2e.15 FLOP do not share one budget"),
         ([1e15, 1e15, 1e15], [3.1, np.nan, 3.1], "loss of run 1 is nan"),
     ],
 )

@@ -105,7 +105,7 @@ def test_three_trainings_and_runs_that_follow_no_power_are_refused():
     params, tokens, loss, _ = runs()
     kept = params < 6e8
     size = np.searchsorted(np.unique(params), params)
-    with pytest.raises(UserError, match="3 trainings tell no noise"):
+    with pytest.raises(UserError, match="3 trainings do not determine the noise"):
         fit_trainings(params[kept], tokens[kept], loss[kept], size[kept])
     with pytest.raises(UserError, match=r"follow no power|at its bound|hardly any law|does not fall"):
         fit_trainings(params, tokens, np.random.default_rng(0).uniform(3, 4, len(loss)), size)

@@ -49,7 +49,7 @@ def test_the_entry_point_refuses_in_one_sentence(run_script, overrides, tmp_path
         (["model.name=../../x"], "model.name=../../x: it names"),
         (["model.name="], "model.name=: it names"),
         (["output_dir="], "output_dir=: string should have at least 1 character"),
-        (["model.n_heads=3"], "model.n_heads=3 of model.head_dim=16 make 48 dimensions and model.d_model=32"),
+        (["model.n_heads=3"], "model.n_heads=3 times model.head_dim=16 is 48, not model.d_model=32"),
         (["trainer.context=long"], "trainer.context=long: input should be a valid integer"),
         (["model.vocab_size=18446744073709551616"], "model.vocab_size=18446744073709551616: input should be less"),
         (["model.n_layers=100000"], "model.n_layers=100000: input should be less than or equal to 512"),

@@ -58,8 +58,8 @@ class ContextSuite(Suite):
         if same["tokens"] < max(lengths):
             warn_once(
                 f"the {same['tokens']:,} validation tokens that are scored are fewer than a context of "
-                f"{max(lengths):,}: no target has as much before it; set suite.tokens or data with more validation "
-                "text."
+                f"{max(lengths):,}: no target has that much context before it; set suite.tokens or data with more "
+                "validation text."
             )
         cells: list[Cell] = [
             {"context": length, "stride": self.stride or max(1, length // 2), **same} for length in sorted(set(lengths))

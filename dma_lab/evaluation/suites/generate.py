@@ -73,7 +73,7 @@ class GenerateSuite(Suite):
             file = user_path(self.prompts_file, "suite.prompts_file")
             if not file.is_file() or format_of(file) is None:
                 raise UserError(
-                    f"suite.prompts_file={file} is no file that can be read: give one of {', '.join(FORMATS)}."
+                    f"suite.prompts_file={file} is not a file that can be read: give one of {', '.join(FORMATS)}."
                 )
             texts += ["".join(document.chunks) for document in read_documents(file, "text", "", lambda count: None)]
         if not texts:

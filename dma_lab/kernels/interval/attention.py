@@ -60,7 +60,7 @@ def interval_attention(
 
 
 def _unsupported(q: Tensor, v: Tensor) -> str | None:
-    """Why the kernels do not take these inputs, if they do not."""
+    """Why the kernels do not support these inputs, if they do not."""
     if q.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         return f"q is {q.dtype}; they take bfloat16, float16 and float32"
     if max(q.shape[-1], v.shape[-1]) > _LARGEST_HEAD_DIM:
