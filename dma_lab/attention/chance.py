@@ -7,7 +7,7 @@ _WORD = 2**32 - 1
 
 
 class ChanceScores(nn.Module):
-    """A number in [0, 1) a key, made of its head's stream and its place in its document and of nothing else.
+    """A number in [0, 1) per key, made of its head's stream and its place in its document and of nothing else.
 
     So it is the same in training and decoding and whatever else lies in the batch. The streams come from the model's
     seed (``draw``), another for every layer and head, and are saved with the weights.

@@ -44,7 +44,7 @@ exp(40) = 2.4e17 a logit of any query has long been rounded away beside the scor
 
 @dataclass
 class LifetimeCache:
-    """The keys that may still be seen: S = window + recent slots a key/value head, all there from the start.
+    """The keys that may still be seen: S = window + recent slots per key/value head, all there from the start.
 
     ``admit_key`` fills the slots and frees them; ``interval_attention_decode`` reads those that hold a key.
     """
@@ -158,13 +158,13 @@ class DynamicMaskAttention(AttentionBackend, name="dma"):
 
     def flops(self, seq_len: int) -> AttentionFlops:
         # A query keeps min(t + 1, W) keys by score; keys kept by `recent` alone depend on the data and are few.
-        a_pair = 4 * self.n_heads * self.head_dim
+        flops_per_pair = 4 * self.n_heads * self.head_dim
         weights = self.o_proj.weight.numel() + (self.dt_proj.weight.numel() if self.learned else 0)
         return AttentionFlops(
             projections=self.heads.flops(seq_len) + 2 * seq_len * weights,
             selection=0,
-            mixing=a_pair * causal_pairs(seq_len, self.window),
-            mixing_dense=a_pair * causal_pairs(seq_len),
+            mixing=flops_per_pair * causal_pairs(seq_len, self.window),
+            mixing_dense=flops_per_pair * causal_pairs(seq_len),
         )
 
     def cache_bytes(self, seq_len: int, dtype: torch.dtype) -> int:

@@ -143,8 +143,8 @@ class MultiHeadLatentAttention(AttentionBackend, name="mla"):
 
     def flops(self, seq_len: int) -> AttentionFlops:
         weights = sum(module.weight.numel() for module in self.modules() if isinstance(module, nn.Linear))
-        a_pair = 2 * (self.head_dim + self.rope_dim + self.head_dim)
-        mixing = a_pair * self.n_heads * causal_pairs(seq_len)
+        flops_per_pair = 2 * (self.head_dim + self.rope_dim + self.head_dim)
+        mixing = flops_per_pair * self.n_heads * causal_pairs(seq_len)
         return AttentionFlops(projections=2 * seq_len * weights, selection=0, mixing=mixing, mixing_dense=mixing)
 
     def cache_bytes(self, seq_len: int, dtype: torch.dtype) -> int:

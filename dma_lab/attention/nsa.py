@@ -215,16 +215,16 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
         per_block = sum(phi.hidden.weight.numel() + phi.output.weight.numel() for phi in compressions)
         # Block c is seen by the queries from its last token on.
         compressed_pairs = C * (seq_len - self.block + 1) - self.stride * C * (C - 1) // 2
-        a_pair = 4 * self.n_heads * self.head_dim
+        flops_per_pair = 4 * self.n_heads * self.head_dim
         return AttentionFlops(
             projections=self.heads.flops(seq_len) + 2 * (seq_len * per_token + self.n_kv_heads * C * per_block),
-            selection=a_pair * compressed_pairs,
-            mixing=a_pair * (self._selected_pairs(seq_len) + causal_pairs(seq_len, self.window)),
-            mixing_dense=a_pair * causal_pairs(seq_len),
+            selection=flops_per_pair * compressed_pairs,
+            mixing=flops_per_pair * (self._selected_pairs(seq_len) + causal_pairs(seq_len, self.window)),
+            mixing_dense=flops_per_pair * causal_pairs(seq_len),
         )
 
     def _selected_pairs(self, seq_len: int) -> int:
-        """(query, key) pairs a head of the selected branch: the own block up to the query, the others whole."""
+        """(query, key) pairs per head of the selected branch: the own block up to the query, the others whole."""
         pairs = 0
         for own in range(-(-seq_len // self.selected_block)):
             tokens = min(self.selected_block, seq_len - own * self.selected_block)

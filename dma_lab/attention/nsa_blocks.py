@@ -160,7 +160,7 @@ def select_blocks(importance_bktj: Tensor, own_bt: Tensor, count: int) -> Tensor
 
     Args:
         own_bt: int64 (B, T), the selection block that the query lies in.
-        count: blocks a query selects, at least 3.
+        count: blocks per query, at least 3.
 
     Returns:
         bool (B, K, T, J).

@@ -80,12 +80,12 @@ class SlidingWindowAttention(AttentionBackend, name="swa"):
         return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
 
     def flops(self, seq_len: int) -> AttentionFlops:
-        a_pair = 4 * self.n_heads * self.head_dim
+        flops_per_pair = 4 * self.n_heads * self.head_dim
         return AttentionFlops(
             projections=self.heads.flops(seq_len) + 2 * seq_len * self.o_proj.weight.numel(),
             selection=0,
-            mixing=a_pair * causal_pairs(seq_len, self.window + self.sinks),
-            mixing_dense=a_pair * causal_pairs(seq_len),
+            mixing=flops_per_pair * causal_pairs(seq_len, self.window + self.sinks),
+            mixing_dense=flops_per_pair * causal_pairs(seq_len),
         )
 
     def cache_bytes(self, seq_len: int, dtype: torch.dtype) -> int:

@@ -144,7 +144,7 @@ def _examples(
     """tokens, targets and gaps, int64 (count, length) each, of the examples from ``first`` on."""
     length = settings.size.length
     # NumPy promises that a bit generator's raw numbers stay the same between its versions, and promises nothing for
-    # the distributions drawn from them; so these are made here. An example owns two raw numbers a token: a quarter of
+    # the distributions drawn from them; so these are made here. An example owns two raw numbers per token: a quarter of
     # the length for keys, one for values, half for slots, and the whole length for filler.
     per_example = 2 * length
     generator = np.random.Philox(key=np.array(stream, dtype=np.uint64))
@@ -193,7 +193,7 @@ def _distinct(raw: NDArray[np.uint64], choices: int) -> NDArray[np.int64]:
 
 
 def _slots(raw: NDArray[np.uint64], n: int, power: float) -> NDArray[np.int64]:
-    """``n`` distinct slots a row, of as many as ``raw`` has, drawn one by one in proportion to (slot + 1)^(power - 1).
+    """``n`` distinct slots per row, of the number in ``raw``, drawn one by one in proportion to (slot + 1)^(power - 1).
 
     An exponential race: where slot s finishes after a time of rate p_s, the order of arrival is a draw without
     replacement with weights p (Efraimidis and Spirakis 2006).

@@ -131,7 +131,7 @@ class Packer:
             pass
 
     def unigram_entropy(self) -> float:
-        """Nats a token of the training stream's distribution of tokens."""
+        """Nats per token of the training stream's distribution of tokens."""
         counts = self._token_counts[self._token_counts > 0]
         shares = counts / counts.sum()
         return float(-(shares * np.log(shares)).sum())

@@ -49,7 +49,7 @@ class TokenData:
             raise TornCacheError(f"{META_FILE} has no eot_id: another version of dma_lab wrote it")
         self.eot_id: int = self.meta["eot_id"]
         self.unigram_entropy: float = self.meta["unigram_entropy"]
-        """Nats a token of the training stream's token distribution: the loss of a model that only counts tokens."""
+        """Nats per token of the training stream's token distribution: the loss of a model that only counts tokens."""
         self.tokenizer_file = self.folder / TOKENIZER_FILE
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -62,7 +62,7 @@ class Benchmarks:
     rope_base: float | None
 
     def jobs(self, benchmarks: Sequence[Benchmark], means: Sequence[Mean] = ()) -> list[Job]:
-        """One a benchmark, then one a mean.
+        """One per benchmark, then one per mean.
 
         Scoring raises UserError where a benchmark cannot be loaded, or not be answered with its ``max_length``.
         """

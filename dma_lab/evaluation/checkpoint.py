@@ -42,7 +42,7 @@ class TrainedRun:
 
     @property
     def context(self) -> int:
-        """Tokens a training sequence."""
+        """Tokens per training sequence."""
         return int(self.config["trainer"]["context"])
 
     @property

@@ -40,7 +40,7 @@ class ValidationScore:
 
     @property
     def loss(self) -> float:
-        """Nats a token."""
+        """Nats per token."""
         return float(self.document_nats.sum() / self.document_tokens.sum())
 
     @property

@@ -18,8 +18,8 @@ from dma_lab.kernels import document_bounds
 
 @dataclass(frozen=True)
 class LossSplits:
-    """Sums a document and band, of documents up to the last that is scored; by repeated bigrams in the last dimension,
-    index 1, and all other targets, index 0.
+    """Sums per document and band, up to the last scored document; the last dimension separates targets that repeat a
+    bigram (index 1) from all others (index 0).
     """
 
     split_nats: NDArray[np.float64]

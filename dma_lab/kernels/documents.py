@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(eq=False)
 class Documents:
-    """Document ids in every form that kernels ask for, made once a batch and read by all layers, both ways.
+    """Document ids in every form that kernels ask for, made once per batch and read by all layers, both ways.
 
     Wherever ``document_ids`` are taken, these are too. How many documents there are is for the host to know before it
     launches kernels over them: made from ids in the host's memory they spare every layer a wait for the GPU.

@@ -91,7 +91,7 @@ class TrainingMemory:
 
 
 def estimate_memory(model: Transformer, sequences: int, seq_len: int, activation_dtype: torch.dtype) -> TrainingMemory:
-    """Memory of AdamW training in float32 master weights with ``sequences`` sequences a micro-batch.
+    """Memory of AdamW training in float32 master weights with ``sequences`` sequences per micro-batch.
 
     Activations count what the backward pass keeps, by formula: a layer holds its two residual inputs and their norms
     (4 M), q, k, v and the attention output (2 H D + 2 K D) and the three feed-forward products (3 F), a token, in

@@ -20,7 +20,7 @@ from dma_lab.scaling.objective import ONE_LAW, Vector, one_blas_thread, resample
 from dma_lab.scaling.search import search
 
 _NO_FLOOR = 1e-3
-"""Nats a token; E below is 0."""
+"""Nats per token; E below is 0."""
 _PARAMETERS = ("E", "A", "B", "alpha", "beta")
 
 

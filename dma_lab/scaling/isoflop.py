@@ -153,7 +153,7 @@ def _near_minimum(log_n: Vector, loss: Vector) -> NDArray[np.bool_]:
 def fit_isoflop(parabolas: Sequence[Parabola], *, bootstrap: int = 0, seed: int = 0) -> IsoflopFit:
     """Power laws through the minima.
 
-    Intervals are those of a parametric bootstrap: few runs a budget cannot be resampled (three of them fix their
+    Intervals are those of a parametric bootstrap: few runs per budget cannot be resampled (three of them fix their
     parabola whatever they are), so noise of the spread that residuals show is drawn anew: a budget's own where it has
     enough, those of all that have not, together. The spread, too, is uncertain by the few residuals it is known from,
     and drawn with it, as Student's t does. Where a resample's parabola has no minimum within the sizes run the power

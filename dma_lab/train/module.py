@@ -21,7 +21,7 @@ class StepMetrics:
     """What one optimizer step showed."""
 
     loss: float
-    """Nats a token, mean over the step's tokens, before the update."""
+    """Nats per token, mean over the step's tokens, before the update."""
     grad_norm: float
     """Before clipping."""
     learning_rate: float
@@ -126,7 +126,7 @@ class LanguageModel(L.LightningModule):
         return [group for optimizer in self._optimizers() for group in optimizer.param_groups]
 
     def _gradients_stay_local(self) -> AbstractContextManager[None]:
-        """Several processes exchange gradients once a step, with its last micro-batch."""
+        """Several processes exchange gradients once per step, with its last micro-batch."""
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 

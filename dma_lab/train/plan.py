@@ -221,7 +221,7 @@ def _micro_batches(settings: TrainSettings, model: Transformer, sequences: int, 
 
 
 def gpu_micro_batch(model: Transformer, sequences: int, context: int, activation_dtype: torch.dtype, room: int) -> int:
-    """Sequences a micro-batch on a GPU of ``room`` bytes, a divisor of ``sequences``: as many as make it faster."""
+    """Sequences per micro-batch on a GPU of ``room`` bytes, a divisor of ``sequences``: as many as make it faster."""
     sizes = sorted(_divisors(sequences))
     smallest = max((size for size in sizes if size * context <= _SMALLEST_GPU_MICRO_BATCH), default=1)
     return max(

@@ -11,7 +11,7 @@ from dma_lab.train.settings import TrainSettings
 
 
 def probe_step_seconds(settings: TrainSettings, plan: RunPlan, hardware: Hardware, micro_batches: int = 3) -> float:
-    """Seconds an optimizer step: the median micro-batch of random tokens, forward and backward, times their number.
+    """Seconds per optimizer step: the median micro-batch of random tokens, forward and backward, times their number.
 
     Compilation is left out, both from the probe's steps and from the time.
     """

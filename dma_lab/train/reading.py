@@ -76,7 +76,7 @@ def _with_tuned(settings: _Settings, file: str, *, given: bool) -> _Settings:
 def rung_budget(settings: TrainSettings) -> tuple[int, float]:
     """N and D of the recipe: non-embedding parameters of the rung with MHA, and the tokens of the longest budget.
 
-    A budget of FLOP counts 6 (N + V · M) a token, as if attention's scores cost nothing.
+    A budget of FLOP counts 6 (N + V · M) per token, as if attention's scores cost nothing.
     """
     rung = settings.model
     parameters = reference_parameters(

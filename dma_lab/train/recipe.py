@@ -34,7 +34,7 @@ TOKENS_PER_STEP = Law(0.128e6, 1 / 2)
 _PAPER = np.array([(84.9e6, 3e-3, 131_072), (201.3e6, 2e-3, 196_608), (679.5e6, 1e-3, 393_216), (1409e6, 1e-3, 2**20)])
 """N, learning rate and tokens per step; batches in whole sequences of 2,048."""
 _TOGETHER = 4
-"""Sequences a step come in fours, which two and four devices share."""
+"""Sequences per step come in fours, which two and four devices share."""
 
 
 def recipe_tokens_per_step(parameters: float, tokens: float, context: int) -> int:

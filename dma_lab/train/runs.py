@@ -1,7 +1,7 @@
 """Run directories: one per run, named by what defines its result, readable without this code.
 
-``config.yaml`` (resolved), ``metrics.jsonl`` (what training computed, a line a logging step: a continued run repeats it
-to the bit), ``speed.jsonl`` (how fast, which no run repeats), ``validation.npz``, ``summary.json``, ``checkpoints/``
+``config.yaml`` (resolved), ``metrics.jsonl`` (what training computed, one line per logging step; the same bits in a
+resumed run), ``speed.jsonl`` (how fast, which no run repeats), ``validation.npz``, ``summary.json``, ``checkpoints/``
 (``last.ckpt`` and the one before it, ``previous.ckpt``; of a branch also ``stable.ckpt``, the state in which its decay
 begins and longer branches go on). The summary of a run that ended vouches for itself and for the files beside it, a
 checkpoint for itself.

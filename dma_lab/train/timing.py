@@ -95,14 +95,14 @@ class StepClock:
         self.resume()
 
     def rate(self) -> float | None:
-        """Tokens a second of the steady steps since this was asked last; None if there were none."""
+        """Tokens per second of the steady steps since this was asked last; None if there were none."""
         steps, seconds = self._counted, self._counted_seconds
         self._counted, self._counted_seconds = 0, 0.0
         return steps * self.tokens_per_step / seconds if steps else None
 
 
 def steady_rate(lines: Sequence[str]) -> float | None:
-    """Tokens a second of a run, from the lines of its speed.jsonl: their median, which a disturbance does not move.
+    """Tokens per second of a run, from the lines of its speed.jsonl: their median, which a disturbance does not move.
 
     None where no interval between two lines had a steady step.
     """

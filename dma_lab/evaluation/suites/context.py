@@ -137,7 +137,7 @@ def score_sliding(
         on_targets: told the targets done.
 
     Returns:
-        Sums a document, as ``score_validation`` gives; and by position, which here is the number of tokens that a
+        Sums per document, as ``score_validation`` gives; and by position, which here is the number of tokens that a
         target is predicted from, less one.
 
     Raises:
@@ -178,7 +178,7 @@ def score_sliding(
 
 
 def loss_by_tokens_seen(score: ValidationScore) -> list[dict[str, float]]:
-    """Nats a target among those predicted from ``from`` … ``to`` tokens, these growing by powers of two."""
+    """Nats per target among those predicted from ``from`` … ``to`` tokens, these growing by powers of two."""
     bands = []
     low, context = 1, len(score.position_tokens)
     while low <= context:

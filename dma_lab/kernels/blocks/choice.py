@@ -1,7 +1,7 @@
 """Which blocks a query reads (NSA, arXiv 2502.11089, section 3.3.2), in Triton: importance, and the best of it.
 
 The softmax weights of the compressed branch are made again from its keys and the logarithms of its sums, and summed
-into selection blocks where they are made; a number a block is kept of them, for a chunk of queries at a time.
+into selection blocks where they are made; one number per block is kept of them, for a chunk of queries at a time.
 """
 
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Decoding in Triton: admission is one program a key/value head; attention splits the cache among programs.
+"""Decoding in Triton: admission is one program per key/value head; attention splits the cache among programs.
 
 The split's partial results are summed in a fixed order by a second kernel (flash decoding), so the same input gives the
 same bits.
@@ -15,7 +15,7 @@ from dma_lab.kernels.interval.compaction import LOG2_E
 from dma_lab.kernels.interval.tiling import padded
 
 _KEYS = 64
-_SHARE = 256  # slots a program takes
+_SHARE = 256  # slots per program
 _NEVER = tl.constexpr(2**31 - 1)  # later than any position
 _LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
 

@@ -21,7 +21,7 @@ from dma_lab.kernels.interval.compaction import (
 
 TILE = 64  # keys of a list that share one flag
 _SPAN = 1024  # queries that share a first, coarse list
-# Keys that a program compacts at a time: one a thread, so that threads beside each other store beside each other.
+# Keys that a program compacts at a time: one per thread, so that threads beside each other store beside each other.
 CHUNK = 256
 _BLOCK_CHUNK = 128  # the same, of a coarse list
 
@@ -124,7 +124,7 @@ def build_key_lists(expiry: Tensor, block: int, max_live: int, bias: Tensor | No
     lists = empty_key_lists(expiry, block, max_live, bias is not None)
 
     def new_list(key: Tensor) -> KeyList:
-        # Expiries and biases stand beside indices: gathering them again, 4 bytes a sector, costs more than all else.
+        # Expiries and biases stand beside indices: gathering them again, 4 bytes per sector, costs more than all else.
         return KeyList(key, torch.empty_like(key), None if bias is None else torch.empty_like(key, dtype=torch.float32))
 
     arrivals, coarse = new_list(lists.by_arrival_rn), new_list(_new(expiry, R, spans, coarse_capacity))

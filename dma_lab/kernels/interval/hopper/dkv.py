@@ -39,7 +39,7 @@ _KEYS = gl.constexpr(64)  # of each group
 _QUERIES = gl.constexpr(32)
 _STAGES = 6
 _PRODUCER_REGISTERS = gl.constexpr(24)
-_CONSUMER_REGISTERS = gl.constexpr(240)  # two groups of them, and the producer's: 504 of the 512 there are a lane
+_CONSUMER_REGISTERS = gl.constexpr(240)  # two groups of them, and the producer's: 504 of the 512 there are per lane
 _copy_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared  # before Triton 3.8
 
 

@@ -81,7 +81,7 @@ def _attend(HALF: gl.constexpr, q, out, d_out, dq, lse_ptr, delta_ptr, lists, si
     load_layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
     load_layout_e: gl.constexpr = gl.BlockedLayout([1, 8], [256 // E, E // 8], [4, 1], [1, 0])
     rows: gl.constexpr = gl.SliceLayout(1, s_layout)
-    # One row a thread of each layout: of logits, of loads of Q, of loads of the output and its gradient.
+    # One row per thread of each layout: of logits, of loads of Q, of loads of the output and its gradient.
     row_a = HALF * ROWS + gl.arange(0, ROWS, layout=rows)
     row_q_a = HALF * ROWS + gl.arange(0, ROWS, layout=gl.SliceLayout(1, load_layout))
     row_o_a = HALF * ROWS + gl.arange(0, ROWS, layout=gl.SliceLayout(1, load_layout_e))

@@ -71,7 +71,7 @@ def _attend(HALF: gl.constexpr, q, out, lse_ptr, marks_ptr, lists, sizes, ring, 
     weights_layout: gl.constexpr = gl.DotOperandLayout(0, acc_layout, 2)
     load_layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
     store_layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // E, E // 8], [4, 1], [1, 0])
-    # One row a thread of each layout: of logits, of loads of Q, of stores of the output.
+    # One row per thread of each layout: of logits, of loads of Q, of stores of the output.
     row_a = HALF * ROWS + gl.arange(0, ROWS, layout=gl.SliceLayout(1, s_layout))
     row_q_a = HALF * ROWS + gl.arange(0, ROWS, layout=gl.SliceLayout(1, load_layout))
     row_o_a = HALF * ROWS + gl.arange(0, ROWS, layout=gl.SliceLayout(1, store_layout))

@@ -30,7 +30,7 @@ thread_barrier = getattr(gl, "barrier", None) or gl.thread_barrier  # in Triton 
 LAG = gl.constexpr(1)
 """Tiles under way when the one before them is announced."""
 PRODUCER_REGISTERS = gl.constexpr(40)
-CONSUMER_REGISTERS = gl.constexpr(232)  # two groups of them, and the producer's: 504 of the 512 there are a lane
+CONSUMER_REGISTERS = gl.constexpr(232)  # two groups of them, and the producer's: 504 of the 512 there are per lane
 
 
 def hopper_supports(q: Tensor, k: Tensor, v: Tensor, *others: Tensor) -> bool:
