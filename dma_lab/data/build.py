@@ -1,15 +1,16 @@
 """Settings to token files: found by what they are made of, or built beside their place and moved there whole."""
 
 import errno
-import hashlib
 import json
 import os
 import shutil
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ from dma_lab.data.corpora import Corpus, open_local
 from dma_lab.data.digests import DigestCache, mapped_digest, text_digest
 from dma_lab.data.finding import user_path
 from dma_lab.data.hub import HubCorpus
+from dma_lab.data.inventory import print_inventory, validation_sentence
 from dma_lab.data.packing import PIECE_CHARACTERS, Packer, pieces
 from dma_lab.data.progress import BuildProgress
+from dma_lab.data.readers import Document
 from dma_lab.data.settings import DataSettings
+from dma_lab.data.splits import ENOUGH_BYTES, ENOUGH_DOCUMENTS
 from dma_lab.data.stdlib import StandardLibrary
 from dma_lab.data.store import FILES, META_FILE, TOKENIZER_FILE, TokenData, TornCacheError
 from dma_lab.data.tokenizer import (
@@ -35,7 +39,7 @@ from dma_lab.data.tokenizer import (
 from dma_lab.messages import UserError
 from dma_lab.seals import sealed
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """To be raised whenever the same recipe would give other files."""
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -148,48 +152,66 @@ def _training_texts(corpus: Corpus, name: str) -> Iterator[str]:
 
 def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer, limit: int | None, made_of: dict[str, Any]) -> None:
     """Write the token files of ``corpus`` and, last, the meta.json that vouches for them."""
+    beyond = Counter[str]()
     with closing(Packer(folder, tokenizer)) as packer, BuildProgress("tokenizing") as progress:
         train, validation = packer.train, packer.validation
-        for _ in packer.pack(corpus.documents()):
+        for _ in packer.pack(_up_to(limit, corpus, packer, beyond)):
             done, seconds = train.text_bytes + validation.text_bytes, progress.seconds
             fraction = max(corpus.fraction_read(), train.tokens / limit if limit else 0.0)
             note = f"{done / 1e6:,.0f} MB of text, {train.tokens / 1e6:,.1f} M tokens, {done / 1e6 / seconds:.1f} MB/s"
             progress.update(fraction, note)
-            if limit and train.tokens >= limit:
-                break
     corpus.refuse_change()
     _refuse_empty(made_of["name"], train.documents, validation.documents)
-    counts = {what: count for what, count in corpus.counts.items() if count}
-    if packer.empty_documents:
-        counts["empty documents left out"] = packer.empty_documents
+    counts = +(corpus.counts + beyond + Counter({"empty documents left out": packer.empty_documents}))
+    left = corpus.left + corpus.not_reached()
     (folder / TOKENIZER_FILE).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     (folder / "token_bytes").write_bytes(packer.token_bytes.tobytes())
-    fingerprint = hashlib.blake2b(digest_size=16)
-    for part in (train.digest.hexdigest(), validation.digest.hexdigest(), tokenizer_digest(tokenizer)):
-        fingerprint.update(part.encode())
+    parts = [train.digest.hexdigest(), validation.digest.hexdigest(), tokenizer_digest(tokenizer)]
+    if corpus.split["by"] == "stretches":
+        parts.append(json.dumps(corpus.split, sort_keys=True))
     meta = {
-        "fingerprint": fingerprint.hexdigest(),
+        "fingerprint": text_digest("".join(parts).encode()),
         **made_of,
         "dtype": packer.dtype,
         "vocab_size": len(packer.token_bytes),
         "eot_id": packer.eot_id,
         "unigram_entropy": packer.unigram_entropy(),
+        "split": corpus.split,
         "train": {"documents": train.documents, "tokens": train.tokens, "text_bytes": train.text_bytes},
         "validation": {
             "documents": validation.documents,
+            "effective_documents": validation.effective_documents(),
             "tokens": validation.tokens,
             "text_bytes": validation.text_bytes,
         },
-        "source_files": corpus.files,
-        "counts": counts,
+        "taken": {kind: asdict(taken) for kind, taken in corpus.taken.items()},
+        "left": dict(left),
+        "counts": dict(counts),
         "files": {name: mapped_digest(folder / name) for name in FILES},
     }
     (folder / META_FILE).write_text(sealed(meta), encoding="utf-8")
     _say(
         f"tokenized {made_of['name']}: {train.tokens:,} training and {validation.tokens:,} validation tokens of "
         f"{train.documents:,} and {validation.documents:,} documents in {progress.seconds:.1f} s"
-        + "".join(f"; {count:,} {what}" for what, count in counts.items())
     )
+    _say(validation_sentence(corpus.split, validation.documents, validation.effective_documents()))
+    print_inventory(made_of["name"], corpus.taken, left, counts)
+
+
+def _up_to(limit: int | None, corpus: Corpus, packer: Packer, beyond: Counter[str]) -> Iterator[tuple[Document, bool]]:
+    """The documents of ``corpus`` until ``packer`` has ``limit`` training tokens, and documents enough to validate on.
+
+    Between the two only those that validate are given; ``beyond`` counts the others.
+    """
+    for document, validates in corpus.documents():
+        if limit and packer.train.tokens >= limit:
+            held_out = packer.validation
+            if corpus.set_apart or (held_out.documents >= 2 * ENOUGH_DOCUMENTS and held_out.text_bytes >= ENOUGH_BYTES):
+                return
+            if not validates:
+                beyond["documents beyond data.max_tokens left out"] += 1
+                continue
+        yield document, validates
 
 
 def _refuse_empty(name: str, training_documents: int, validation_documents: int) -> None:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,13 @@ _REMEMBER_BYTES = 1 << 20  # smaller files are read faster than they are worth r
 _SETTLED_SECONDS = 2  # a file changed this recently may change again within its timestamp's resolution
 
 
+Digest = partial(hashlib.blake2b, digest_size=16)
+"""Of a document's UTF-8 bytes; a text file's ``file_digest`` is its document's."""
+
+
 def text_digest(text: bytes) -> str:
-    """Hexadecimal digest of a document's UTF-8 bytes; a text file's ``file_digest`` is its document's."""
-    return hashlib.blake2b(text, digest_size=16).hexdigest()
+    """Hexadecimal ``Digest``."""
+    return Digest(text).hexdigest()
 
 
 def share_below(digest: str, fraction: float) -> bool:
@@ -73,7 +78,7 @@ class DigestCache:
         if (entry := self._known.get(key)) is not None and entry[0] == state:
             on_bytes(state[0])
             return str(entry[1])
-        digest = hashlib.blake2b(digest_size=16)
+        digest = Digest()
         with open(path, "rb") as file:
             start = file.read(CHUNK_BYTES)
             digest.update(start.removeprefix(codecs.BOM_UTF8))

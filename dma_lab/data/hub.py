@@ -8,9 +8,10 @@ from typing import Any
 
 import huggingface_hub
 
-from dma_lab.data.corpora import Corpus
+from dma_lab.data.corpora import Corpus, Taken
 from dma_lab.data.digests import share_below
-from dma_lab.data.readers import Document, field_text, whole_document
+from dma_lab.data.readers import NULL, Document, whole_document
+from dma_lab.data.records import field_text
 from dma_lab.data.settings import DataSettings
 from dma_lab.messages import UserError, warn_once
 from dma_lab.seals import sealed, unsealed
@@ -24,14 +25,21 @@ class HubCorpus(Corpus):
     def __init__(self, settings: DataSettings, cache_dir: Path) -> None:
         super().__init__()
         self._settings = settings
-        self.own_split = settings.hub_validation_split is not None
+        self.own_split = self.set_apart = settings.hub_validation_split is not None
         self._revision = _current_revision(str(settings.hub_name), cache_dir)
         self.identity = {
             "hub": [settings.hub_name, self._revision, settings.hub_config],
             "splits": [settings.hub_split, settings.hub_validation_split],
             "validation_fraction": None if settings.hub_validation_split else settings.validation_fraction,
-            "text_field": settings.text_field,
+            "text_field": list(settings.text_fields),
         }
+        self.taken = {"rows of the hub": Taken()}
+
+    @property
+    def split(self) -> dict[str, Any]:
+        if self.own_split:
+            return {"by": "data.hub_validation_split"}
+        return {"by": "documents", "share": self._settings.validation_fraction}
 
     def _validation(self) -> Iterator[Document]:
         if self._settings.hub_validation_split:
@@ -64,7 +72,13 @@ class HubCorpus(Corpus):
             except Exception as error:
                 raise UserError(f"{source} broke off at row {number}: {_first_line(error)}. Start again.") from error
             where = f"row {number} of {source}"
-            yield whole_document(field_text(row, settings.text_field, where), where)
+            text = field_text(row, settings.text_fields, where)
+            if text is None:
+                self.counts[NULL] += 1
+                continue
+            document = whole_document(text, where)
+            self.taken["rows of the hub"].add(document)
+            yield document
 
 
 def hub_tokenizer_file(name: str) -> Path:

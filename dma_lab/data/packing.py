@@ -75,6 +75,12 @@ class TokenStream:
         self.documents += len(starts)
         self.text_bytes += text_bytes
 
+    def effective_documents(self) -> float:
+        """(Σ tokens)² / Σ tokens² of the documents written and closed: how many of equal length weigh as evenly."""
+        starts = np.fromfile(self.starts_file, dtype="<i8")
+        lengths = np.diff(starts, append=self.tokens).astype(np.float64)
+        return float(lengths.sum() ** 2 / (lengths**2).sum())
+
     def close(self) -> None:
         """Raises OSError when the disk takes no more."""
         with self._tokens_out, self._starts_out:  # both, even if one fails

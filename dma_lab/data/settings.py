@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from dma_lab.data.formats import checked_encoding
 from dma_lab.messages import UserError
 
 SOURCES = ("stdlib", "local", "hub")
@@ -19,18 +20,22 @@ class DataSettings:
     source: str
     """``stdlib`` (the .py files of the running Python), ``local`` (files) or ``hub`` (a Hugging Face data set)."""
     path: str | list[str] | None = None
-    """Of ``local``: files, folders or globs. Formats: txt, jsonl, jsonl.gz, jsonl.xz, jsonl.zst, parquet."""
+    """Of ``local``: files, folders or globs, in ``formats.FORMATS``; or a folder of ``datasets.save_to_disk``."""
     validation_path: str | list[str] | None = None
-    """Of ``local``: the validation documents; without it a share of ``path``'s documents."""
+    """Of ``local``: the validation documents; without it a share of ``path``'s text (``splits.choose_split``)."""
+    pattern: str | None = None
+    """Of ``local``: a glob below the folders of ``path``; files of no known format that match are plain text."""
+    encoding: str = "utf-8"
+    """Of ``local``: of all files that are text."""
     validation_fraction: float = 0.01
-    """The share of documents, chosen by a hash of their text (stdlib: of the file's name), that validate."""
+    """The least share of documents, chosen by a hash of their text (stdlib: of the file's name), that validates."""
     hub_name: str | None = None
     hub_config: str | None = None
     hub_split: str | None = None
     hub_validation_split: str | None = None
     """The split that validates; without it a share of ``hub_split``'s documents."""
-    text_field: str = "text"
-    """The key or column that holds a document's text (jsonl, parquet and hub)."""
+    text_field: str | list[str] = "text"
+    """The key or column that holds a record's text; ``meta.text`` is one within another, several are joined."""
     tokenizer: str = "bpe"
     """``bpe`` (trained on the training documents), a tokenizer.json, a folder with one or with GPT-2's
     encoder.json + vocab.bpe, or a hub name."""
@@ -44,6 +49,10 @@ class DataSettings:
     """Stop reading once there are this many training tokens; hub sources otherwise stop at what the run needs."""
     cache_dir: str = ".cache/data"
 
+    @property
+    def text_fields(self) -> tuple[str, ...]:
+        return (self.text_field,) if isinstance(self.text_field, str) else tuple(self.text_field)
+
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
             raise UserError(f"data.source={self.source} is unknown: choose one of {', '.join(SOURCES)}.")
@@ -51,10 +60,14 @@ class DataSettings:
             raise UserError("data=local needs data.path=… (a file, a folder or a glob).")
         if self.source == "hub" and not self.hub_name:
             raise UserError(f"data={self.name} reads from the hub and needs data.hub_name=… (such as owner/name).")
-        if self.source != "local" and (self.path or self.validation_path):
+        if self.source != "local" and (self.path or self.validation_path or self.pattern):
             raise UserError(
-                f"data.path and data.validation_path belong to data=local; data={self.name} reads no files."
+                "data.path, data.validation_path and data.pattern belong to data=local; "
+                f"data={self.name} reads no files."
             )
+        if not self.text_fields or not all(self.text_fields):
+            raise UserError(f"data.text_field={self.text_field} names nothing: give the key or column of the text.")
+        checked_encoding(self.encoding)
         if not 0 < self.validation_fraction < 1:
             raise UserError(f"data.validation_fraction={self.validation_fraction} must lie between 0 and 1.")
         if self.max_tokens is not None and self.max_tokens < 1:

@@ -6,8 +6,9 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from dma_lab.data.corpora import Corpus
+from dma_lab.data.corpora import Corpus, Taken
 from dma_lab.data.digests import share_below, text_digest
 from dma_lab.data.readers import Document, whole_document
 from dma_lab.messages import UserError
@@ -35,6 +36,7 @@ class StandardLibrary(Corpus):
     """
 
     validation_fraction: float
+    set_apart = True
     root: Path = field(default_factory=lambda: Path(sysconfig.get_path("stdlib")))
     _done: int = field(default=0, init=False)
 
@@ -42,13 +44,23 @@ class StandardLibrary(Corpus):
         super().__init__()
         files: list[tuple[str, str]] = []
         excerpts: list[tuple[str, Document]] = []
+        read = 0
         for path in self.root.rglob("*.py"):
             name = path.relative_to(self.root).as_posix()
-            content = None if {"site-packages", "dist-packages"} & set(path.parts) else _utf8_or_none(path)
-            if not content:
+            if {"site-packages", "dist-packages"} & set(path.parts):
+                self.left[".py: installed packages, not the standard library's"] += 1
                 continue
+            content = _utf8_or_none(path)
+            if not content:
+                self.left[".py: undecodable" if content is None else ".py: empty"] += 1
+                continue
+            read += 1
             if share_below(_name_hash("split", name), self.validation_fraction):
-                cut = cut_at_definitions(content.decode("utf-8"), _EXCERPT_CHARACTERS)[:_EXCERPTS_A_FILE]
+                cut = cut_at_definitions(content.decode("utf-8"), _EXCERPT_CHARACTERS)
+                self.left[f"excerpts: of a file that validates, beyond {_EXCERPTS_A_FILE}"] += len(
+                    cut[_EXCERPTS_A_FILE:]
+                )
+                cut = cut[:_EXCERPTS_A_FILE]
                 excerpts += [
                     (_name_hash("order", f"{name}:{number}"), whole_document(text, name))
                     for number, text in enumerate(cut)
@@ -63,9 +75,16 @@ class StandardLibrary(Corpus):
             "stdlib": hashlib.blake2b("\n".join(listing).encode()).hexdigest(),
             "validation_fraction": self.validation_fraction,
         }
+        self.taken = {".py": Taken(files=read)}
+
+    @property
+    def split(self) -> dict[str, Any]:
+        return {"by": "files", "share": self.validation_fraction, "stretch_characters": _EXCERPT_CHARACTERS}
 
     def _validation(self) -> Iterator[Document]:
-        yield from self._excerpts
+        for excerpt in self._excerpts:
+            self.taken[".py"].add(excerpt)
+            yield excerpt
 
     def _training(self) -> Iterator[tuple[Document, bool]]:
         for number, (name, digest) in enumerate(self._files):
@@ -73,7 +92,9 @@ class StandardLibrary(Corpus):
             content = (self.root / name).read_bytes()
             if text_digest(content) != digest:
                 raise UserError(f"{self.root / name} changed while it was read: start again once Python is installed.")
-            yield Document((content.decode("utf-8"),), digest), False
+            document = Document((content.decode("utf-8"),), digest, len(content))
+            self.taken[".py"].add(document)
+            yield document, False
 
     def fraction_read(self) -> float:
         return self._done / max(1, len(self._files))

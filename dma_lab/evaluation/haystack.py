@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from dma_lab.data.digests import text_digest
-from dma_lab.data.readers import FORMATS, format_of, read_documents
+from dma_lab.data.formats import FORMATS, format_of
+from dma_lab.data.readers import read_documents
 from dma_lab.data.store import TokenData
 from dma_lab.data.tokenizer import eot_id_of, vocabulary_size
 from dma_lab.messages import UserError
@@ -35,12 +36,11 @@ class Haystack:
     @classmethod
     def of_file(cls, path: Path, tokenizer: Tokenizer) -> "Haystack":
         """The text of a file that ``data=local`` could train on. Raises UserError when it cannot be read as UTF-8."""
-        if not path.is_file() or format_of(path) is None:
-            raise UserError(
-                f"suite.haystack={path} is not a file that can be read as text: give one of {', '.join(FORMATS)}."
-            )
+        format = format_of(path)
+        if not path.is_file() or format is None:
+            raise UserError(f"suite.haystack={path} is not a file that can be read as text: give one of {FORMATS}.")
         tokens: list[int] = []
-        for document in read_documents(path, "text", digest="", on_bytes=lambda count: None):
+        for document in read_documents(path, format):
             ids = tokenizer.encode("".join(document.chunks), add_special_tokens=False).ids
             tokens += [eot_id_of(tokenizer), *ids] if tokens else ids
         if not tokens:

@@ -23,7 +23,8 @@ from typing_extensions import TypedDict
 
 from dma_lab.data.digests import text_digest
 from dma_lab.data.finding import user_path
-from dma_lab.data.readers import format_of, read_objects
+from dma_lab.data.formats import format_of
+from dma_lab.data.readers import read_objects
 from dma_lab.evaluation.benchmarks import Benchmark
 from dma_lab.messages import UserError
 
@@ -102,7 +103,7 @@ def _is_jsonl(file: Path) -> bool:
 def _read(file: Path) -> tuple[type, list[dict[str, Any]]]:
     kind: Any = None
     rows: list[dict[str, Any]] = []
-    for row, where in read_objects(file, lambda count: None):
+    for row, where in read_objects(file, format_of(file) or ""):
         if not isinstance(row, dict):
             raise UserError(f"{where} is a {type(row).__name__}, not an object with a question's keys.")
         if kind is None:

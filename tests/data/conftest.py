@@ -84,7 +84,7 @@ def settings_of(tmp_path: Path) -> Callable[..., DataSettings]:
             "name": "local",
             "source": "local",
             "path": path if isinstance(path, list) else str(path),
-            "validation_fraction": 0.1,
+            "validation_fraction": 0.3,
             "vocab_size": 300,
             "cache_dir": str(tmp_path / "cache"),
         } | changes
@@ -134,7 +134,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> Toke
         name="local",
         source="local",
         path=str(path),
-        validation_fraction=0.1,
+        validation_fraction=0.3,
         vocab_size=300,
         cache_dir=str(folder / "cache"),
     )

@@ -25,6 +25,14 @@ def _zstd(content: bytes) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
+def _arrow() -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    table = pyarrow.table({"text": ["x", "y"]})
+    with pyarrow.ipc.new_stream(sink, table.schema) as out:
+        out.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
@@ -44,16 +52,37 @@ def _zstd(content: bytes) -> bytes:
         ("a.jsonl", b"".join(_LINES)[:-30], r"a\.jsonl, line 300 is not valid JSON"),
         ("a.jsonl", _with(9, b'{"text": "caf\xe9"}\n'), r"a\.jsonl, line 9 is not UTF-8 text \(byte 0xe9"),
         ("a.jsonl", _with(3, b'{"body": "x", "id": 1}\n'), r"line 3 has no data\.text_field=text; it has: body, id"),
-        ("a.jsonl", _with(3, b'{"text": null}\n'), r"line 3: data\.text_field=text holds a NoneType, not text"),
+        ("a.jsonl", _with(3, b'{"text": 7}\n'), r"line 3: data\.text_field=text holds a int, not text"),
+        ("a.jsonl", _with(3, b'{"txt": "x", "id": 1}\n'), r"it has: txt, id \(did you mean txt\?\)"),
+        (
+            "a.jsonl",
+            _with(3, b'{"meta": {"text": "x", "n": 1}}\n'),
+            r"meta\.text, meta\.n \(did you mean meta\.text\?\)",
+        ),
         ("a.jsonl", _with(3, b'["x"]\n'), r"line 3 is a list, not an object"),
         ("a.jsonl", _with(3, b'{"text": "\\ud800"}\n'), r"line 3 holds '\\ud800', half a surrogate pair"),
         ("a.jsonl", b"", r"data=local has no text at all"),
         ("a.jsonl", b'{"text": ""}\n', r"data=local has no text at all"),
-        ("a.jsonl", b'{"text": "one document alone"}\n', r"has 1 documents and none for (training|validation)"),
+        (
+            "a.jsonl",
+            b'{"text": "one document alone"}\n',
+            r"18 bytes of text are too little to validate on a part of them: give more, or give data\.validation_path",
+        ),
         ("a.txt", b"fine\nfine\nnot \xff fine\n", r"a\.txt, line 3 is not UTF-8 text \(byte 0xff"),
         ("a.txt", b"fine\ncut \xe6\x97", r"a\.txt, line 2 is not UTF-8 text"),
         ("a.parquet", b"PAR1 but not really PAR1", r"a\.parquet is damaged or ends early, after row 0"),
-        ("a.csv", b"text\n", r"a\.csv is in no known format; there are \.txt, \.jsonl"),
+        ("a.csv", b"body,n\nx,1\n", r"a\.csv has no data\.text_field=text; it has: body, n"),
+        ("a.csv", b"text,n\nx,1\ny\n", r"a\.csv, row 2 \(line 3\) has 1 cells where the header has 2"),
+        ("a.csv", b'text,n\nx,1\n"open,2\n', r"a\.csv is no valid csv after row 1 \(unexpected end of data\)"),
+        ("a.csv", b"text,text\nx,y\n", r"a\.csv has 2 columns data\.text_field=text"),
+        ("a.csv", b"text\ncaf\xe9\n", r"a\.csv is not UTF-8 text after row \d+ \(byte 0xe9"),
+        ("a.json", b'[{"text": "x"}, {"text": "y"', r"a\.json is not valid JSON"),
+        ("a.json", b'[{"text": "x"}, 3]', r"a\.json, record 2 is a int, not an object"),
+        ("a.arrow", _arrow()[:-8], r"a\.arrow is damaged or ends early, after row 0: the mark of its end is missing"),
+        ("a.arrow", b"nothing of the kind", r"a\.arrow is damaged or ends early"),
+        ("a.txt", bytes(range(256)) * 9, r"a\.txt is a binary file, no text: leave it out, as with data\.pattern"),
+        ("a.jsonl", b"\x89PNG\r\n\x1a\n\x00\x00\xff", r"a\.jsonl is a binary file"),
+        ("a.rst", b"text\n", r"a\.rst is in no known format; there are txt, jsonl.*data\.pattern=\*\.rst reads it"),
     ],
 )
 def test_a_bad_file_is_named_with_the_line_and_leaves_nothing(
@@ -75,13 +104,21 @@ def small_tokenizer(data):
     return str(data.tokenizer_file)
 
 
-def test_a_parquet_without_the_column_or_with_an_empty_cell_is_named(settings_of, tmp_path, small_tokenizer):
+def test_a_table_without_the_column_or_with_other_than_text_in_it_is_named(settings_of, tmp_path, small_tokenizer):
     path = tmp_path / "a.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"body": ["x"]}), path)
-    with pytest.raises(UserError, match=r"a\.parquet has no column data\.text_field=text; it has: body"):
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["x"], "meta": [{"texts": "x"}]}), path)
+    with pytest.raises(
+        UserError, match=r"a\.parquet has no data\.text_field=text; it has: body, meta\.texts \(did you mean meta"
+    ):
         prepare_data(settings_of(path, tokenizer=small_tokenizer), 1)
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["x", None]}), path)
-    with pytest.raises(UserError, match=r"a\.parquet, row 2: data\.text_field=text holds a NoneType"):
+    pyarrow.parquet.write_table(pyarrow.table({"text": [[1], None]}), path)
+    with pytest.raises(UserError, match=r"a\.parquet, row 1: data\.text_field=text holds a list, not text"):
+        prepare_data(settings_of(path, tokenizer=small_tokenizer), 1)
+    invalid = pyarrow.Array.from_buffers(
+        pyarrow.string(), 1, [None, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0"), pyarrow.py_buffer(b"\xff")]
+    )
+    pyarrow.parquet.write_table(pyarrow.table({"text": invalid}), path)
+    with pytest.raises(UserError, match=r"a\.parquet is damaged .*after row 0.*[Ii]nvalid UTF"):
         prepare_data(settings_of(path, tokenizer=small_tokenizer), 1)
 
 
@@ -116,6 +153,9 @@ def test_an_empty_validation_file_is_refused(settings_of, write, tmp_path, docum
         ({"source": "stdlib"}, "belong to data=local"),
         ({"validation_fraction": 0.0}, "data.validation_fraction=0.0 must lie between 0 and 1"),
         ({"max_tokens": 0}, "data.max_tokens=0 must be at least 1"),
+        ({"encoding": "latin-99"}, "data.encoding=latin-99 is no encoding of text; give one such as utf-8, latin-1"),
+        ({"encoding": "zlib"}, "data.encoding=zlib is no encoding of text"),
+        ({"text_field": []}, r"data.text_field=\[\] names nothing"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings_of, changes, complaint):

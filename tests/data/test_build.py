@@ -3,6 +3,7 @@ import lzma
 import os
 import pickle
 import random
+import re
 import shutil
 import socket
 import subprocess
@@ -59,7 +60,7 @@ def test_whatever_changes_the_tokens_changes_the_fingerprint(settings_of, write,
     write(files[0], documents[:100])
     write(files[1], documents[100:])
     first = prepare_data(settings_of(list(map(str, files))), 1)
-    changes = {"vocab_size": {"vocab_size": 301}, "validation_fraction": {"validation_fraction": 0.3}}.get(change, {})
+    changes = {"vocab_size": {"vocab_size": 301}, "validation_fraction": {"validation_fraction": 0.5}}.get(change, {})
     if change == "text":
         write(files[0], [documents[0] + "!", *documents[1:100]])
     if change == "order":
@@ -235,9 +236,17 @@ def test_a_file_that_validates_is_not_trained_on(settings_of, write, tmp_path, d
     made = prepare_data(settings_of(tmp_path / "c", validation_path=str(held_out)), 1)
     assert decode_stream(made, "train") == documents[:150]
     assert decode_stream(made, "validation") == documents[150:]
-    assert "; 50 training documents that validate left out." in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert re.search(r"training documents that validate left out +│ +│ +50 │", told)
+    assert "validation: 50 documents validate, " in told
+    assert " effective ones, those of data.validation_path." in told
     assert made.meta["counts"] == {"training documents that validate left out": 50}
-    assert made.meta["source_files"] == {"taken": {".jsonl": 1, ".jsonl.xz": 2}, "left": {}}
+    sizes = [sum(len(text.encode()) for text in part) for part in (documents[:150], documents[150:])]
+    assert made.meta["taken"] == {
+        ".jsonl": {"files": 1, "documents": 150, "bytes": sizes[0]},
+        ".jsonl.xz": {"files": 2, "documents": 100, "bytes": 2 * sizes[1]},
+    }
+    assert made.meta["left"] == {}
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "txt"])
@@ -257,7 +266,7 @@ def test_documents_that_validate_do_not_train_wherever_they_stand(
     }
     assert made.meta["counts"] == counts
     told = capsys.readouterr().err
-    assert all(f"; {count} {what}" in told for what, count in counts.items())
+    assert all(re.search(rf"{what} +│ +│ +{count} │", told) for what, count in counts.items())
     assert not any("zebra" in token for token in made.load_tokenizer().get_vocab()), "nor does the tokenizer see them"
 
 

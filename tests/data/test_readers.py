@@ -12,6 +12,7 @@ import subprocess
 import pyarrow
 import pytest
 
+from dma_lab.data.formats import format_of
 from dma_lab.data.readers import read_documents
 from dma_lab.messages import UserError
 
@@ -19,7 +20,7 @@ _ROWS = [json.dumps({"text": f"document {n}"}).encode() + b"\n" for n in range(2
 
 
 def _texts(path):
-    return ["".join(document.chunks) for document in read_documents(path, "text", "", lambda count: None)]
+    return ["".join(document.chunks) for document in read_documents(path, format_of(path) or "")]
 
 
 def _zstd(content):

@@ -10,7 +10,8 @@ from pydantic import Field
 
 from dma_lab.attention import RopeBase
 from dma_lab.data.finding import user_path
-from dma_lab.data.readers import FORMATS, format_of, read_documents
+from dma_lab.data.formats import FORMATS, format_of
+from dma_lab.data.readers import read_documents
 from dma_lab.evaluation.checkpoint import TrainedRun
 from dma_lab.evaluation.generate import Sampling, generate
 from dma_lab.evaluation.record import EvaluationRecord
@@ -71,11 +72,10 @@ class GenerateSuite(Suite):
         texts = list(self.prompts)
         if self.prompts_file is not None:
             file = user_path(self.prompts_file, "suite.prompts_file")
-            if not file.is_file() or format_of(file) is None:
-                raise UserError(
-                    f"suite.prompts_file={file} is not a file that can be read: give one of {', '.join(FORMATS)}."
-                )
-            texts += ["".join(document.chunks) for document in read_documents(file, "text", "", lambda count: None)]
+            format = format_of(file)
+            if not file.is_file() or format is None:
+                raise UserError(f"suite.prompts_file={file} is not a file that can be read: give one of {FORMATS}.")
+            texts += ["".join(document.chunks) for document in read_documents(file, format)]
         if not texts:
             raise UserError(
                 "suite.prompts is empty and suite.prompts_file null: give a prompt, as in suite.prompts=[def]."
