@@ -1,6 +1,8 @@
 """Documents to token streams: cut, encode on all cores, check that no byte was lost or invented, append to files."""
 
 import hashlib
+import itertools
+import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from dma_lab.data.readers import Document
-from dma_lab.data.tokenizer import bytes_of_tokens, eot_id_of
+from dma_lab.data.tokenizer import SPACE_MARK, eot_id_of, space_mark_ids, spelled_tokens
 from dma_lab.messages import UserError
 
 BATCH_CHARACTERS = 8 << 20
@@ -109,7 +111,10 @@ class Packer:
     def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.eot_id = eot_id_of(tokenizer)
-        self.token_bytes = bytes_of_tokens(tokenizer)
+        self._spelled = spelled_tokens(tokenizer)
+        self.token_bytes = np.array([len(text) for text in self._spelled], dtype="<i4")
+        """(vocab_size,): bytes of UTF-8 text that each token stands for; 0 for the EOT and for unused ids."""
+        self._mark_ids = space_mark_ids(tokenizer)
         self.dtype = "<u2" if len(self.token_bytes) <= 2**16 else "<u4"
         self.train = TokenStream(folder / "train.tokens", folder / "train.starts")
         self.validation = TokenStream(folder / "validation.tokens", folder / "validation.starts")
@@ -146,7 +151,7 @@ class Packer:
         batch = _Batch()
         for document, validates in documents:
             opens = True
-            for piece in pieces(document.chunks, PIECE_CHARACTERS):
+            for piece in self._cut(pieces(document.chunks, PIECE_CHARACTERS)):
                 batch.texts.append(piece)
                 batch.opens.append(opens)
                 batch.validates.append(validates)
@@ -158,6 +163,14 @@ class Packer:
             self.empty_documents += opens
         if batch.texts:
             yield batch
+
+    def _cut(self, texts: Iterable[str]) -> Iterator[str]:
+        """``texts``; where a tokenizer takes a mark for a space, marks that are text are pieces of their own."""
+        for text in texts:
+            if self._mark_ids and SPACE_MARK in text:
+                yield from filter(None, re.split(f"({SPACE_MARK}+)", text))
+            else:
+                yield text
 
     def _write(self, batch: _Batch, encodings: list[Encoding]) -> None:
         for stream, wanted in ((self.train, False), (self.validation, True)):
@@ -174,23 +187,29 @@ class Packer:
                     starts.append(length)
                     parts.append(eot)
                     length += 1
-                ids = np.array(encoding.ids, dtype=self.dtype)
-                parts.append(ids)
-                length += len(ids)
+                parts.append(self._encoded(text, encoding))
+                length += len(parts[-1])
                 text_bytes += len(text.encode("utf-8"))
             if not parts:
                 continue
             tokens = np.concatenate(parts)
-            self._check(tokens, len(starts), text_bytes)
             stream.append(tokens, starts, text_bytes)
             if not wanted:
                 self._token_counts += np.bincount(tokens, minlength=len(self._token_counts))
 
-    def _check(self, tokens: NDArray[Any], documents: int, text_bytes: int) -> None:
-        held = int(self.token_bytes[tokens].sum(dtype=np.int64))
-        eots = int(np.count_nonzero(tokens == self.eot_id))
-        if held != text_bytes or eots != documents:
+    def _encoded(self, text: str, encoding: Encoding) -> NDArray[Any]:
+        """The tokens of a piece of text. Raises UserError unless they stand for exactly its bytes."""
+        ids = self._mark_ids * len(text) if self._mark_ids and text[0] == SPACE_MARK else encoding.ids
+        tokens = np.array(ids, dtype=self.dtype)
+        if b"".join([self._spelled[index] for index in ids]) != text.encode("utf-8") or (tokens == self.eot_id).any():
             raise UserError(
-                f"data.tokenizer does not keep text as it is: {text_bytes:,} bytes of text became tokens for {held:,}, "
-                f"and {documents:,} documents {eots:,} end-of-text tokens. Take another one, such as bpe."
+                f"data.tokenizer does not keep text as it is: of {self._difference(text, ids)}. Take another one, such "
+                "as bpe."
             )
+        return tokens
+
+    def _difference(self, text: str, ids: list[int]) -> str:
+        held, wanted = b"".join([self._spelled[index] for index in ids]), text.encode("utf-8")
+        at = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(held, wanted, strict=False)))
+        given, made = (part[max(0, at - 20) : at + 20].decode("utf-8", "replace") for part in (wanted, held))
+        return f"{given!r} its tokens make {made!r}" if given != made else f"{given!r} they make the EOT"

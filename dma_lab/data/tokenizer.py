@@ -1,17 +1,18 @@
-"""Byte-level tokenizers: trained here, from a file, from GPT-2's pair, or from the hub; and what their tokens weigh.
+"""Tokenizers: trained here, from a file, from GPT-2's pair, or from the hub; and what their tokens weigh.
 
-Byte-level means that every token stands for a fixed string of bytes, so that decoding gives the text back exactly and
-bits per byte can be counted. Tokenizers of other kinds are refused; one that first changes the text (to NFC, to lower
-case) is used without that step.
+Two kinds give text back to the byte, so that bits per byte can be counted: every token stands for a fixed string of
+bytes. Byte-level ones spell each byte as a character (GPT-2, Llama 3, Qwen); those with byte fallback spell text as it
+is, a space as a mark, and bytes that no token holds as ``<0xNN>`` (Llama 2, Mistral, Gemma). Other kinds are refused.
+What a tokenizer would do to the text besides (NFC, lower case, a space in front, a BOS) is left out.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dma_lab.data.digests import text_digest
@@ -20,10 +21,21 @@ from dma_lab.data.hub import hub_tokenizer_file
 from dma_lab.messages import UserError, warn_once
 
 EOT = "<|endoftext|>"
+_EOTS = (EOT, "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>", "<|eos|>", "<EOS>", "[EOS]")
+"""Of GPT-2 and many, Llama 3, DeepSeek, Llama 2 and Mistral, Gemma, …: the first that a tokenizer has is its EOT. One
+that has none is given the first."""
+SPACE_MARK = "\u2581"
 TRAINING_BYTES = 32 << 20
 """A tokenizer is trained on the first so many bytes of training text: merges hardly move beyond."""
 
+_REPLACE_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK}
+_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 _BYTE_ALPHABET = pre_tokenizers.ByteLevel.alphabet()
+# GPT-2's spelling: printable bytes are the character of their number, the others follow from 256 on.
+_PLAIN = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_BYTES = {chr(byte): byte for byte in _PLAIN} | {
+    chr(256 + place): byte for place, byte in enumerate(byte for byte in range(256) if byte not in _PLAIN)
+}
 _SMALLEST_VOCABULARY = len(_BYTE_ALPHABET) + 1
 _LARGEST_VOCABULARY = 2**32
 _PROBE = "Ein Satz,  x,\tzwei\r\n\n don't — naïve “日本語” 🦉\x00 1234567 end \n"
@@ -64,9 +76,11 @@ def load_tokenizer(name: str) -> Tokenizer:
     """The tokenizer that ``data.tokenizer=name`` means when it is not ``bpe``, with the EOT, if it had none.
 
     Raises:
-        UserError: nothing of that name can be had, it cannot be read, or it is not byte-level.
+        UserError: nothing of that name can be had, it cannot be read, or its tokens are not a text's bytes.
     """
     path = user_path(name, "data.tokenizer")
+    if path.is_file() and path.suffix == ".model":
+        raise UserError(f"data.tokenizer={name} is sentencepiece's file: give the tokenizer.json that goes with it.")
     pair = path / "encoder.json", path / "vocab.bpe"
     try:
         if path.is_dir() and all(file.is_file() for file in pair):
@@ -88,10 +102,11 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 def save_for_transformers(tokenizer_file: Path, folder: Path, max_tokens: int) -> None:
     """Write to ``folder`` what transformers' AutoTokenizer reads: the tokenizer.json and its settings."""
+    eot = eot_of(Tokenizer.from_file(str(tokenizer_file)))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": EOT,
-        "eos_token": EOT,
+        "bos_token": eot,
+        "eos_token": eot,
         "split_special_tokens": True,  # text that spells <|endoftext|> is text, as in training
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_tokens,
@@ -110,44 +125,131 @@ def vocabulary_size(tokenizer: Tokenizer) -> int:
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
+def eot_of(tokenizer: Tokenizer) -> str:
+    """The EOT (end-of-text token), which every tokenizer of this file has: the first of ``_EOTS`` that is special."""
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    return next(name for name in _EOTS if name in special)
+
+
 def eot_id_of(tokenizer: Tokenizer) -> int:
-    """The id of the EOT (end-of-text token), which every tokenizer of this file has."""
-    eot_id = tokenizer.token_to_id(EOT)
+    """The id of ``eot_of``."""
+    eot_id = tokenizer.token_to_id(eot_of(tokenizer))
     assert eot_id is not None
     return eot_id
 
 
-def bytes_of_tokens(tokenizer: Tokenizer) -> NDArray[np.int32]:
-    """(vocabulary_size,): bytes of UTF-8 text each token stands for; 0 for the EOT and for unused ids."""
-    counts = np.zeros(vocabulary_size(tokenizer), dtype="<i4")
+def spelled_tokens(tokenizer: Tokenizer) -> list[bytes]:
+    """(vocabulary_size,): the bytes of UTF-8 text that each token stands for; none for the EOT and for unused ids."""
+    spelled = [b""] * vocabulary_size(tokenizer)
     added = tokenizer.get_added_tokens_decoder()
+    marked = has_space_mark(tokenizer)
     for token, index in tokenizer.get_vocab(with_added_tokens=True).items():
-        # A byte-level vocabulary spells each byte as one character; added tokens are spelled as they are.
-        counts[index] = len(token.encode("utf-8")) if index in added else len(token)
-    counts[eot_id_of(tokenizer)] = 0
-    return counts
+        if marked is not None:
+            byte = _FALLBACK.fullmatch(token)
+            text = token.replace(SPACE_MARK, " ") if marked else token
+            spelled[index] = bytes([int(byte[1], 16)]) if byte else text.encode("utf-8")
+        elif index in added:  # spelled as they are
+            spelled[index] = token.encode("utf-8")
+        else:
+            spelled[index] = bytes(_BYTES[character] for character in token)
+    spelled[eot_id_of(tokenizer)] = b""
+    return spelled
+
+
+def has_space_mark(tokenizer: Tokenizer) -> bool | None:
+    """Of a tokenizer with byte fallback, whether it spells a space as ``SPACE_MARK``; None of a byte-level one."""
+    if not getattr(tokenizer.model, "byte_fallback", False):
+        return None
+    return tokenizer.normalizer is not None or isinstance(tokenizer.pre_tokenizer, pre_tokenizers.Metaspace)
+
+
+def space_mark_ids(tokenizer: Tokenizer) -> list[int] | None:
+    """How text that holds the mark itself is spelled, byte by byte, where a tokenizer takes the mark for a space."""
+    if not has_space_mark(tokenizer):
+        return None
+    vocabulary = tokenizer.get_vocab()
+    return [vocabulary[f"<0x{byte:02X}>"] for byte in SPACE_MARK.encode("utf-8")]
 
 
 def _prepared(tokenizer: Tokenizer, name: str) -> Tokenizer:
-    """Make ``tokenizer`` encode text as nothing but text, and make sure that it is byte-level."""
-    tokenizer.add_special_tokens([EOT])
-    tokenizer.encode_special_tokens = True  # text that spells <|endoftext|> is text, no EOT
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    if tokenizer.normalizer is not None:
-        kind = type(tokenizer.normalizer).__name__
+    """Make ``tokenizer`` encode text as nothing but text, and make sure that its tokens are the text's bytes."""
+    described = json.loads(tokenizer.to_str())
+    left_out = _left_out(described)
+    if left_out:
         warn_once(
-            f"data.tokenizer={name} would change text before it cuts it ({kind}); this is left out, so that its tokens "
-            "stand for the text's own bytes and bits per byte are those of the text."
+            f"data.tokenizer={name} would change text before it cuts it ({', '.join(left_out)}); this is left out, so "
+            "that its tokens stand for the text's own bytes and bits per byte are those of the text."
         )
-        tokenizer.normalizer = None
-    encoded = tokenizer.encode(_PROBE, add_special_tokens=False).ids
-    foreign = set("".join(set(tokenizer.get_vocab(with_added_tokens=False)) - {EOT})) - set(_BYTE_ALPHABET)
-    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    foreign -= set("".join(added))
-    if foreign or tokenizer.decode(encoded, skip_special_tokens=False) != _PROBE:
-        raise UserError(
-            f"data.tokenizer={name} is not a byte-level tokenizer: decoding does not give the text back byte by byte, "
-            "so bits per byte would be wrong. Take a byte-level BPE (GPT-2, SmolLM, Llama 3) or data.tokenizer=bpe."
-        )
+    try:
+        tokenizer = Tokenizer.from_str(json.dumps(described))
+        if not any(token["special"] and token["content"] in _EOTS for token in described["added_tokens"]):
+            tokenizer.add_special_tokens([EOT])
+        tokenizer.encode_special_tokens = True  # text that spells <|endoftext|> is text, no EOT
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        spelled = spelled_tokens(tokenizer)
+        ids = tokenizer.encode(_PROBE, add_special_tokens=False).ids
+    except (KeyError, TypeError, ValueError) as error:
+        raise _not_of_bytes(name) from error
+    # Every byte must have its token; what the probe does not hold, the packer would meet in the middle of a corpus.
+    lacking = {f"<0x{byte:02X}>" for byte in range(256)} - set(tokenizer.get_vocab())
+    if has_space_mark(tokenizer) is not None and lacking:
+        raise _not_of_bytes(name)
+    if b"".join(spelled[index] for index in ids) != _PROBE.encode("utf-8"):
+        raise _not_of_bytes(name)
+    if eot_of(tokenizer) != EOT:
+        warn_once(f"data.tokenizer={name}: documents begin and end with its {eot_of(tokenizer)}.")
+    elif EOT not in described["model"]["vocab"] and EOT not in {
+        token["content"] for token in described["added_tokens"]
+    }:
+        warn_once(f"data.tokenizer={name} has no EOT that is known; {EOT} is added, id {eot_id_of(tokenizer)}.")
     return tokenizer
+
+
+def _not_of_bytes(name: str) -> UserError:
+    return UserError(
+        f"data.tokenizer={name} does not give text back byte by byte, so bits per byte would be wrong: take a "
+        "byte-level one (GPT-2, SmolLM, Llama 3), one with byte fallback (Llama 2, Gemma) or data.tokenizer=bpe."
+    )
+
+
+def _left_out(described: dict[str, Any]) -> list[str]:
+    """Take out of a tokenizer.json what changes the text, adds to it or draws lots; returns what that was."""
+    left_out = []
+    fallback = described["model"].get("byte_fallback", False)
+    metaspace = [part for part in _parts(described["pre_tokenizer"]) if part["type"] == "Metaspace"]
+    kept: list[dict[str, Any]] = []
+    for part in _parts(described["normalizer"]):
+        if fallback and part == _REPLACE_SPACES:
+            kept = [] if metaspace else [part]
+        elif part["type"] == "ByteLevel":
+            kept = [part]
+        else:
+            left_out.append(part["type"])
+    described["normalizer"] = kept[0] if kept else None
+    for part in _parts(described["pre_tokenizer"]):
+        if part.get("add_prefix_space", False):
+            left_out.append("a space in front")
+            part["add_prefix_space"] = False
+        if part["type"] == "Metaspace" and part.get("prepend_scheme") != "never":
+            left_out.append("a space in front")
+            part["prepend_scheme"] = "never"
+    if fallback:
+        decode: list[dict[str, Any]] = [{"type": "ByteFallback"}, {"type": "Fuse"}]
+        if kept or metaspace:
+            decode.insert(0, {"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "})
+        described["decoder"] = {"type": "Sequence", "decoders": decode}
+    described["post_processor"] = None  # a BOS and the like
+    if described["model"].get("dropout"):
+        left_out.append("dropout")
+        described["model"]["dropout"] = None
+    return left_out
+
+
+def _parts(node: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """A normalizer or pre-tokenizer of a tokenizer.json as the list of its steps."""
+    if node is None:
+        return []
+    if node["type"] != "Sequence":
+        return [node]
+    return [part for step in node.get("normalizers", node.get("pretokenizers", [])) for part in _parts(step)]
