@@ -22,7 +22,7 @@ DECODE_SPREAD = 0.10  # of a token's time over the histories, from their mean
 
 
 class Verdict(NamedTuple):
-    """A figure beside its goal."""
+    """A measured figure and its goal."""
 
     what: str
     goal: float

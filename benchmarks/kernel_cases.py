@@ -57,7 +57,7 @@ class Case:
         }
 
     def peak_bytes(self) -> int:
-        """Of ``total``, beside its inputs."""
+        """Peak memory of ``total`` beyond its inputs."""
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         self.total()

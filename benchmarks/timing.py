@@ -33,7 +33,7 @@ def milliseconds(function: Callable[[], Any]) -> float:
 
 
 def in_turns(functions: Mapping[Key, Callable[[], Any]], bar: Progress, description: str) -> dict[Key, float]:
-    """Median time of each function's replay as a CUDA graph; in every round each has one turn, in an order drawn anew.
+    """Median time of each function's replay as a CUDA graph; every round times each once, in a newly drawn order.
 
     For what is compared: work that draws the full power of the card is some per cent slower or faster with what ran
     before it, for a tenth of a second, and with how warm the card has become.

@@ -101,7 +101,7 @@ def _outcome_of_point(error: Exception) -> FailedPoint | HeldPoint:
 
 
 def _mishap(error: Exception) -> str | None:
-    """The sentence for what a user can mend; None for a fault of the program's, which shows its traceback."""
+    """The sentence for what a user can fix; None for a bug of the program, which shows its traceback."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OmegaConfBaseException):

@@ -25,7 +25,7 @@ class UserError(Exception):
 
 
 class MishapError(UserError):
-    """What befell the machine, not a mistake of the user's: a disk that is full, or gone. The same form of message."""
+    """A failure of the machine, not a mistake of the user's: a disk that is full, or gone. The same form of message."""
 
     exit_status = 1
 

@@ -1,4 +1,4 @@
-"""``summary.json``: what a run came to, sealed; once the run has ended it vouches for the files beside it as well."""
+"""``summary.json``: a run's results, with a digest of itself and, once the run has ended, of the files beside it."""
 
 import hashlib
 from collections.abc import Sequence

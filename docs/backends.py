@@ -56,7 +56,7 @@ def _row(rung: str, backend: str) -> list[str]:
 
 
 def page() -> str:
-    """The page with its table made anew."""
+    """The page with its table regenerated."""
     before, rest = PAGE.read_text(encoding="utf-8").split(_BEGIN)
     after = rest.split(_END)[1]
     return before + _BEGIN + "\n" + table() + "\n" + _END + after

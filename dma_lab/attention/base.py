@@ -21,7 +21,7 @@ def registered_backends() -> dict[str, type["AttentionBackend"]]:
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """What every backend is told of the model around it."""
+    """The model's dimensions, which every backend gets."""
 
     d_model: int
     n_heads: int
@@ -53,7 +53,7 @@ class AttentionOptions:
 class AttentionFlops:
     """Floating point operations of one layer's forward pass over one sequence; a multiply-add counts 2.
 
-    A pair is a (query, key) pair, counted for every query head. Causal pairs alone are counted, never the masked half.
+    A pair is a (query, key) pair, counted for every query head. Only causal pairs count, never the masked half.
     """
 
     projections: int

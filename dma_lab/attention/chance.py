@@ -1,4 +1,4 @@
-"""Scores by chance: which keys DMA would keep if content told it nothing."""
+"""Random scores: which keys DMA would keep if content did not matter."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Native Sparse Attention (NSA; Yuan et al., arXiv 2502.11089): three gated branches, each with keys of its own.
+"""Native Sparse Attention (NSA; Yuan et al., arXiv 2502.11089): three gated branches, each with its own keys.
 
 - compressed: blocks of keys, and of values, made into one by an MLP φ (section 3.3.1); a query sees a block once its
   last token is at or before the query;

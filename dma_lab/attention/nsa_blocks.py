@@ -1,7 +1,7 @@
 """NSA's blocks (arXiv 2502.11089, section 3.3): where they lie, attention over their summaries, and which are selected.
 
 A document's compressed block c is its tokens ``[c · stride, c · stride + block)``, whole ones only; its selection block
-j is its tokens ``[j · selected_block, (j + 1) · selected_block)``. Both grids start anew at every document, so that a
+j is its tokens ``[j · selected_block, (j + 1) · selected_block)``. Both grids restart at every document, so that a
 packed document has the blocks it has alone.
 
 Letters beside the usual: T queries of a chunk, S keys, C compressed blocks of a row, J selection blocks of a document.

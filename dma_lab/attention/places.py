@@ -1,4 +1,4 @@
-"""Where a key stands in its document: what scores may know of it beside its content."""
+"""Positions of keys in their documents: all that scores may depend on besides content."""
 
 from torch import Tensor, arange
 

@@ -58,7 +58,7 @@ def file_state(path: Path) -> list[int]:
 class DigestCache:
     """Digests of files by path and ``file_state``, kept in ``<cache_dir>/digests.json``.
 
-    The file is a convenience: unreadable or lost, it is made anew.
+    The file is a convenience: unreadable or lost, it is rebuilt.
     """
 
     def __init__(self, cache_dir: Path) -> None:

@@ -30,7 +30,7 @@ class Benchmark:
 
     name: str
     identity: dict[str, Any]
-    """What defines its scores besides its name, the model and ``max_length``."""
+    """What determines its scores besides its name, the model and ``max_length``."""
     max_length: int
     """Tokens that the model is given at most."""
     load: Callable[[], Task]

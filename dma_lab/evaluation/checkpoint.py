@@ -21,7 +21,7 @@ from dma_lab.model import ModelShape, Transformer
 from dma_lab.run_summary import read_summary
 
 _IN_SUMMARY = ("data_fingerprint", "precision", "steps")
-_MADE_AGAIN = "delete the run's summary.json, and the command that trained it writes both anew from its checkpoint"
+_MADE_AGAIN = "delete the run's summary.json, and the command that trained it writes both again from its checkpoint"
 
 
 @dataclass(frozen=True)

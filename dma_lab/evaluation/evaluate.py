@@ -17,7 +17,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
     """Run the suite on the run; cells finished before are kept. Returns the file of the scores.
 
     Raises:
-        UserError: for anything in the settings, the run or the text that a user can mend.
+        UserError: for anything in the settings, the run or the text that a user can fix.
     """
     run = open_run(Path(settings.checkpoint))
     machine = machine_of(settings.device, settings.precision, settings.batch_tokens)

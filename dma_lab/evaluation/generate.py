@@ -64,12 +64,12 @@ def generate(
         prompts: token ids, at least one each.
         vocab_size: ids below it can be chosen; the rows of the embedding beyond are filling.
         stop_token: ends a sequence that chooses it, and is not returned.
-        stops: told a sequence's new tokens after each, says whether it ends with them.
+        stops: called with a sequence's new tokens after each one; returns whether the sequence ends there.
         seed: with a prompt's place fixes every draw for it, whatever else is in the batch.
         first: the place of ``prompts[0]``.
         use_cache: decode with each backend's cache; else run the whole sequence again for each token, which costs more
             arithmetic and, when long prompts get short answers, less time.
-        on_step: told the steps done and the most there will be.
+        on_step: called with the number of steps done and the largest number possible.
 
     Returns:
         The new tokens of each prompt, at most ``max_new_tokens``.

@@ -75,6 +75,6 @@ def _spelled(value: str | int | float) -> str:
 
 @contextmanager
 def progress_of(title: str, total: float) -> Iterator[Any]:
-    """A bar with its ETA; yields what is told how much of ``total`` is done."""
+    """A progress bar with its ETA; yields a function to call with how much of ``total`` is done."""
     with BuildProgress(title) as progress:
         yield lambda done: progress.update(done / total, f"{done:.4g} of {total:.4g}")

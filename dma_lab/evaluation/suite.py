@@ -54,7 +54,7 @@ class Suite(ABC):
         """All the work, the part that ``record`` has included.
 
         Raises:
-            UserError: for anything in the settings or the run that a user can mend.
+            UserError: for anything in the settings or the run that a user can fix.
         """
 
     @abstractmethod

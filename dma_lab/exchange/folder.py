@@ -58,7 +58,7 @@ def export_model(model: Transformer, to: Path, format: str = "auto", *, data: To
         format: ``stock``, an architecture that transformers has; ``custom``, with a modeling file that imports
             dma_lab (``trust_remote_code=True``); ``auto``, stock where one computes the same. Of DMA that is custom:
             Doge, its stock, keeps other keys where scores are equal.
-        data: token files whose tokenizer goes along; none, and none does.
+        data: token files whose tokenizer is exported; None for no tokenizer.
 
     Raises:
         UserError: there is something at ``to`` or it cannot be written, or no stock architecture computes what the
@@ -121,7 +121,7 @@ def _described(model: Transformer, format: str) -> tuple[dict[str, Any], dict[st
 
 
 def _unsaved_buffers(model: Transformer) -> list[str]:
-    """Buffers that no file would bring back; rotary tables are made anew."""
+    """Buffers that no file would bring back; rotary tables are computed again."""
     tables = {f"{name}.{table}" for name, module in model.named_modules() if isinstance(module, Rotary)
               for table, _ in module.named_buffers()}  # fmt: skip
     saved = model.state_dict().keys()

@@ -1,4 +1,4 @@
-"""One colour a backend, in every figure: those of Okabe and Ito (2008), told apart by colour-blind eyes too."""
+"""One colour per backend in every figure: the palette of Okabe and Ito (2008), safe for colour-blind readers."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""Whether a law says anything beyond the runs it was fitted to: fitted to the small rungs, held against the largest."""
+"""Whether a law predicts beyond the runs it was fitted to: fitted to the small rungs, compared with the largest."""
 
 from dataclasses import dataclass
 

@@ -40,7 +40,7 @@ class Normal:
         """Coefficients (m, 3) of least squares, and the weighted squares (m,) that they leave."""
         found = np.linalg.solve(self.linear, self.right[..., None])[..., 0]
         left = self.total - (self.right * found).sum(axis=1)
-        # Below a billionth of the loss no noise is told from rounding.
+        # Below a billionth of the loss noise cannot be told from rounding.
         return np.asarray(found), np.asarray(np.maximum(left, 1e-18 * self.total))
 
 

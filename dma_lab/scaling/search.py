@@ -27,7 +27,7 @@ def search(points: Points, delta: float) -> tuple[float, Vector]:
 
 
 def settle(start: Vector, points: Points, delta: float) -> tuple[float, Vector]:
-    """Descend until another descent, in coordinates made round anew, gains nothing more."""
+    """Descend until another descent, in newly rescaled coordinates, gains nothing more."""
     best = float(values_at(start[None], points, delta)[0]), start
     for _ in range(6):
         scaling = curvature_scaling(best[1], [points], ONE_LAW, delta)

@@ -4,7 +4,7 @@ Until its decay begins, a warmup-stable-decay run does not know its budget (arXi
 (data, seed, step), and the learning rate of warm-up and peak alone. So the branch at ``b`` times the budget *is* the
 plain run of that budget with the first budget's warm-up, and may take its first steps from any shorter branch. Shortest
 first, every branch keeps its state where its decay begins, and the next one continues from a copy of that, in a run
-directory of its own that is resumed, found finished, evaluated and reported as any other.
+directory of its own that is resumed, found finished, evaluated and reported like any other.
 """
 
 import dataclasses

@@ -54,7 +54,7 @@ def fit_run(
         ranks: this process's part in the run; found out unless given.
 
     Raises:
-        UserError: for anything in the settings or the data that a user can mend.
+        UserError: for anything in the settings or the data that a user can fix.
         RunHeldError: another process trains the run.
         DivergedError: the run diverged, now or before.
     """

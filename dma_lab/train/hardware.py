@@ -66,7 +66,7 @@ def machine_facts(hardware: Hardware, devices: int) -> dict[str, Any]:
 
 
 def machine_in_words(facts: Mapping[str, Any]) -> str:
-    """``machine_facts`` as a reader is told them, and as checkpoints remember who took steps."""
+    """``machine_facts`` as text for the reader, and for checkpoints, which record the machines that took steps."""
     hardware, capability, precision, compiled, version = (facts[name] for name in MACHINE)
     how = f"{precision}, compiled" if compiled else precision
     return f"{hardware}, {capability}, {how}, PyTorch {version}"

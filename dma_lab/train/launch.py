@@ -127,7 +127,7 @@ def _follow(train: Callable[..., object], ranks: Ranks) -> None:
 
 
 def _end_with_lost(peers: Peers, over: threading.Event) -> None:
-    """End this process some time after one that it started failed: it may wait for that one for ever."""
+    """End this process some time after one that it started failed: it may wait for that one forever."""
     while not over.wait(1.0):
         lost = peers.lost()
         if lost is None:

@@ -35,7 +35,7 @@ class LanguageModel(L.LightningModule):
     On one GPU a step is captured as a CUDA graph once it has been taken a few times (``StepGraph``).
 
     Optimization is manual: a step is ``accumulate`` micro-batches and nothing else decides when it ends, so the state
-    between two steps is complete in (weights, optimizers, step, ``watch``) and a continued run repeats it to the bit.
+    between two steps is complete in (weights, optimizers, step, ``watch``) and a resumed run repeats it bit for bit.
 
     A step whose loss or gradient is not finite, on any rank, changes no weight and no state of an optimizer. That is
     decided on the device; ``watch`` learns of it when ``read_last_step`` is called, and must before a checkpoint.

@@ -21,7 +21,7 @@ class LostRankError(MishapError):
 
 
 class OneRun(ClusterEnvironment):
-    """What Lightning is told of this process, so that it looks for no launcher and no cluster of its own."""
+    """Tells Lightning about this process, so that it does not look for a launcher or a cluster itself."""
 
     def __init__(self, ranks: Ranks) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a reader is told of a plan: three lines before training, or all of it as a table."""
+"""A plan as text: three lines before training, or all of it as a table."""
 
 import math
 

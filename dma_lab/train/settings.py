@@ -72,11 +72,11 @@ class ScheduleSettings:
     name: Literal["wsd", "cosine"]
     warmup_fraction: Fraction
     warmup_steps: CountOrNone | None
-    """Overrides ``warmup_fraction``: a warm-up that is the same for every budget."""
+    """Overrides ``warmup_fraction``: the same warm-up for every budget."""
     decay_fraction: Fraction
     final_fraction: Fraction
     branches: Annotated[list[Multiple], Field(min_length=1, max_length=64)] | None
-    """Multiples of the budget at which a run of its own decays (dma_lab/train/branches.py)."""
+    """Multiples of the budget at which a separate run decays (dma_lab/train/branches.py)."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class LoggerSettings:
 
 
 def _kind_of_data(node: Any) -> str:
-    """Which settings a `data` node is held against, so that an error is about those alone."""
+    """Which settings class validates a `data` node, so that an error names only its settings."""
     source = node.get("source") if isinstance(node, dict) else getattr(node, "source", None)
     return "<recall>" if source == "mqar" else "<text>"
 

@@ -2,7 +2,7 @@
 
 A small model's step is several hundred kernels of some microseconds each, more than Python can launch in the time that
 they take: at a million parameters a GPU waits for 85 % of the step. A graph launches them all at once. They are the
-same kernels on the same numbers, so a step comes out the same to the bit.
+same kernels on the same numbers, so a step is bit-identical.
 """
 
 from collections.abc import Callable, Sequence

@@ -27,7 +27,7 @@ class Score(Protocol):
         """The ``val_…`` figures of metrics.jsonl and summary.json."""
 
     def save(self, path: Path) -> None:
-        """Write what the figures were summed from to ``path`` (.npz), and further files beside it."""
+        """Write the sums behind the figures to ``path`` (.npz), and further files beside it."""
 
 
 class Task(Protocol):
@@ -51,7 +51,7 @@ class Task(Protocol):
         the last of the endless row, and ``documents`` of the training corpus, by number, where there are any."""
 
     def score(self, model: Transformer, plan: RunPlan, sequences: int, device: torch.device) -> Score:
-        """Validate, ``sequences`` at a time, on what is the same for every backend and seed."""
+        """Validate, ``sequences`` at a time, on data that is the same for every backend and seed."""
 
 
 class TextTask:
@@ -148,7 +148,7 @@ def prepare_task(settings: TrainSettings, tokens_needed: int) -> Task:
     """The task that ``settings.data`` describes.
 
     Raises:
-        UserError: for anything in the settings or the data that a user can mend.
+        UserError: for anything in the settings or the data that a user can fix.
     """
     if isinstance(settings.data, RecallSettings):
         return RecallTask(settings.data, settings)

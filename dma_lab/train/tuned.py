@@ -50,7 +50,7 @@ class TunedRates:
 
 
 def read_tuned(file: str) -> tuple[TunedRates, str]:
-    """The file's content, and its name with a digest of its bytes, by which runs are told apart.
+    """The file's content, and its name with a digest of its bytes, which distinguishes runs.
 
     Raises:
         UserError: there is no such file, or it is no file of tuned rates.

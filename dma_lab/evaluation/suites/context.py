@@ -134,7 +134,7 @@ def score_sliding(
     Args:
         mask_documents: documents do not see each other, as in training.
         batch_tokens: tokens the model is given at a time, rounded to whole windows.
-        on_targets: told the targets done.
+        on_targets: called with the number of targets done.
 
     Returns:
         Sums per document, as ``score_validation`` gives; and by position, which here is the number of tokens that a

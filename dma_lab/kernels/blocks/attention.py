@@ -20,7 +20,7 @@ def selected_attention(
         q: (B, H, N, D), bfloat16, float16 or float32.
         k, v: (B, K, N, D), of q's dtype.
         chosen: int32 (B, K, N, S): the first keys of the blocks that each query reads, all different, in any order, its
-            own block among them; -1 where it reads fewer. Blocks are ``block`` long and begin anew with every document;
+            own block among them; -1 where it reads fewer. Blocks are ``block`` long and restart at every document;
             a query's are of its own document and not after it.
         end_bn: int32 (B, N), the end (exclusive) of each position's document.
         scale: multiplies q . k; D ** -0.5 unless given.
