@@ -43,7 +43,7 @@ def evidence(found: Statistics) -> Figure:
         series,
         x_log=True,
         below=below,
-        unit="a point is one training or a branch of one; shades and intervals are over trainings",
+        unit="a point is one training or a branch of one; shades are over trainings, bars crossed with documents",
     )
 
 

@@ -1,5 +1,6 @@
 """Figures as plotly.js takes them: traces and a layout, plain JSON."""
 
+import re
 from collections.abc import Sequence
 from math import ceil, floor, log10
 from typing import Any
@@ -73,10 +74,8 @@ def _log_ticks(figure: Figure) -> dict[str, Any]:
     steps = (1,) if high - low > 2.3 else (1, 2, 5)
     every = 1 + int((high - low) // 8)
     values = [step * 10.0**decade for decade in range(floor(low), ceil(high) + 1, every) for step in steps]
-    texts = [
-        f"{value:,.0f}" if value < 1e5 else f"{value:.0e}".replace("e+", "e").replace("e0", "e") for value in values
-    ]
-    return {"tickvals": values, "ticktext": texts}
+    texts = [f"{value:g}" if value < 1e3 else f"{value:,.0f}" if value < 1e5 else f"{value:.0e}" for value in values]
+    return {"tickvals": values, "ticktext": [re.sub(r"e\+?(-?)0?", r"e\1", text) for text in texts]}
 
 
 _MARKS = {"diamond": "diamond-open", "triangle": "triangle-up-open", "cross": "x-thin"}
