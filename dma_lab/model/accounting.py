@@ -31,7 +31,10 @@ class ParameterCount:
 
 @dataclass(frozen=True)
 class TrainingFlops:
-    """Floating point operations; a multiply-add counts 2, causal pairs alone count, backward counts twice forward."""
+    """Floating point operations; a multiply-add counts 2, causal pairs alone count, backward counts twice forward.
+
+    What activation checkpointing computes a second time is not counted: it is the price of memory, not the model's.
+    """
 
     dense_equivalent: int
     """As if every query attended to all the keys before it."""
@@ -97,6 +100,7 @@ def estimate_memory(model: Transformer, sequences: int, seq_len: int, activation
     (4 M), q, k, v and the attention output (2 H D + 2 K D) and the three feed-forward products (3 F), a token, in
     ``activation_dtype``. The head's loss (``LinearCrossEntropy``) holds logits and their gradient in float32 (2 V) of
     its largest chunk of tokens, the gradient of its input (M) of all, and that of its weight in float32 (V M).
+    With activation checkpointing a layer holds its input (M, in float32), and one layer at a time all of the above.
     Attention itself is counted as a fused kernel that stores no scores: the plain PyTorch path keeps N squared scores a
     head on top of this.
     """
@@ -105,7 +109,10 @@ def estimate_memory(model: Transformer, sequences: int, seq_len: int, activation
     a_layer = (
         4 * shape.d_model + 2 * (shape.n_heads + shape.n_kv_heads) * shape.head_dim + 3 * shape.d_ff
     ) * activation_dtype.itemsize
-    a_token = shape.n_layers * a_layer + shape.d_model * activation_dtype.itemsize
+    layers = shape.n_layers * a_layer
+    if model.activation_checkpointing:
+        layers = shape.n_layers * shape.d_model * torch.float32.itemsize + a_layer
+    a_token = layers + shape.d_model * activation_dtype.itemsize
     loss = (2 * largest_chunk(tokens, shape.vocab_size) + shape.d_model) * shape.vocab_size * torch.float32.itemsize
     return TrainingMemory(
         weights=4 * parameters,

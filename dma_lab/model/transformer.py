@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dma_lab.attention import AttentionConfig, AttentionShape
 from dma_lab.attention.chance import ChanceScores
@@ -114,6 +115,9 @@ class Transformer(nn.Module):
         if shape.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.cross_entropy = LinearCrossEntropy()
+        self.activation_checkpointing = False
+        """Whether the backward pass keeps a block's input alone, and computes the rest of it anew (Chen et al., arXiv
+        1604.06174): the same numbers, for a forward pass more and a fraction of the memory."""
         initialise(self, seed, init)
 
     def forward(self, tokens: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
@@ -125,7 +129,11 @@ class Transformer(nn.Module):
         documents = None if document_ids is None else Documents.of(document_ids)
         x = self.embedding(tokens)
         for block in self.blocks:
-            x = block(x, documents)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                # Blocks draw no random numbers, and asking a GPU for their state is nothing that a graph can hold.
+                x = checkpoint(block, x, documents, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, documents)
         return self.norm(x)
 
     def loss(self, tokens: Tensor, targets: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:

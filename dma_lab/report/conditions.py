@@ -36,8 +36,13 @@ TUNED = frozenset({"optimizer.learning_rate", WARMUP})
 """What may be searched for the best: of such runs one stands for the point that they share."""
 SHAPED = frozenset({"trainer.context", "trainer.tokens_per_step"})
 """What a rung brings with it. Where it differs within one rung, it makes a backend's runs a variant of their own."""
-OF_THE_MACHINE = frozenset({"trainer.micro_batch_sequences", "trainer.devices", *MACHINE, "earlier_machines"})
-"""What changes how sums are rounded."""
+OF_THE_MACHINE = frozenset(
+    {
+        *("trainer.micro_batch_sequences", "trainer.activation_checkpointing", "trainer.devices"),
+        *(*MACHINE, "earlier_machines"),
+    }
+)
+"""What changes, or may change on a GPU, how sums are rounded."""
 _OF_A_STUDY = frozenset({"tokens", "seed", *TUNED, *SHAPED, *OF_THE_MACHINE}) - {"precision"}
 
 Conditions = dict[str, Any]

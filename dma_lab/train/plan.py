@@ -206,7 +206,9 @@ def _meta_model(settings: TrainSettings, shape: ModelShape) -> Transformer:
 
 def build_model(settings: TrainSettings, shape: ModelShape) -> Transformer:
     """The model with its initial weights, on the current default device."""
-    return Transformer(shape, settings.attention, seed=settings.seed, init=settings.init)
+    model = Transformer(shape, settings.attention, seed=settings.seed, init=settings.init)
+    model.activation_checkpointing = settings.trainer.activation_checkpointing
+    return model
 
 
 def _micro_batches(settings: TrainSettings, model: Transformer, sequences: int, hardware: Hardware) -> int:

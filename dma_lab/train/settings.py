@@ -87,6 +87,7 @@ class TrainerSettings:
     context: Width
     tokens_per_step: Count
     micro_batch_sequences: Count | None
+    activation_checkpointing: bool
     device: Literal["auto", "cpu", "cuda"]
     devices: Annotated[int, Field(gt=0, le=1024)]
     precision: Literal["auto", "fp32", "bf16"]

@@ -63,6 +63,7 @@ PLAUSIBLE = {
     "schedule.branches": st.lists(st.sampled_from([0.5, 1.0, 2.0, 3.5, 64.0]), min_size=1, max_size=4, unique=True),
     "attention.rope_base": st.floats(1, 1e12),
     "trainer.context": st.sampled_from([64, 128, 256]),
+    "trainer.activation_checkpointing": st.booleans(),
     "trainer.loader_workers": st.integers(0, 8),
     "trainer.validation_tokens": st.integers(4096, 10**9),
     "data.mask_documents": st.booleans(),

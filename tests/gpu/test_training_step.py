@@ -78,7 +78,9 @@ def draw(first: int, count: int, bad: tuple[int, ...] = ()) -> dict[str, Tensor 
     return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "document_ids": torch.stack(documents)}
 
 
-def trained(backend: str, optimizer: str = "adamw", *, compiled: bool = False, bad: tuple[int, ...] = ()) -> Watched:
+def trained(
+    backend: str, optimizer: str = "adamw", *, compiled: bool = False, bad: tuple[int, ...] = (), again: bool = False
+) -> Watched:
     torch.compiler.reset()
     module = Watched(
         Transformer(SHAPE, backend),
@@ -87,6 +89,7 @@ def trained(backend: str, optimizer: str = "adamw", *, compiled: bool = False, b
         gradient_clip=1.0,
         accumulate=2,
     )
+    module.model.activation_checkpointing = again
     with torch.no_grad():
         module.model.embedding.weight[BAD_TOKEN] = torch.inf
     for block in module.model.blocks if compiled else []:
@@ -142,3 +145,11 @@ def test_a_step_that_is_not_finite_changes_nothing(bad, optimizer):
     module = trained("mha", optimizer, bad=(bad,))
     assert module.unchanged == [bad]
     assert [figures[2] for figures in module.figures] == [float(step == bad) for step in range(1, 11)]
+
+
+@pytest.mark.parametrize("backend", sorted(registered_backends()))
+def test_activation_checkpointing_is_captured_and_changes_no_bit(backend):
+    plain, again = trained(backend), trained(backend, again=True)
+    assert again.graphs
+    assert again.figures == plain.figures
+    assert all(map(torch.equal, again.state(), plain.state()))

@@ -9,6 +9,7 @@ from dma_lab.attention import registered_backends
 from dma_lab.kernels import Documents
 from dma_lab.model import Initialisation, ModelShape, Transformer, loss
 from dma_lab.model.accounting import count_parameters, estimate_memory, training_flops_per_sequence
+from dma_lab.model.transformer import Block
 
 SHAPE = ModelShape(n_layers=2, d_model=32, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=96, vocab_size=64, max_seq_len=48)
 
@@ -115,6 +116,42 @@ def test_flops_of_a_training_step_are_those_of_its_matrix_products():
     assert mixing == square * 49 // 96
 
 
+@pytest.mark.parametrize("attention", sorted(registered_backends()))
+def test_activation_checkpointing_computes_blocks_again_and_the_same_numbers(attention, monkeypatch):
+    tokens = torch.randint(64, (2, 49), generator=torch.Generator().manual_seed(0))
+    ids = (torch.arange(48) >= 20).long().expand(2, -1)
+    calls, forward = [0], Block.forward
+
+    def counted(block, *arguments):
+        calls[0] += 1
+        return forward(block, *arguments)
+
+    def trained(activation_checkpointing):
+        model = Transformer(SHAPE, attention, seed=1)
+        model.activation_checkpointing = activation_checkpointing
+        calls[0], kept = 0, {}
+
+        def keep(x):
+            kept[x.data_ptr()] = x
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            value = model.loss(tokens[:, :-1], tokens[:, 1:], ids)
+        value.backward()
+        activations = sum(x.numel() for x in kept.values() if not isinstance(x, torch.nn.Parameter))
+        return [value, *(weight.grad for weight in model.parameters())], calls[0], activations
+
+    monkeypatch.setattr(Block, "forward", counted)
+    (plain, once, all_kept), (again, twice, few_kept) = trained(False), trained(True)
+    assert (once, twice) == (SHAPE.n_layers, 2 * SHAPE.n_layers)
+    assert few_kept < all_kept / 3
+    assert all(torch.equal(*pair) for pair in zip(plain, again, strict=True))
+    model = Transformer(SHAPE, attention)
+    model.activation_checkpointing, calls[0] = True, 0
+    model.nats(tokens[:, :-1], tokens[:, 1:], ids)
+    assert calls[0] == SHAPE.n_layers
+
+
 def test_memory_counts_four_words_a_parameter_and_halves_activations_in_bf16(monkeypatch):
     model = Transformer(SHAPE, "mha")
     wide, half = (estimate_memory(model, 4, 48, dtype) for dtype in (torch.float32, torch.bfloat16))
@@ -123,5 +160,12 @@ def test_memory_counts_four_words_a_parameter_and_halves_activations_in_bf16(mon
     head = 64 * 32 * 4
     logits = 4 * 48 * 2 * 64 * 4
     assert wide.activations - logits - head == 2 * (half.activations - logits - head)
+    # A layer's own input in float32 is kept of each of the two, and all of one.
+    a_layer = 4 * 48 * (4 * 32 + 2 * (4 + 2) * 8 + 3 * 96) * 4
+    inputs = 2 * 4 * 48 * 32 * 4
+    assert wide.activations == 2 * a_layer + logits + head + 4 * 48 * 32 * 4
+    model.activation_checkpointing = True
+    assert estimate_memory(model, 4, 48, torch.float32).activations == wide.activations - a_layer + inputs
+    model.activation_checkpointing = False
     monkeypatch.setattr(loss, "_CHUNK_BYTES", 48 * 64 * 4)
     assert wide.activations - estimate_memory(model, 4, 48, torch.float32).activations == logits * 3 // 4

@@ -154,3 +154,12 @@ def test_half_the_memory_is_what_the_estimate_of_a_larger_micro_batch_may_take(r
     room = 2 * (states + 16 * 2048 * a_token + loss)
     assert gpu_micro_batch(model, 64, 2048, torch.bfloat16, room) == 16
     assert gpu_micro_batch(model, 64, 2048, torch.bfloat16, room - 2) == 8
+
+
+def test_a_plan_counts_activation_checkpointing_as_memory_alone(read):
+    plain, again = (
+        plan(read, "model=80m", "attention=mha", f"trainer.activation_checkpointing={asked}") for asked in (False, True)
+    )
+    assert again.memory.activations < plain.memory.activations / 2
+    assert again.memory.optimizer == plain.memory.optimizer
+    assert again.flops == plain.flops
