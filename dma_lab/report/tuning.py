@@ -108,5 +108,5 @@ def _interval(best: BestRate) -> str:
 
 def attention_of(run: Run) -> dict[str, Any]:
     """All its options."""
-    options: Any = OmegaConf.to_container(run.config.attention)
+    options: Any = OmegaConf.to_container(run.config.attention, resolve=True)
     return {str(name): value for name, value in options.items()}
