@@ -74,6 +74,8 @@ def _log_ticks(figure: Figure) -> dict[str, Any]:
     steps = (1,) if high - low > 2.3 else (1, 2, 5)
     every = 1 + int((high - low) // 8)
     values = [step * 10.0**decade for decade in range(floor(low), ceil(high) + 1, every) for step in steps]
+    if sum(10**low <= value <= 10**high for value in values) < 2:
+        return {"exponentformat": "e"}  # so little is spanned that round values between must do
     texts = [f"{value:g}" if value < 1e3 else f"{value:,.0f}" if value < 1e5 else f"{value:.0e}" for value in values]
     return {"tickvals": values, "ticktext": [re.sub(r"e\+?(-?)0?", r"e\1", text) for text in texts]}
 

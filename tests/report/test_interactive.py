@@ -21,3 +21,12 @@ def test_ticks_are_named_by_their_values(ends, shown):
     axis = plotly_figure(figure, {"mha": "#000000"})["layout"]["xaxis"]
     assert axis["ticktext"] == shown.split(" ")
     assert axis["tickvals"] == pytest.approx([float(text.replace(",", "")) for text in axis["ticktext"]])
+
+
+def test_a_span_without_two_such_values_is_left_to_plotly():
+    figure = Figure(
+        "a", "", "", "", "", [Series("mha", "points", (2.1e12, 2.4e12), (1.0, 2.0))], x_log=True, unit="one"
+    )
+    axis = plotly_figure(figure, {"mha": "#000000"})["layout"]["xaxis"]
+    assert (axis["type"], axis["exponentformat"]) == ("log", "e")
+    assert "tickvals" not in axis
