@@ -126,7 +126,7 @@ def test_doge_differs_in_nothing_but_which_of_equally_scored_keys_it_keeps(tmp_p
     model = make_model("dma", {"window": 23})
     folder, tokens = export_model(model, tmp_path / "folder", "stock"), distinct_tokens() // 3
     said = capfd.readouterr().err
-    assert "wants transformers 5.18 or later" in said
+    assert "needs transformers 5.18 or later" in said
     assert "Past attention.window=23 tokens its logits differ from this model's where keys score the same" in said
     theirs = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():

@@ -27,7 +27,7 @@ def attention_node(name: str) -> dict[str, Any]:
 
 
 def law(attention: str, params: int, tokens: int) -> float:
-    """Nats a token."""
+    """Nats per token."""
     return 1.7 + OFFSETS[attention] + 40 * params**-0.3 + 60 * tokens**-0.32
 
 

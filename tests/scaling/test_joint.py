@@ -97,7 +97,7 @@ def test_sharing_narrows_the_intervals_and_they_hold_the_truth():
 
 
 def test_one_backend_or_a_parameter_that_is_none_is_refused():
-    with pytest.raises(UserError, match="there are runs of 1"):
+    with pytest.raises(UserError, match="and has runs of 1"):
         fit_joint({"mha": runs(MHA)})
     with pytest.raises(ValueError, match=r"shared=\['gamma'\]"):
         fit_joint({"mha": runs(MHA), "dma": runs(DMA)}, ("gamma",))
