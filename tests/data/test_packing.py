@@ -78,3 +78,16 @@ def test_max_tokens_ends_the_reading_and_keeps_what_came_before(settings_of, wri
     assert np.array_equal(part.train_tokens, whole.train_tokens[: len(part.train_tokens)])
     held = len(part.validation_tokens)
     assert np.array_equal(part.validation_tokens, whole.validation_tokens[:held])
+
+
+def test_reading_goes_on_after_max_tokens_until_enough_documents_validate(settings_of, write, tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "BATCH_CHARACTERS", 500)
+    texts = [f"document {n}: " + "some more words " * 30 for n in range(1500)]
+    path = write(tmp_path / "a.jsonl", texts)
+    part = prepare_data(settings_of(path, max_tokens=2000, validation_fraction=0.1), 1)
+    assert 2000 <= len(part.train_tokens) < 2000 + 1000
+    assert 48 <= len(part.validation_document_starts) < 60, "of some 150 that are there"
+    beyond = part.meta["counts"]["documents beyond data.max_tokens left out"]
+    read = part.meta["taken"][".jsonl"]["documents"]
+    assert read == part.meta["train"]["documents"] + part.meta["validation"]["documents"] + beyond + 1
+    assert read < len(texts)
