@@ -29,8 +29,8 @@ class Law:
 _SMALLEST_OF_THE_PAPER = 84.9e6
 LEARNING_RATE = {"adamw": Law(3e-3, -1 / 20), "muon": Law(3e-3, -1 / 6)}
 """Peak, below 84.9M; of Muon the matrices', whose updates are as large as AdamW's. Measured at 14k and 1m."""
-TOKENS_PER_STEP = Law(0.128e6, 1 / 2)
-"""Below 84.9M. At 14k and 1m half of it is better (docs/recipe.md)."""
+TOKENS_PER_STEP = Law(0.128e6, 0.6)
+"""Below 84.9M. Through the best batches measured at 14k, nano and 1m (docs/recipe.md)."""
 _PAPER = np.array([(84.9e6, 3e-3, 131_072), (201.3e6, 2e-3, 196_608), (679.5e6, 1e-3, 393_216), (1409e6, 1e-3, 2**20)])
 """N, learning rate and tokens per step; batches in whole sequences of 2,048."""
 _TOGETHER = 4

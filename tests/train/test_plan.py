@@ -60,9 +60,9 @@ def test_what_cannot_be_matched_is_refused(read):
 
 def test_the_budget_is_twenty_tokens_a_parameter_in_whole_steps(read):
     nano = plan(read, "model=nano", "attention=dma")
-    assert nano.tokens == nano.steps * 5120
-    assert abs(nano.tokens - 20 * 148_096) <= 5120 / 2
-    assert plan(read, "model=nano", "tokens=51200").steps == 10
+    assert nano.tokens == nano.steps * 3072
+    assert abs(nano.tokens - 20 * 148_096) <= 3072 / 2
+    assert plan(read, "model=nano", "tokens=30720").steps == 10
     assert plan(read, "model=nano", "tokens_per_parameter=40").steps == pytest.approx(2 * nano.steps, abs=1)
 
 
@@ -73,9 +73,9 @@ def test_a_budget_of_flops_is_what_the_mha_rung_takes_and_every_backend_sees_its
     # By hand, the norms left out: 6 a weight and token, causal scores and values, and the head.
     weights = 4 * (256 * 64 * (2 * 4 + 2 * 2) + 3 * 256 * 768) + 256 * 4096
     a_token = 6 * weights + 4 * 3 * (4 * 4 * 64 * 1025 / 2)
-    step = 24_576 * a_token
+    step = 16_384 * a_token
     assert abs(1e15 - mha.steps * step) <= step / 2
-    assert own.tokens == mha.tokens == mha.steps * 24_576
+    assert own.tokens == mha.tokens == mha.steps * 16_384
     assert abs(mha.flops.dense_equivalent - 1e15) <= step / 2
 
 

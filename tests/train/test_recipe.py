@@ -9,11 +9,11 @@ from dma_lab.train.recipe import Law, recipe_learning_rate, recipe_tokens_per_st
 @pytest.mark.parametrize(
     ("rung", "muon", "adamw", "sequences"),
     [
-        # 3e-3 (84.9M / N)^(1/6) and ^(1/20), and 128,000 (N / 84.9M)^(1/2) tokens in fours of sequences.
-        ("14k", 0.0128, 0.00464, 12),
-        ("nano", 0.00865, 0.00412, 20),
-        ("1m", 0.00631, 0.00375, 28),
-        ("30m", 0.0036, 0.00317, 36),
+        # 3e-3 (84.9M / N)^(1/6) and ^(1/20), and 128,000 (N / 84.9M)^0.6 tokens in fours of sequences.
+        ("14k", 0.0128, 0.00464, 4),
+        ("nano", 0.00865, 0.00412, 12),
+        ("1m", 0.00631, 0.00375, 16),
+        ("30m", 0.0036, 0.00317, 32),
         # arXiv 2508.02124, table 4.
         ("80m", 3e-3, 3e-3, 64),
         ("200m", 2e-3, 2e-3, 96),
