@@ -35,6 +35,11 @@ class CheckpointWriter(CheckpointIO):
         self._copies: list[Tensor] = []
         """On the CPU, of the checkpoint before; pinned where the state is on a GPU. Used again and again."""
 
+    @property
+    def used(self) -> bool:
+        """Whether a checkpoint was begun."""
+        return bool(self._copies)
+
     def __enter__(self) -> "CheckpointWriter":
         return self
 

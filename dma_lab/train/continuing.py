@@ -26,6 +26,8 @@ class Start:
     """How many of them another run took."""
     machines: list[str]
     """Those that took steps, in words."""
+    micro_batch_sequences: int | None = None
+    """To which memory that ran out had brought them."""
 
 
 def prepare_start(run: RunDirectory, identity_at: IdentityAt, shorter: Sequence[tuple[Path, int]] = ()) -> Start:
@@ -50,11 +52,12 @@ def prepare_start(run: RunDirectory, identity_at: IdentityAt, shorter: Sequence[
         return Start(0, [])
     step, state = content["global_step"], recorded(content)
     intact = run.restore(state["lines"])
+    micro = state["micro_batch_sequences"]
     if state["run"] != run.path.name:
-        return Start(step, state["machines"])
+        return Start(step, state["machines"], micro)
     if not intact:
         run.say(f"{run.path} had lost or changed lines up to step {step}; they are restored from {run.checkpoint.name}")
-    return Start(state["steps_shared"], state["machines"])
+    return Start(state["steps_shared"], state["machines"], micro)
 
 
 def _own_checkpoint(run: RunDirectory, identity_at: IdentityAt) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from dma_lab.train.hardware import Hardware, machine_facts, machine_in_words, re
 from dma_lab.train.identity import run_name, state_identity
 from dma_lab.train.launch import hold_run
 from dma_lab.train.memory import refuse_beyond_memory
+from dma_lab.train.micro_batches import train_within_memory
 from dma_lab.train.plan import RunPlan, budget_tokens, matched_model, plan_run
 from dma_lab.train.plan_table import short_plan
 from dma_lab.train.ranks import Ranks, find_ranks
@@ -67,7 +68,7 @@ def fit_run(
         with timing.measured("data"):
             task = prepare_task(settings, budget_tokens(settings, settings.model.vocab_size))
             plan = plan_run(settings, padded_vocabulary(task.vocab_size), hardware)
-            draw = task.draw(plan)
+            task.draw(plan)  # what it refuses is said before anything is written
         use_threads(plan.micro_batch_flops, hardware.device)
         hardware = resolve_hardware(settings.trainer)  # whose name says how many
 
@@ -88,7 +89,6 @@ def fit_run(
             logged = last_step(run)
             start = prepare_start(run, identity_at, shorter)
             peers.wait()  # the others find the checkpoint that the writer chose
-            run.write_config(settings.written())
             machine = machine_in_words(known)
             summary = known | {
                 "steps_shared": start.steps_shared,
@@ -101,12 +101,20 @@ def fit_run(
                 )
             run.write_summary(summary | {"status": "running"})
             try:
-                so_far = Start(start.steps_shared, sorted({*start.machines, machine}))
                 with wandb_log(settings, run, logged) as log:
-                    summary |= train_model(
-                        settings, plan, task, draw, run, hardware, peers, stop, keep_step, identity_at, so_far, timing,
-                        log,
-                    )  # fmt: skip
+
+                    def train(used: TrainSettings, plan: RunPlan) -> dict[str, Any]:
+                        run.write_config(used.written())
+                        machines = sorted({*start.machines, machine})
+                        so_far = Start(start.steps_shared, machines, used.trainer.micro_batch_sequences)
+                        return train_model(
+                            used, plan, task, task.draw(plan), run, hardware, peers, stop, keep_step, identity_at,
+                            so_far, timing, log,
+                        )  # fmt: skip
+
+                    begin_again = partial(prepare_start, run, identity_at, shorter)
+                    micro = start.micro_batch_sequences if ranks.count == 1 else None
+                    summary |= train_within_memory(train, settings, plan, micro, hardware, ranks, timing, begin_again)
                     log.exit_code = 0 if summary["status"] == "finished" else 1
             except BaseException as error:
                 end = peers.explain(error)

@@ -224,7 +224,7 @@ def _micro_batches(settings: TrainSettings, model: Transformer, sequences: int, 
 
 def gpu_micro_batch(model: Transformer, sequences: int, context: int, activation_dtype: torch.dtype, room: int) -> int:
     """Sequences per micro-batch on a GPU of ``room`` bytes, a divisor of ``sequences``: as many as make it faster."""
-    sizes = sorted(_divisors(sequences))
+    sizes = sorted(divisors(sequences))
     smallest = max((size for size in sizes if size * context <= _SMALLEST_GPU_MICRO_BATCH), default=1)
     return max(
         size
@@ -237,6 +237,7 @@ def gpu_micro_batch(model: Transformer, sequences: int, context: int, activation
     )
 
 
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
+    """All of them, in no order."""
     small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
     return [*small, *(number // size for size in small)]

@@ -50,6 +50,10 @@ def train_model(
         identity_at: what identifies the state after a number of steps.
         so_far: where the steps before this process came from.
         timing: to which this process's seconds are added, and those of the processes before it.
+
+    Raises:
+        torch.OutOfMemoryError: there is not enough before anything was saved.
+        UserError: nor after that.
     """
     if hardware.compile:
         # What a process compiled for its earlier runs would count towards Dynamo's limit of graphs, and one run's
@@ -118,6 +122,8 @@ def train_model(
             raise KeyboardInterrupt from None
         raise
     except torch.OutOfMemoryError as error:
+        if not writer.used:
+            raise
         raise out_of_memory(plan, settings.trainer.devices, hardware) from error
 
     rate = steady_rate(run.lines[run.speed.name])
