@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-import train
+from dma_lab.commands.train import main
 from dma_lab.data.batches import sequences_from
 from dma_lab.data.build import prepare_data
 from dma_lab.data.module import TokenDataModule
@@ -147,7 +147,7 @@ def test_the_entry_point_says_what_diverged_and_what_to_change(overrides, tmp_pa
     for said in ("diverged, at step 4", "diverged before, at step 4"):
         monkeypatch.setattr(sys, "argv", ["train.py", *overrides, *BLOWN])
         with pytest.raises(SystemExit) as end:
-            run_entry_point(train.main, "train", show_runs)
+            run_entry_point(main, "train", show_runs)
         assert end.value.code == 1
         *_, line = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ")
@@ -161,7 +161,7 @@ def test_a_multirun_goes_on_past_a_point_that_diverged(overrides, tmp_path, monk
     points = [*BLOWN[:2], "optimizer.learning_rate=1e30,1e-3"]
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", *overrides, *points])
     with pytest.raises(SystemExit) as end:
-        run_entry_point(train.main, "train", show_runs)
+        run_entry_point(main, "train", show_runs)
     assert end.value.code == 1
     (failed,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
     assert "learning_rate=1e+30" in failed
@@ -176,7 +176,7 @@ def test_branches_finished_before_one_that_diverged_are_shown(overrides, poison,
     branches = ["attention=mha", "tokens=10240", "schedule.branches=[0.5,1,2]", "schedule.warmup_fraction=0"]
     monkeypatch.setattr(sys, "argv", ["train.py", *multirun, *overrides, *branches])
     with pytest.raises(SystemExit) as end:
-        run_entry_point(train.main, "train", show_runs)
+        run_entry_point(main, "train", show_runs)
     assert end.value.code == 1
     said = capsys.readouterr()
     shown = said.out[said.out.index("comparison") :] if multirun else said.out
