@@ -177,5 +177,8 @@ def _nearest(key: str, reason: str) -> str:
         for path in folder.rglob("*.yaml")
         for name in re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     }
+    elsewhere = [name for name in known if name.rpartition(".")[2] == key and name != key]
+    if elsewhere:  # the trainer's context, say, which is what runs, before the rung's
+        return f" (did you mean {min(elsewhere, key=lambda name: (not name.startswith('trainer.'), name))}?)"
     match = difflib.get_close_matches(key, sorted(known - {key}), n=1, cutoff=0.7)
     return f" (did you mean {match[0]}?)" if match else ""

@@ -39,6 +39,8 @@ def add_user_configs(arguments: Sequence[str]) -> None:
         except UserError as error:  # said again where it is chosen
             warn_once(str(error))
         node.pop("package", None)
+        if "window" in node and node["window"] is None:  # as in conf/attention/: what one setting gives to all of them
+            node["window"] = "${window}"
         ConfigStore.instance().store(name=name, node=node, group="attention", provider=package_of(name))
     for folder in config_dirs(arguments)[1:]:
         for file in sorted(folder.rglob("*.yaml")):

@@ -81,8 +81,8 @@ def test_configs_of_the_users_own_are_choices_too(called, tmp_path, anchored):
     assert "study: mine" in out
     assert "attention:\n  name: anchored\n  window: 8\n  stride: 4\n" in out
     assert "  name: tiny\n  n_layers: 1\n" in out
-    status, out, _ = called("plan", "attention=anchored", "--cfg", "job")
-    assert "attention:\n  name: anchored\n  window: 64\n  stride: 16\n" in out
+    status, out, _ = called("plan", "attention=anchored", "window=24", "--cfg", "job", "--resolve")
+    assert "attention:\n  name: anchored\n  window: 24\n  stride: 16\n" in out
     status, _, err = called("train", "--config-dir", str(own), "attention=")
     assert status == 2
     assert "choose one of: anchored, dma, " in err

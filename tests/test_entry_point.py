@@ -72,6 +72,8 @@ def refusal(monkeypatch, capsys):
         (["hydra/launcher=ray"], "hydra/launcher=ray is not known; choose one of: basic"),
         (["optimizer.lr=1"], "optimizer.lr is no setting here"),
         (["trainer.contxt=128"], "trainer.contxt is no setting here (did you mean trainer.context?)"),
+        (["context=256"], "context is no setting here (did you mean trainer.context?)"),
+        (["weight_decay=0"], "weight_decay is no setting here (did you mean optimizer.weight_decay?)"),
         (["trainer=[1]"], "trainer=[1] is not known; choose one of: default"),
         (["trainer={a:1}"], "trainer={a:1} is not known"),
         (["attention=null"], "attention=null is not known; choose one of: dma, "),

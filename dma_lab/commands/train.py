@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from dma_lab.entry_point import run_entry_point
@@ -11,7 +13,7 @@ from dma_lab.report.sweep import show_runs
 from dma_lab.train.branches import fit_branches
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.reading import read_settings
-from dma_lab.train.summary import print_summary
+from dma_lab.train.summary import FinishedBefore, print_summary
 
 
 def main(config: DictConfig) -> Sequence[dict[str, Any]]:
@@ -23,8 +25,10 @@ def main(config: DictConfig) -> Sequence[dict[str, Any]]:
         summaries = error.finished
         raise
     finally:
+        alone = HydraConfig.get().mode is not RunMode.MULTIRUN and not settings.schedule.branches
         for summary in summaries:
-            print_summary(summary)
+            if alone or not isinstance(summary, FinishedBefore):  # of which a line says what it came to
+                print_summary(summary)
     return summaries
 
 

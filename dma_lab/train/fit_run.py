@@ -28,7 +28,8 @@ from dma_lab.train.rung import rung_name
 from dma_lab.train.runs import RunDirectory, git_commit
 from dma_lab.train.settings import TrainSettings
 from dma_lab.train.signals import StopRequest
-from dma_lab.train.summary import of_another_run
+from dma_lab.train.stopped import stopped_neighbour
+from dma_lab.train.summary import FinishedBefore, of_another_run
 from dma_lab.train.task import Task, prepare_task
 from dma_lab.train.timing import Timing
 from dma_lab.train.training import train_model
@@ -84,6 +85,8 @@ def fit_run(
             # Again, for whoever held it until now may have finished it.
             if finished := _ended_before(run, settings, known):
                 return finished
+            if ranks.first and (neighbour := stopped_neighbour(run, settings.written())):
+                run.say(neighbour)
             peers.wait()  # all have looked, before the writer changes what they look at
             identity_at = partial(state_identity, settings, plan.steps, task.fingerprint, hardware.precision)
             logged = last_step(run)
@@ -155,8 +158,9 @@ def _ended_before(run: RunDirectory, settings: TrainSettings, known: dict[str, A
             return None  # preparing the start says so, and takes the one before
     if summary["status"] == "diverged":
         raise _diverged("diverged before", run, summary, settings)
-    print(f"finished before: {run.path} (delete it to train again)", file=sys.stderr)
-    return summary
+    loss = f"{summary['val_loss']:.4f} nats per token"
+    print(f"finished before: {run.path}, {loss} (delete it to train again)", file=sys.stderr)
+    return FinishedBefore(summary)
 
 
 def _cut_off(run: RunDirectory, end: BaseException) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import dma_lab.settings
 from dma_lab.data.mqar import RecallSettings
-from dma_lab.messages import UserError
+from dma_lab.messages import UserError, warn_once
 from dma_lab.model.ladder import reference_parameters
 from dma_lab.train.recipe import recipe_learning_rate, recipe_tokens_per_step
 from dma_lab.train.settings import PlanSettings, ScheduleSettings, TrainSettings
@@ -44,7 +44,14 @@ def _with_recipe(kind: type[_Settings], config: DictConfig) -> _Settings:
     config = config.copy()
     for group, name in left_open:  # something valid, for as long as all else is checked
         OmegaConf.update(config, f"{group}.{name}", 1)
-    settings = dataclasses.replace(dma_lab.settings.read_settings(kind, config), window=None)
+    settings = dma_lab.settings.read_settings(kind, config)
+    own = settings.attention.written().get("window", settings.window)
+    if settings.window not in (None, own):
+        warn_once(
+            f"window={settings.window} is not that of attention={settings.attention.name}: its own is "
+            f"attention.window={own}."
+        )
+    settings = dataclasses.replace(settings, window=None)
     if ("trainer", "tokens_per_step") in left_open:
         given = recipe_tokens_per_step(*rung_budget(settings), settings.trainer.context)
         trainer = dataclasses.replace(settings.trainer, tokens_per_step=given)

@@ -9,6 +9,10 @@ from rich.table import Table
 _DEFINING = ("study", "model", "attention", "match", "seed", "steps", "tokens", "data_fingerprint", "precision")
 
 
+class FinishedBefore(dict[str, Any]):
+    """The summary of a run that an earlier command finished."""
+
+
 def of_another_run(summary: dict[str, Any], known: dict[str, Any]) -> list[str]:
     """In what a summary differs from what is ``known`` of a run before it is trained."""
     return [name for name in _DEFINING if summary.get(name) != known[name]]

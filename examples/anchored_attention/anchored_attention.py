@@ -1,6 +1,6 @@
 """A sliding window, and every ``stride``-th token of a document in sight of all after it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from dma_lab.settings import Count
 
 @dataclass(frozen=True)
 class AnchoredOptions(AttentionOptions):
-    window: Count = 64
+    window: Count | None = None  # half of the context unless given; the setting `window` is that of all backends
     stride: Count = 16
 
 
@@ -29,8 +29,9 @@ class AnchoredAttention(AttentionBackend):
     Options = AnchoredOptions
 
     def __init__(self, shape: AttentionShape, options: AnchoredOptions) -> None:
-        super().__init__(shape, options)
-        self.window, self.stride = options.window, options.stride
+        window = options.window or max(1, shape.max_seq_len // 2)
+        super().__init__(shape, replace(options, window=window))  # what a longer context then keeps
+        self.window, self.stride = window, options.stride
         self.heads = HeadProjections(shape, qk_norm=True, rope_base=10_000.0)
         self.o_proj = nn.Linear(shape.n_heads * shape.head_dim, shape.d_model, bias=False)
 
