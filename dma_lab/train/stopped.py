@@ -1,4 +1,4 @@
-"""A run that begins beside a stopped one, from which it differs in few settings: a user may have changed them unawares."""
+"""A run that begins beside a stopped one and differs from it in few settings, which may have been changed unawares."""
 
 from typing import Any
 
