@@ -91,7 +91,9 @@ class AttentionConfig:
         if every is None:
             return self
         if n_layers < 2:
-            raise UserError(f"attention.full_every={every} needs two layers or more, and there is {n_layers}: add one.")
+            raise UserError(
+                f"attention.full_every={every} needs two layers or more, and model.n_layers={n_layers}; add one."
+            )
         if every > n_layers:
             warn_once(
                 f"attention.full_every={every} and the model has {n_layers} layers: the last of them is full, and one "
