@@ -4,7 +4,9 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from dma_lab.attention import find_backend
 from dma_lab.attention.controls import telling
+from dma_lab.messages import UserError
 from dma_lab.report.collect import BASELINE, Run
 from dma_lab.report.conditions import SHAPED, Conditions, differing, shared_by_a_study
 
@@ -36,9 +38,10 @@ def _cohort_name(run: Run, further: Sequence[str]) -> str:
 
 
 def name_runs(runs: Sequence[Run]) -> list[Run]:
-    """The runs, each with its names. ``backend`` gives the options that vary for its attention or that MHA has
-    otherwise, and the context and batch that vary within a rung; ``setting`` whatever else varies at a rung and budget,
-    the seed apart.
+    """The runs, each with its names. ``backend`` gives the options that vary for its attention, where they are not the
+    backend's defaults, or that MHA has otherwise, and the context and batch that vary within a rung; ``setting``
+    whatever else varies at a rung and budget, the seed apart. So plain runs keep the plain name beside variants, and
+    plain MHA is the one that laws are compared with.
     """
     options: dict[str, list[dict[str, Any]]] = {}
     rungs: dict[Any, list[Conditions]] = {}
@@ -53,11 +56,12 @@ def name_runs(runs: Sequence[Run]) -> list[Run]:
     named = []
     for run in runs:
         peers, theirs = options[run.attention], options.get(BASELINE, [])
+        defaults = _defaults(run)
         varied = {
             name: value
             for name, value in _options(run).items()
-            if any(o.get(name) != value for o in peers)
-            or (name not in telling(run.attention) and any(o.get(name, value) != value for o in theirs))
+            if (value != defaults.get(name, _NONE) and any(o.get(name) != value for o in peers))
+            or (name not in telling(run.attention) and theirs and all(o.get(name, value) != value for o in theirs))
         }
         backend = [run.attention, *_spelled(varied, varied), *_spelled(run.conditions, shaped[run.model])]
         setting = _spelled(run.conditions, further[run.model, run.summary["tokens"]])
@@ -73,6 +77,18 @@ def _varied(conditions: Sequence[Conditions], but: Iterable[str] = ()) -> list[s
 
 def _spelled(values: Mapping[str, Any], names: Iterable[str]) -> list[str]:
     return [f"{name.rpartition('.')[2]}={values.get(name)}" for name in names]
+
+
+_NONE = object()
+
+
+def _defaults(run: Run) -> dict[str, Any]:
+    """What the backend's options are unless set; empty of a backend whose package is not installed here."""
+    try:
+        options = find_backend(str(run.config.attention.name)).Options
+    except UserError:
+        return {}
+    return {option.name: option.default for option in dataclasses.fields(options)}
 
 
 def _options(run: Run) -> dict[str, Any]:

@@ -238,8 +238,8 @@ def test_runs_from_before_an_option_have_its_default(add_run, runs):
     sloped = [add_run(name, settings={"attention": {"recency": "slope"}}) for name in ("mha", "dma")]
     found = {run.path: run for run in runs()}
     assert [found[path].backend for path in (*earlier, *sloped)] == [
-        "mha recency=None",
-        "dma recency=None",
+        "mha",
+        "dma",
         "mha recency=slope",
         "dma recency=slope",
     ]
