@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullLocator
 
 from dma_lab.figures.canvas import canvas, shades
 from dma_lab.figures.palette import DIVERGING, HEAT, MISSING, is_backends_own
@@ -26,7 +27,11 @@ def draw(figure: Figure | Heatmap, folder: Path, colours: dict[str, str]) -> Non
     below = figure.below
     with canvas(path, (7.2, 6.8 if below else 4.8), below=0.6 if below else None) as drawn:
         axes = drawn[0]
-        axes.set_xscale("log" if figure.x_log else "linear")
+        if figure.x_log:
+            axes.set_xscale("log")
+            for ticks in (one.xaxis for one in drawn):  # of few decades 2 and 5 of each have labels, too
+                ticks.set_minor_locator(LogLocator(subs=(2, 5)))
+                ticks.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(2.3, 2.3)))
         axes.set_ylim(figure.y_range)
         axes.set(ylabel=figure.y_label)
         _curves(axes, figure.series, colours)
@@ -50,7 +55,7 @@ def _below(axes: Axes, panel: Panel, colours: dict[str, str]) -> None:
     if panel.ratio:
         axes.set_yscale("log")
         axes.set_yticks(panel.ticks, [f"{tick:g}" for tick in panel.ticks])
-        axes.minorticks_off()
+        axes.yaxis.set_minor_locator(NullLocator())  # the other axis is shared
     axes.set_ylim(panel.y_range)
     axes.axhline(panel.level, color="#3d3d3d", linewidth=1.2)
     axes.set(ylabel=panel.y_label)
