@@ -80,6 +80,13 @@ def test_verdicts_come_backends_first_and_then_controls(add_run, tmp_path):
     assert [said.backend for said in verdicts(found(tmp_path))] == ["dma", "nsa", "swa", "dma_random", "gated_mha"]
 
 
+def test_plain_mha_stays_the_baseline_beside_variants_of_it(add_run, tmp_path):
+    for attention in ("mha", "dma"):
+        for recency in (None, "slope"):
+            add_run(attention, settings={"attention": {"recency": recency}})
+    assert [said.backend for said in verdicts(found(tmp_path))] == ["mha recency=slope", "dma", "dma recency=slope"]
+
+
 def rated(add_run, attention, *rates, **more):
     for rate in rates:
         add_run(attention, settings={"optimizer": {"learning_rate": rate}, **more})
