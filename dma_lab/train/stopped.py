@@ -24,12 +24,14 @@ def stopped_neighbour(run: RunDirectory, written: dict[str, Any]) -> str | None:
     ours, found = _flat(written), []
     for file in run.path.parent.glob("*/config.yaml"):
         try:
+            # This first, and of no other file: a sweep has hundreds of finished runs, and looks for each point.
+            if "same command" not in status_in_words(file.parent, read_summary(file.parent, beside=())):
+                continue
             theirs = _flat(OmegaConf.to_container(OmegaConf.load(file)))
-            state = status_in_words(file.parent, read_summary(file.parent))
         except Exception:  # damaged, or no run: not what is looked for
             continue
         differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-        if "same command" in state and 0 < len(differing) <= _MOST:
+        if 0 < len(differing) <= _MOST:
             found.append((len(differing), file.parent, differing, theirs))
     if not found:
         return None
