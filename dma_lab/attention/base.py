@@ -59,9 +59,9 @@ class AttentionFlops:
     projections: int
     """All linear maps, that of DMA's scores included."""
     selection: int
-    """What choosing keys costs beside them in matrix products (NSA's compressed branch); sorting is not counted."""
+    """What choosing keys costs in matrix products beside them (MoBA's scores of blocks); sorting is not counted."""
     mixing: int
-    """Scores and value sums over the pairs that live."""
+    """Scores and value sums over the pairs that live, those with summaries of keys (NSA's compressed branch) too."""
     mixing_dense: int
     """The same if every query attended to all the keys before it."""
 

@@ -12,14 +12,11 @@ rotated keys it would see absolute positions, and a block's summary would change
 within the block is what φ's own position embeddings are for.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from dma_lab.attention.base import AttentionBackend, AttentionFlops, AttentionShape, causal_pairs
 from dma_lab.attention.heads import HeadProjections, KeyValueCache, QKNorm
@@ -33,8 +30,10 @@ from dma_lab.attention.nsa_blocks import (
     gather_blocks,
     locate_blocks,
     select_blocks,
+    selected_pairs,
 )
 from dma_lab.attention.nsa_sizes import NativeSparseOptions, choose_sizes
+from dma_lab.attention.recomputed import recomputed
 from dma_lab.kernels import Documents, causal_attention, document_bounds
 from dma_lab.kernels.blocks.attention import choose_blocks, selected_attention, unsupported
 from dma_lab.kernels.blocks.compressed import compressed_attention
@@ -134,11 +133,11 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
             q_bhtd, start_bt1, position_t1 = q[:, :, t0:t1], start_bn[:, t0:t1, None], position_n[t0:t1, None]
             visible_btc = (first_bc[:, None] >= start_bt1) & (last_bc[:, None] <= position_t1)
             blocks = before_bn[:, t0:t1], block_bn[:, t0:t1], -(-N // self.selected_block)
-            out_bhtd, selected_bktj = _recomputed(self._attend_and_select, q_bhtd, k_bkcd, v_bkcd, visible_btc, *blocks)
+            out_bhtd, selected_bktj = recomputed(self._attend_and_select, q_bhtd, k_bkcd, v_bkcd, visible_btc, *blocks)
             compressed.append(out_bhtd)
             visible_bts = (position_n[:t1] >= start_bt1) & (position_n[:t1] <= position_t1)
             keys = k[:, :, :t1], v[:, :, :t1], selected_bktj, block_bn[:, :t1], visible_bts
-            selected.append(_recomputed(attend_selected, q_bhtd, *keys, self.head_dim**-0.5))
+            selected.append(recomputed(attend_selected, q_bhtd, *keys, self.head_dim**-0.5))
         return torch.cat(compressed, dim=2), torch.cat(selected, dim=2)
 
     def _sliding_keys_values(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
@@ -207,7 +206,9 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
         return self._mix(x_t, compressed, selected, sliding)
 
     def flops(self, seq_len: int) -> AttentionFlops:
-        """``mixing_dense`` is one dense attention of the same heads: what NSA replaces."""
+        """``mixing_dense`` is one dense attention of the same heads: what NSA replaces. The choice costs nothing: it is
+        by the weights of the compressed branch.
+        """
         C = count_blocks(seq_len, self.block, self.stride)
         every_token = (self.compressed.k_proj, self.compressed.v_proj, self.sliding.k_proj, self.sliding.v_proj)
         per_token = sum(linear.weight.numel() for linear in (*every_token, self.gate_proj, self.o_proj))
@@ -216,29 +217,15 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
         # Block c is seen by the queries from its last token on.
         compressed_pairs = C * (seq_len - self.block + 1) - self.stride * C * (C - 1) // 2
         flops_per_pair = 4 * self.n_heads * self.head_dim
+        live_pairs = selected_pairs(seq_len, self.selected_block, self.selected_blocks)
         return AttentionFlops(
             projections=self.heads.flops(seq_len) + 2 * (seq_len * per_token + self.n_kv_heads * C * per_block),
-            selection=flops_per_pair * compressed_pairs,
-            mixing=flops_per_pair * (self._selected_pairs(seq_len) + causal_pairs(seq_len, self.window)),
+            selection=0,
+            mixing=flops_per_pair * (compressed_pairs + live_pairs + causal_pairs(seq_len, self.window)),
             mixing_dense=flops_per_pair * causal_pairs(seq_len),
         )
-
-    def _selected_pairs(self, seq_len: int) -> int:
-        """(query, key) pairs per head of the selected branch: the own block up to the query, the others whole."""
-        pairs = 0
-        for own in range(-(-seq_len // self.selected_block)):
-            tokens = min(self.selected_block, seq_len - own * self.selected_block)
-            pairs += tokens * min(own, self.selected_blocks - 1) * self.selected_block + tokens * (tokens + 1) // 2
-        return pairs
 
     def cache_bytes(self, seq_len: int, dtype: torch.dtype) -> int:
         C = count_blocks(seq_len, self.block, self.stride)
         positions = seq_len - C * self.stride + C + seq_len + min(seq_len, self.window)
         return 2 * self.n_kv_heads * positions * self.head_dim * dtype.itemsize
-
-
-def _recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
-    """``function(*arguments)``, computed again in the backward pass, so that one chunk's logits exist at a time."""
-    if torch.is_grad_enabled():
-        return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)  # nothing is drawn
-    return function(*arguments)

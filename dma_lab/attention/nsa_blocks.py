@@ -173,6 +173,15 @@ def select_blocks(importance_bktj: Tensor, own_bt: Tensor, count: int) -> Tensor
     return torch.zeros_like(ranked, dtype=torch.bool).scatter(-1, best, True) & available
 
 
+def selected_pairs(seq_len: int, block: int, count: int) -> int:
+    """(query, key) pairs per head where a query reads ``count`` blocks: its own up to itself, the others whole."""
+    pairs = 0
+    for own in range(-(-seq_len // block)):
+        tokens = min(block, seq_len - own * block)
+        pairs += tokens * min(own, count - 1) * block + tokens * (tokens + 1) // 2
+    return pairs
+
+
 def attend_selected(
     q_bhtd: Tensor,
     k_bksd: Tensor,

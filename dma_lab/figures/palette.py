@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-_COLOURS = {"mha": "#3d3d3d", "swa": "#0072b2", "mla": "#009e73", "nsa": "#cc79a7", "dma": "#d55e00"}
+_COLOURS = {"mha": "#3d3d3d", "swa": "#0072b2", "mla": "#009e73", "nsa": "#cc79a7", "dma": "#d55e00", "moba": "#6b4226"}
 _FURTHER = ("#56b4e9", "#8a6d00", "#7a3fb5", "#e69f00", "#a3264d", "#4b6b8a", "#86c232", "#00b8a9")
 
 SERIES = ("#d55e00", "#0072b2", "#3d3d3d", "#009e73", *_FURTHER)
@@ -16,7 +16,7 @@ MISSING = "#d4d4d0"
 
 
 def colours_of(backends: Iterable[str]) -> dict[str, str]:
-    """The five backends have colours of their own; others (controls, a backend's variants) take one in the order they
+    """The backends have colours of their own; others (controls, a backend's variants) take one in the order they
     come. Of variants of a backend that is not there by its plain name the first is it: named by what others set."""
     groups = sorted(set(backends))
     first = {name.split(" ")[0]: name for name in reversed(groups)}
@@ -26,5 +26,5 @@ def colours_of(backends: Iterable[str]) -> dict[str, str]:
 
 
 def is_backends_own(colour: str) -> bool:
-    """Whether it is one of the five backends': controls and variants are drawn hollow and dashed."""
+    """Whether it is one of the backends': controls and variants are drawn hollow and dashed."""
     return colour in _COLOURS.values()

@@ -75,7 +75,7 @@ def keys_per_query(model: Transformer, seq_len: int) -> float:
     NSA's are those of all three branches, a compressed block being one key.
     """
     layers = [block.attention.flops(seq_len) for block in model.blocks]
-    shares = [(layer.selection + layer.mixing) / layer.mixing_dense for layer in layers]
+    shares = [layer.mixing / layer.mixing_dense for layer in layers]
     return (seq_len + 1) / 2 * sum(shares) / len(shares)
 
 

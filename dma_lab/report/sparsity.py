@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from dma_lab.attention.dma import DynamicMaskAttention
+from dma_lab.attention.moba import MixtureOfBlockAttention
 from dma_lab.attention.nsa import NativeSparseAttention
 from dma_lab.attention.swa import SlidingWindowAttention
 from dma_lab.report.collect import Run
@@ -14,8 +15,8 @@ _WINDOWS = 4.0
 
 
 def window_of(run: Run) -> int | None:
-    """Keys from which on a query of a sparse layer drops some: of NSA those of its selected blocks; None of a run that
-    drops none, or whose layers are not known."""
+    """Keys from which on a query of a sparse layer drops some: of NSA and MoBA those of its selected blocks; None of a
+    run that drops none, or whose layers are not known."""
     for layer in attention_layers(run):
         match layer:
             case SlidingWindowAttention():
@@ -24,6 +25,8 @@ def window_of(run: Run) -> int | None:
                 return layer.window
             case NativeSparseAttention():
                 return layer.selected_blocks * layer.selected_block
+            case MixtureOfBlockAttention():
+                return layer.selected_blocks * layer.block
     return None
 
 

@@ -23,6 +23,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"block": 4, "stride": 1, "selected_block": 5, "selected_blocks": 3, "qk_norm": False},
         {"block": 4, "stride": 4, "selected_block": 4, "selected_blocks": 4, "window": 5},
     ],
+    "moba": [{}, {"block": 5, "selected_blocks": 1, "qk_norm": False}],
     "dma": [
         {},
         {"window": 5, "recent": 3},
@@ -49,9 +50,15 @@ def nsa_products(attention: AttentionBackend, tokens: int) -> int:
     return 4 * attention.n_heads * attention.head_dim * tokens * (2 * tokens + blocks)
 
 
+def moba_products(attention: AttentionBackend, tokens: int) -> int:
+    """The whole square, and every query against the mean key of every block."""
+    return 2 * attention.n_heads * attention.head_dim * tokens * (2 * tokens + tokens // attention.block)
+
+
+PRODUCTS = {"nsa": nsa_products, "moba": moba_products}
 CASES = [case for name, variants in VARIANTS.items() for case in cases(name, *variants)]
 CASES += [Case(name, options) for name, options in CONTROLS]
-CASES = [replace(case, products=nsa_products) if case.name == "nsa" else case for case in CASES]
+CASES = [replace(case, products=PRODUCTS.get(case.name)) for case in CASES]
 
 
 def test_every_registered_backend_is_under_this_suite() -> None:

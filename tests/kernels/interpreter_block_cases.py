@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dma_lab.attention import build_attention, nsa
+from dma_lab.attention import build_attention, moba, nsa
 from dma_lab.attention.nsa_blocks import attend_compressed, block_importance, locate_blocks, select_blocks
 from dma_lab.kernels import document_bounds
 from dma_lab.kernels.blocks import arguments, choice
@@ -230,3 +230,19 @@ def test_it_compiles_into_one_graph_and_operators_keep_what_that_relies_on(monke
     q, k, v = (torch.randn(1, heads, 24, 16, requires_grad=True) for heads in (2, 1, 1))
     operator = torch.ops.dma_lab.selected_attention.default
     torch.library.opcheck(operator, (q, k, v, chosen, end_bn.to(torch.int32), 8, 0.25))
+
+
+def test_moba_by_kernels_is_moba_by_masks(monkeypatch, small_pieces):
+    """The kernels' blocks being of 8 keys at most, MoBA's of 12 are two of them."""
+    monkeypatch.setattr(moba, "_KERNEL_BLOCK", 8)
+    torch.manual_seed(0)
+    shape = {"d_model": 20, "n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "max_seq_len": 64}
+    layer = build_attention("moba", **shape, block=12, selected_blocks=2)
+    ids, x, d_out = bounds_of(2, 40, [1, 3, 36])[0], torch.randn(2, 40, 20), torch.randn(2, 40, 20)
+    results = []
+    for kernels, dtype in ((True, torch.float32), (False, torch.float64)):
+        monkeypatch.setattr(moba, "choose_triton", lambda *_, kernels=kernels: kernels)
+        inputs = [x.to(dtype).requires_grad_(), *layer.to(dtype).parameters()]
+        out = layer(inputs[0], ids)
+        results.append([out, *torch.autograd.grad(out, inputs, d_out.to(out))])
+    assert_near(*results, 3e-5)
