@@ -1,17 +1,22 @@
-"""Runs to tables, figures and one page: ``python report.py runs=outputs``."""
+"""Runs to tables, figures and one page: ``python report.py runs=outputs``; ``status``: how they stand."""
 
+import sys
+import time
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from dma_lab.entry_point import run_entry_point
-from dma_lab.report.settings import ReportSettings
-from dma_lab.report.tuned_file import write_tuned
-from dma_lab.report.write import write_laws, write_report
+from dma_lab.report.settings import ReportSettings, StatusSettings
 from dma_lab.settings import read_settings
 
 
 def main(config: DictConfig) -> None:
+    # Here, as ``status`` does without what it takes to fit laws.
+    from dma_lab.report.tuned_file import write_tuned
+    from dma_lab.report.watch import watch
+    from dma_lab.report.write import write_laws, write_report
+
     settings = read_settings(ReportSettings, config)
     output = Path(settings.output_dir)
     if settings.tune is not None:
@@ -19,12 +24,35 @@ def main(config: DictConfig) -> None:
         print(f"tuned rates: {settings.tune}")
         return
     if settings.points is not None:
-        page = write_laws(settings.points, output)
+        print(f"report: {write_laws(settings.points, output)}")
+        return
+    forecast = None if settings.forecast is None else Path(settings.forecast)
+
+    def write() -> None:
+        print(f"report: {write_report(Path(settings.runs), output, forecast, settings.larger)}", flush=True)
+
+    if settings.watch:
+        watch(Path(settings.runs), write, settings.watch_every)
     else:
-        forecast = None if settings.forecast is None else Path(settings.forecast)
-        page = write_report(Path(settings.runs), output, forecast, settings.larger)
-    print(f"report: {page}")
+        write()
+
+
+def show_status(config: DictConfig) -> None:
+    from rich.console import Console
+
+    from dma_lab.report.status import read_status
+    from dma_lab.report.status_table import status_page
+
+    settings = read_settings(StatusSettings, config)
+    console = Console()
+    page = status_page(read_status(Path(settings.runs)), time.time())
+    # Many columns: in a file or a pipe they are not folded to the 80 characters that rich assumes there.
+    Console(width=None if console.is_terminal else 200).print(page)
 
 
 def run() -> None:
-    run_entry_point(main, "report")
+    if sys.argv[1:2] == ["status"]:
+        del sys.argv[1]
+        run_entry_point(show_status, "status")
+    else:
+        run_entry_point(main, "report")

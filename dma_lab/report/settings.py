@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dma_lab.settings import STRICT, Positive, Text
+from dma_lab.settings import STRICT, Count, Positive, Text
 
 
 @dataclass(frozen=True)
@@ -27,4 +27,15 @@ class ReportSettings:
     tune: Text | None
     """A file that the best learning rates are written to."""
     larger: Larger
+    watch: bool
+    watch_every: Count
+    """Seconds."""
     output_dir: Text
+
+
+@dataclass(frozen=True)
+class StatusSettings:
+    """Everything ``report.py status`` takes."""
+
+    __pydantic_config__ = STRICT
+    runs: Text

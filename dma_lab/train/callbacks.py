@@ -143,6 +143,7 @@ class RunRecorder(L.Callback):
         speed: dict[str, float] = {
             "step": step,
             "training_seconds": self.timing.seconds["compiling"] + self.timing.seconds["steps"],
+            "seconds": sum(self.timing.seconds.values()),
         }
         if (tokens_per_second := self.clock.rate()) is not None:
             speed["tokens_per_second"] = tokens_per_second

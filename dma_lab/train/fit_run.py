@@ -22,6 +22,7 @@ from dma_lab.train.memory import refuse_beyond_memory
 from dma_lab.train.micro_batches import train_within_memory
 from dma_lab.train.plan import RunPlan, budget_tokens, matched_model, plan_run
 from dma_lab.train.plan_table import short_plan
+from dma_lab.train.process import device_in_words, this_process
 from dma_lab.train.ranks import Ranks, find_ranks
 from dma_lab.train.reading import recipe_rate
 from dma_lab.train.rung import rung_name
@@ -102,7 +103,8 @@ def fit_run(
                     f"earlier steps of {run.path} were taken on {'; '.join(summary['earlier_machines'])}: machines "
                     "round differently, so the report will compare this run with no other."
                 )
-            run.write_summary(summary | {"status": "running"})
+            device = device_in_words(hardware.device.type, hardware.device.index, settings.trainer.devices)
+            run.write_summary(summary | {"status": "running", "process": this_process() | {"device": device}})
             try:
                 with wandb_log(settings, run, logged) as log:
 

@@ -16,11 +16,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from omegaconf import OmegaConf
 
@@ -29,6 +30,8 @@ from dma_lab.files import copy_whole, make_directory, remove_partials, sync, wri
 from dma_lab.messages import MishapError, RunHeldError, UserError
 from dma_lab.run_summary import SUMMARY, read_summary, write_summary
 from dma_lab.seals import finite
+
+_ATTEMPTS = 3
 
 
 class RunDirectory:
@@ -75,7 +78,7 @@ class RunDirectory:
         with lock:
             os.register_at_fork(after_in_child=lock.close)  # a loader's worker would hold it longer than this process
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(lock)
             except BlockingIOError:
                 raise RunHeldError(self.path) from None
             except OSError as error:
@@ -170,6 +173,18 @@ class RunDirectory:
         """Tell the user what befell the run; one process speaks for all that train it."""
         if self.writer:
             print(f"dma_lab: {message}.", file=sys.stderr, flush=True)
+
+
+def _lock(lock: TextIO) -> None:
+    """Hold ``lock``. Whoever looks whether a run is held (status.py) holds it for a moment: it is tried again."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if attempt + 1 == _ATTEMPTS:
+                raise
+            time.sleep(0.05)
 
 
 def git_commit() -> str:

@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import TaskFunction
 from omegaconf import DictConfig
 
 from dma_lab.run_summary import read_summary
+from dma_lab.train.process import this_process
 from dma_lab.train.status import status_in_words
 from dma_lab.train.sweep_points import FailedPoint, HeldPoint, Point, SweepPoints
 
@@ -30,7 +33,7 @@ class SweepCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
-            self.points = SweepPoints(Path(config.hydra.sweep.dir))
+            self.points = SweepPoints(Path(config.hydra.sweep.dir), _all_points(config))
         except OSError as error:  # Hydra would make a warning of it, and the sweep's failures would go unsaid
             print(
                 f"error: output_dir={config.hydra.sweep.dir} cannot be written and locked ({error.strerror}); "
@@ -42,7 +45,7 @@ class SweepCallback(Callback):
 
     def on_job_start(self, config: DictConfig, *, task_function: TaskFunction, **kwargs: Any) -> None:
         if self.points is not None:
-            self.points.write(config.hydra.job.num, Point(_overrides(config), ended=False))
+            self.points.write(config.hydra.job.num, Point(_overrides(config), ended=False, process=this_process()))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if self.points is None:
@@ -80,6 +83,16 @@ class SweepCallback(Callback):
 
 def _overrides(config: DictConfig) -> str:
     return " ".join(config.hydra.overrides.task)
+
+
+def _all_points(config: DictConfig) -> list[str] | None:
+    """The overrides of every point, in order; None where a sweeper other than Hydra's own makes them as it goes."""
+    sweeper = config.hydra.get("sweeper")
+    if sweeper is None or not sweeper._target_.endswith(".BasicSweeper"):
+        return None
+    arguments = [f"{name}={value}" for name, value in (sweeper.params or {}).items()] + [*config.hydra.overrides.task]
+    overrides = OverridesParser.create().parse_overrides(arguments)
+    return [" ".join(point) for batch in BasicSweeper.split_arguments(overrides, None) for point in batch]
 
 
 def _finished_meanwhile(point: Point) -> Point:

@@ -5,11 +5,14 @@ import fcntl
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dma_lab.files import write_whole
+
+_ALL, _LOCK = "all.json", "lock"
 
 
 @dataclass(frozen=True)
@@ -45,27 +48,32 @@ class Point:
     """The run's directory, where another process trains it."""
     ended: bool = True
     """False of a point that runs, or whose process ended before the point did."""
+    process: dict[str, Any] | None = None
+    """Of one that has not ended: the process that runs it (dma_lab/train/process.py)."""
 
 
 class SweepPoints:
-    """A folder in the sweep's directory with one file per point, for as long as the multirun lasts.
+    """A folder in the sweep's directory with one file per point that has begun, and the list of all.
 
-    Pickled, it is the folder's path: that is what the processes that run points have of it.
+    It stays behind where a multirun ends with points left or failed: ``report.py status`` tells them. Pickled, it is
+    the folder's path: that is what the processes that run points have of it.
     """
 
-    def __init__(self, sweep_dir: Path) -> None:
-        """Make the folder, and remove those of multiruns that were killed: nobody holds their locks."""
+    def __init__(self, sweep_dir: Path, points: Sequence[str] | None = None) -> None:
+        """Make the folder, and remove those of ended multiruns that it replaces: of the same ``points``, or all done.
+
+        Args:
+            sweep_dir: the multirun's ``output_dir``.
+            points: the overrides of all its points; None where nobody knows them before they begin.
+        """
         sweep_dir.mkdir(parents=True, exist_ok=True)
         for other in sweep_dir.glob(".sweep-*"):
-            try:
-                with (other / "lock").open("w") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(other, ignore_errors=True)
-            except OSError:  # held, or just removed by another
-                continue
+            if not (record := read_sweep(other)).alive and (record.over or record.all == points):
+                shutil.rmtree(other, ignore_errors=True)
         # Locked before it has the name by which another multirun would find it.
         begun = Path(tempfile.mkdtemp(prefix=".begun-", dir=sweep_dir.resolve()))
-        self._lock = (begun / "lock").open("w")
+        write_whole(begun / _ALL, json.dumps(points))
+        self._lock = (begun / _LOCK).open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.folder = begun.rename(begun.with_name(begun.name.replace(".begun-", ".sweep-")))
 
@@ -83,8 +91,53 @@ class SweepPoints:
 
     def read(self) -> list[Point]:
         """All points that have begun, in their order."""
-        return [Point(**json.loads(file.read_text())) for file in sorted(self.folder.glob("*.json"))]
+        return _read_points(self.folder)
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """End the multirun. Its folder stays where it says something: what is left, or what others need not do."""
         self._lock.close()
+        others = {other: read_sweep(other) for other in self.folder.parent.glob(".sweep-*")}
+        if any(record.alive for record in others.values()):
+            return
+        for folder, record in others.items():
+            if record.over:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """A multirun, as its folder tells it."""
+
+    folder: Path
+    alive: bool
+    all: list[str] | None
+    """Overrides of every point; None where nobody knows."""
+    begun: list[Point]
+
+    @property
+    def over(self) -> bool:
+        """Whether it left nothing to be done."""
+        done = {point.overrides for point in self.begun if point.ended and point.failure is None}
+        return self.all is not None and done >= set(self.all)
+
+
+def read_sweep(folder: Path) -> SweepRecord:
+    """Of a multirun that lives or has ended. One of which not all can be read (it may be just removed) is empty."""
+    try:
+        every = json.loads((folder / _ALL).read_text(encoding="utf-8"))
+        return SweepRecord(folder, _is_locked(folder / _LOCK), every, _read_points(folder))
+    except (OSError, ValueError):
+        return SweepRecord(folder, False, [], [])
+
+
+def _read_points(folder: Path) -> list[Point]:
+    return [Point(**json.loads(file.read_text())) for file in sorted(folder.glob("[0-9]*.json"))]
+
+
+def _is_locked(lock: Path) -> bool:
+    with lock.open() as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -57,6 +57,7 @@ def write_run(
     values = {
         "study": "study",
         "model": model,
+        "rung": model,
         "attention": attention,
         "match": "params",
         "seed": seed,

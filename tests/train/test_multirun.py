@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from dma_lab.run_summary import read_summary
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.runs import RunDirectory
-from dma_lab.train.sweep_points import Point, SweepPoints
+from dma_lab.train.sweep_points import Point, SweepPoints, read_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 POINTS = ["attention=mha,swa,dma", "tokens=15360", "trainer.log_every=1", "trainer.checkpoint_every=7"]
@@ -161,7 +161,9 @@ def test_a_sweep_that_breaks_off_says_how_far_it_came(scripts, overrides, tmp_pa
     assert table.count("nano") == 1
     (line,) = [line for line in ended.stderr.splitlines() if line.startswith("stopped at: ")]
     assert "tokens=3072000" in line
-    assert not list(tmp_path.glob(".*"))
+    (record,) = map(read_sweep, tmp_path.glob(".*"))
+    assert (record.alive, record.over, len(record.all)) == (False, False, 2), "what is left is known afterwards"
+    assert [point.overrides for point in record.begun] == record.all, "as Hydra itself makes points of the command line"
 
 
 def test_a_sweep_is_refused_where_it_could_not_say_what_became_of_it(tmp_path, capsys):
@@ -210,26 +212,38 @@ def test_a_run_that_another_finished_before_it_could_be_claimed_is_not_trained_a
     assert run.metrics.stat().st_mtime_ns == written
 
 
-def test_points_are_kept_while_their_multirun_lives_and_swept_away_after_it_was_killed(tmp_path):
+def test_points_are_kept_while_their_multirun_lives_or_has_something_left(tmp_path):
     code = (
         "import sys, time, pathlib; from dma_lab.train.sweep_points import Point, SweepPoints\n"
-        "points = SweepPoints(pathlib.Path(sys.argv[1])); points.write(3, Point('seed=3'))\n"
+        "points = SweepPoints(pathlib.Path(sys.argv[1]), ['seed=3']); points.write(3, Point('seed=3'))\n"
         "print(points.folder, flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None
     theirs = Path(other.stdout.readline().strip())
-    ours = SweepPoints(tmp_path)
+    ours = SweepPoints(tmp_path, ["seed=2", "seed=11"])
     ours.write(11, Point("seed=11", ended=False))
     ours.write(2, Point("seed=2", failure="why"))
     ours.write(11, Point("seed=11", held="there"))
     assert ours.read() == [Point("seed=2", failure="why"), Point("seed=11", held="there")]
-    assert theirs.exists()
+    SweepPoints(tmp_path, []).remove()
+    assert theirs.exists(), "a multirun that lives"
     other.kill()
     other.wait()
-    SweepPoints(tmp_path).remove()
-    assert list(tmp_path.iterdir()) == [ours.folder]
+    assert not read_sweep(theirs).alive
     orphan = pickle.loads(pickle.dumps(ours))  # what a launcher's process has, which outlived its multirun
     ours.remove()
+    assert not theirs.exists(), "killed when all was done"
+    assert read_sweep(ours.folder).begun == ours.read(), "a point that failed is left to be told"
+    another = SweepPoints(tmp_path, ["seed=7"])
+    assert ours.folder.exists()
+    again = SweepPoints(tmp_path, ["seed=2", "seed=11"])
+    assert not ours.folder.exists(), "the same multirun begins again"
     orphan.write(12, Point("seed=12"))
+    for number, name in enumerate(("seed=2", "seed=11")):
+        again.write(number, Point(name))
+    again.remove()
+    assert again.folder.exists(), "the other one, which lives, may read there what it need not wait for"
+    another.write(0, Point("seed=7"))
+    another.remove()
     assert not list(tmp_path.iterdir())
