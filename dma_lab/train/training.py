@@ -184,4 +184,9 @@ def _what_diverged(verdict: Verdict, task: Task, plan: RunPlan) -> dict[str, Any
 def _hush_lightning() -> None:
     """Keep what Lightning says of itself (devices, tips, deprecated imports) from between the plan and the result."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+    for message in (
+        r".*isinstance\(treespec, LeafSpec\).*",
+        ".*does not have many workers.*",  # batches are slices of a mapped file
+        "Mismatch dtype between input and weight",  # of norms, which the compiler fuses
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,5 +1,7 @@
 """Causal attention: what computes it gives what the definition gives, and the table says which runs where."""
 
+import sys
+
 import pytest
 import torch
 
@@ -149,6 +151,44 @@ def test_packages_that_are_not_there_say_so():
             __import__("flash_attn")
         except ImportError:
             assert module.missing() == "not installed"
+
+
+@pytest.fixture
+def both_versions(tmp_path, monkeypatch):
+    """Packages like flash-attn 2, which brings an old ``cute`` that fails where new libraries are, and flash-attn 4."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    for file, text in {
+        old / "flash_attn/__init__.py": "version = 2",
+        old / "flash_attn/cute/__init__.py": "",
+        old / "flash_attn/cute/interface.py": "import math; math.thread_mma",
+        new / "flash_attn/cute/__init__.py": "",
+        new / "flash_attn/cute/interface.py": "version = 4",
+        new / "flash_attn_4-4.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: flash-attn-4\nVersion: 4.0\n",
+    }.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    forget = [name for name in sys.modules if name.split(".")[0] == "flash_attn"]
+    for name in forget:
+        monkeypatch.delitem(sys.modules, name)
+    yield lambda *folders: [monkeypatch.syspath_prepend(folder) for folder in reversed(folders)], old, new
+    for name in [name for name in sys.modules if name.split(".")[0] == "flash_attn"]:
+        del sys.modules[name]
+
+
+def test_flash_attn_4_is_found_beside_flash_attn_2_that_hides_it(both_versions):
+    search, old, new = both_versions
+    search(old, new)
+    assert flash4.missing() is None
+    import flash_attn.cute.interface
+
+    assert (flash_attn.version, flash_attn.cute.interface.version) == (2, 4)
+
+
+def test_a_package_that_fails_when_imported_is_passed_over(both_versions):
+    search, old, new = both_versions
+    (new / "flash_attn/cute/interface.py").write_text("import math; math.thread_mma")
+    search(old, new)
+    assert flash4.missing().startswith("it cannot be imported: AttributeError: module 'math' has no attribute")
 
 
 def test_bad_input_is_named():

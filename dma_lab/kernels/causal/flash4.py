@@ -38,9 +38,8 @@ def missing() -> str | None:
         return reason
     import flash_attn
 
-    # Version 2, which has the same name, hides it where the two lie in different folders.
-    if folder not in flash_attn.__path__:
-        flash_attn.__path__.append(folder)
+    # Where the two lie in different folders, version 2 hides it: it has the same name and an old ``cute`` of its own.
+    flash_attn.__path__ = [folder, *(other for other in flash_attn.__path__ if other != folder)]
     return not_importable("flash_attn.cute.interface")
 
 

@@ -65,6 +65,6 @@ def not_importable(module: str) -> str | None:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
         return "not installed" if module.startswith(f"{error.name}") else f"it cannot be imported: {error}"
-    except (ImportError, OSError) as error:  # built for another PyTorch, or a library of its own is missing
-        return f"it cannot be imported: {' '.join(str(error).split())}"
+    except Exception as error:  # whatever a package meets that was built for other versions of what it needs
+        return f"it cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
     return None
