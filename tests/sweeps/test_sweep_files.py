@@ -27,6 +27,7 @@ SIZES = {
     "overtraining": 25,
     "seeds": 25,
     "study": 100,
+    "study_gpu": 75,
     "tune": 140,
 }
 EMBEDDED_TOKENS = 5_000_000
