@@ -19,14 +19,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from dma_lab.attention.plugins import plugins
 from dma_lab.messages import RunHeldError, UserError
+from dma_lab.plugins import plugins
 from dma_lab.settings import CONFIG_DIR, shown
 from dma_lab.train.signals import end_at_once
 from dma_lab.train.sweep import SweepCallback
 from dma_lab.train.sweep_points import FailedPoint, HeldPoint
-from dma_lab.train.timing import note_imports
-from dma_lab.train.wandb_run import agents_arguments
 from dma_lab.user_configs import add_user_configs, config_dirs
 
 _READABLE = 300  # characters
@@ -44,7 +42,6 @@ def run_entry_point(
     trains is left to that: it returns a ``HeldPoint``. At the end ``show_runs`` gets the directories of finished runs.
     SIGTERM and SIGUSR1 unwind as Ctrl-C does: status 128 + signal.
     """
-    note_imports()
     SweepCallback.show_runs = staticmethod(show_runs)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, end_at_once)
@@ -182,3 +179,10 @@ def _nearest(key: str, reason: str) -> str:
         return f" (did you mean {min(elsewhere, key=lambda name: (not name.startswith('trainer.'), name))}?)"
     match = difflib.get_close_matches(key, sorted(known - {key}), n=1, cutoff=0.7)
     return f" (did you mean {match[0]}?)" if match else ""
+
+
+def agents_arguments(arguments: Sequence[str]) -> list[str]:
+    """A command line as Hydra takes it: an agent writes a sweep file's ``null`` as Python does, ``tokens=None``."""
+    if "WANDB_SWEEP_ID" not in os.environ:
+        return list(arguments)
+    return [re.sub(r"(?<=[=\[{,:\s])None(?=[\]},\s]|$)", "null", argument) for argument in arguments]

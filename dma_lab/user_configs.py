@@ -9,9 +9,8 @@ from pathlib import Path
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 
-from dma_lab.attention import AttentionConfig
-from dma_lab.attention.plugins import package_of, plugins
 from dma_lab.messages import UserError, warn_once
+from dma_lab.plugins import package_of, plugins
 from dma_lab.settings import CONFIG_DIR
 
 
@@ -33,6 +32,8 @@ def add_user_configs(arguments: Sequence[str]) -> None:
                 f"attention={name} is dma_lab's own and also one of {package_of(name)}: give it another name there, or "
                 "uninstall that package."
             )
+        from dma_lab.attention import AttentionConfig  # PyTorch, for which a machine without plugins need not wait
+
         node: dict[str, object] = {"name": name}
         try:
             node |= AttentionConfig.of(name, {}).written()

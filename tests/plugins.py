@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from hydra.core.config_store import ConfigStore
 
-from dma_lab.attention import plugins
+from dma_lab import plugins
+from dma_lab.attention.plugins import _load
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "anchored_attention"
 
@@ -24,7 +25,7 @@ def install(folder: Path, name: str, offers: str, code: str = "", version: str =
 
 def look_again() -> None:
     plugins.plugins.cache_clear()
-    plugins._load.cache_clear()
+    _load.cache_clear()
 
 
 @pytest.fixture

@@ -11,7 +11,9 @@ ROOMS = ["report", "train", "exchange", "evaluation", "scaling", "data", "model"
 # Beneath it: what all rooms stand on, and what that stands on.
 GROUND = {
     "messages.py": set(),
+    "plugins.py": set(),
     "files.py": set(),
+    "phases.py": set(),
     "seals.py": set(),
     "threads.py": set(),
     "checkpoints.py": {"messages"},

@@ -18,6 +18,14 @@ import matplotlib.pyplot  # noqa: F401
 from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
 
 import bench  # noqa: F401
+import dma_lab.evaluation.evaluate
+import dma_lab.exchange.settings
+import dma_lab.report.sweep
+import dma_lab.report.tuned_file
+import dma_lab.report.write
+import dma_lab.train.branches
+import dma_lab.train.plan_table
+import dma_lab.train.probe  # noqa: F401
 import evaluate  # noqa: F401
 import export  # noqa: F401
 import plan  # noqa: F401

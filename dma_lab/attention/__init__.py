@@ -1,7 +1,7 @@
 """Attention backends behind one contract (``base.AttentionBackend``), one file each.
 
 A file in this folder that subclasses ``AttentionBackend`` with ``name="..."`` is a backend: nothing else needs to know.
-Other packages offer theirs as entry points (``plugins.py``).
+Other packages offer theirs as entry points (``dma_lab/plugins.py``).
 
 Dimension letters: B batch, N sequence, H query heads, K key/value heads, D head dim, M model dim, W window.
 """

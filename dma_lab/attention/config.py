@@ -9,8 +9,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from dma_lab.attention.base import AttentionBackend, AttentionOptions, AttentionShape
 from dma_lab.attention.controls import label
-from dma_lab.attention.plugins import backend_names, find_backend, package_of
+from dma_lab.attention.plugins import backend_names, find_backend
 from dma_lab.messages import UserError, warn_once
+from dma_lab.plugins import package_of
 from dma_lab.settings import shown
 
 

@@ -1,46 +1,26 @@
-"""Backends by name: those of this folder, and those of other packages.
-
-A package offers one as an entry point, and it is loaded when it is first asked for::
-
-    [project.entry-points."dma_lab.attention"]
-    mine = "my_package:MyAttention"
-"""
+"""Backends by name: those of this folder, and those of other packages, loaded when they are first asked for."""
 
 import functools
 import inspect
 import json
 from dataclasses import MISSING, fields, is_dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any, get_type_hints
 
 from pydantic import PydanticUserError, TypeAdapter
 
 from dma_lab.attention.base import AttentionBackend, AttentionOptions, registered_backends
 from dma_lab.messages import UserError
+from dma_lab.plugins import offered_by, plugins
 from dma_lab.settings import shown
 
-GROUP = "dma_lab.attention"
 _RESERVED = {"name", "package"}
 """What a config's attention node holds beside options."""
-
-
-@functools.cache
-def plugins() -> dict[str, tuple[EntryPoint, ...]]:
-    """Entry points by name: more than one where packages clash."""
-    found: dict[str, tuple[EntryPoint, ...]] = {}
-    for point in sorted(entry_points(group=GROUP), key=_package):
-        found[point.name] = (*found.get(point.name, ()), point)
-    return found
 
 
 def backend_names() -> list[str]:
     """Every name that ``find_backend`` knows, whether or not it can load it."""
     return sorted({*registered_backends(), *plugins()})
-
-
-def package_of(name: str) -> str | None:
-    """The other package that the backend is of, and its version, as ``my-package 0.1.0``; None of dma_lab's own."""
-    return next((_package(point) for point in plugins().get(name, ())), None)
 
 
 def find_backend(name: str) -> type[AttentionBackend]:
@@ -54,7 +34,7 @@ def find_backend(name: str) -> type[AttentionBackend]:
         if own is None:
             raise UserError(f"attention={shown(name)} is not known; choose one of: {', '.join(backend_names())}.")
         return own
-    offered = [*(["dma_lab"] if own and own.__module__.startswith("dma_lab.") else []), *map(_package, points)]
+    offered = [*(["dma_lab"] if own and own.__module__.startswith("dma_lab.") else []), *map(offered_by, points)]
     if len(offered) > 1:
         raise UserError(
             f"attention={name} is a backend of {' and of '.join(offered)}: give it another name in the latter, or "
@@ -73,7 +53,7 @@ def _load(point: EntryPoint) -> type[AttentionBackend]:
         reason = f"{point.value} cannot be imported ({type(error).__name__}: {shown(error, 200)})"
     reason = reason or _fault(found, point.value)
     if reason is not None:
-        raise UserError(f"attention={point.name} of {_package(point)}: {reason}; mend or uninstall that package.")
+        raise UserError(f"attention={point.name} of {offered_by(point)}: {reason}; mend or uninstall that package.")
     backend: type[AttentionBackend] = found
     return backend
 
@@ -102,7 +82,3 @@ def _fault(found: object, value: str) -> str | None:
         except (TypeError, ValueError, PydanticUserError):
             return f"its option {name}={shown(default)} is not what it declares, or nothing that a config file can hold"
     return None
-
-
-def _package(point: EntryPoint) -> str:
-    return f"{point.dist.name} {point.dist.version}" if point.dist else "a package without a name"

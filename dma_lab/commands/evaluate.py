@@ -3,11 +3,13 @@
 from omegaconf import DictConfig
 
 from dma_lab.entry_point import run_entry_point
-from dma_lab.evaluation.evaluate import evaluate
-from dma_lab.evaluation.settings import read_settings
+from dma_lab.phases import phase
 
 
 def main(config: DictConfig) -> None:
+    with phase("importing PyTorch"):  # seconds, for which --help need not wait
+        from dma_lab.evaluation.evaluate import evaluate
+        from dma_lab.evaluation.settings import read_settings
     print(f"evaluation: {evaluate(read_settings(config))}")
 
 

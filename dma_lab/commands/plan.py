@@ -1,25 +1,34 @@
 """Say what a run will be and cost, before anything is spent: ``python plan.py experiment=chinchilla_dma``."""
 
+from typing import TYPE_CHECKING
+
 from omegaconf import DictConfig
 from rich.console import Console
 
 from dma_lab.entry_point import run_entry_point
-from dma_lab.threads import use_threads
-from dma_lab.train.branches import plan_branches, print_branches
-from dma_lab.train.fit_run import padded_vocabulary
-from dma_lab.train.hardware import resolve_hardware
-from dma_lab.train.memory import refuse_beyond_memory
-from dma_lab.train.plan import plan_run
-from dma_lab.train.plan_table import print_plan
-from dma_lab.train.probe import probe_step_seconds
-from dma_lab.train.reading import read_plan_settings
+from dma_lab.phases import phase
+
+if TYPE_CHECKING:
+    from dma_lab.train.branches import Branch
 
 
 def main(config: DictConfig) -> None:
+    with phase("importing PyTorch"):  # seconds, for which --help and a mistaken setting need not wait
+        from dma_lab.threads import use_threads
+        from dma_lab.train.hardware import resolve_hardware
+        from dma_lab.train.memory import refuse_beyond_memory
+        from dma_lab.train.plan import padded_vocabulary, plan_run
+        from dma_lab.train.plan_table import print_plan
+        from dma_lab.train.probe import probe_step_seconds
+        from dma_lab.train.reading import read_plan_settings
     settings = read_plan_settings(config)
     hardware = resolve_hardware(settings.trainer)
     plan = plan_run(settings, padded_vocabulary(settings.model.vocab_size), hardware)
-    branches = plan_branches(settings, plan.shape.vocab_size, hardware) if settings.schedule.branches else None
+    branches: list[Branch] = []
+    if settings.schedule.branches:
+        from dma_lab.train.branches import plan_branches, print_branches  # with Lightning: seconds more
+
+        branches = plan_branches(settings, plan.shape.vocab_size, hardware)
     if settings.flops_per_second is None:
         refuse_beyond_memory(plan, settings.model.name, settings.trainer.devices, hardware)
         use_threads(plan.micro_batch_flops, hardware.device)
@@ -31,7 +40,7 @@ def main(config: DictConfig) -> None:
         seconds = plan.flops.executed / (settings.flops_per_second * settings.trainer.devices)
         source = f"at {settings.flops_per_second:.3g} executed FLOP/s a device, as stated"
     print_plan(settings, plan, hardware, seconds, source)
-    if branches is not None:
+    if branches:
         print_branches(branches, Console())
 
 

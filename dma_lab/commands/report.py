@@ -7,17 +7,17 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from dma_lab.entry_point import run_entry_point
+from dma_lab.phases import phase
 from dma_lab.report.settings import ReportSettings, StatusSettings
 from dma_lab.settings import read_settings
 
 
 def main(config: DictConfig) -> None:
-    # Here, as ``status`` does without what it takes to fit laws.
-    from dma_lab.report.tuned_file import write_tuned
-    from dma_lab.report.watch import watch
-    from dma_lab.report.write import write_laws, write_report
-
     settings = read_settings(ReportSettings, config)
+    with phase("importing PyTorch and Matplotlib"):  # seconds, for which --help and a mistaken setting need not wait
+        from dma_lab.report.tuned_file import write_tuned
+        from dma_lab.report.watch import watch
+        from dma_lab.report.write import write_laws, write_report
     output = Path(settings.output_dir)
     if settings.tune is not None:
         write_tuned(Path(settings.runs), Path(settings.tune))

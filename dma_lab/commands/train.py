@@ -1,6 +1,7 @@
 """Train one run: ``python train.py experiment=chinchilla_dma``. Every setting of conf/ is an override."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -9,15 +10,19 @@ from omegaconf import DictConfig
 
 from dma_lab.entry_point import run_entry_point
 from dma_lab.messages import UserError
-from dma_lab.report.sweep import show_runs
-from dma_lab.train.branches import fit_branches
-from dma_lab.train.fit_run import fit_run
-from dma_lab.train.reading import read_settings
-from dma_lab.train.summary import FinishedBefore, print_summary
+from dma_lab.phases import phase
+from dma_lab.train.timing import note_imports
 
 
 def main(config: DictConfig) -> Sequence[dict[str, Any]]:
+    with phase("importing PyTorch"):  # seconds, for which --help and a mistaken setting need not wait
+        from dma_lab.train.reading import read_settings
     settings = read_settings(config)
+    with phase("importing Lightning"):
+        from dma_lab.train.branches import fit_branches
+        from dma_lab.train.fit_run import fit_run
+        from dma_lab.train.summary import FinishedBefore, print_summary
+    note_imports()
     summaries: Sequence[dict[str, Any]] = ()
     try:
         summaries = fit_branches(settings) if settings.schedule.branches else [fit_run(settings)]
@@ -30,6 +35,12 @@ def main(config: DictConfig) -> Sequence[dict[str, Any]]:
             if alone or not isinstance(summary, FinishedBefore):  # of which a line says what it came to
                 print_summary(summary)
     return summaries
+
+
+def show_runs(directories: Sequence[Path]) -> None:
+    from dma_lab.report.sweep import show_runs  # SciPy, a second that a run need not wait for
+
+    show_runs(directories)
 
 
 def run() -> None:

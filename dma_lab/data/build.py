@@ -37,6 +37,7 @@ from dma_lab.data.tokenizer import (
     train_tokenizer,
 )
 from dma_lab.messages import UserError
+from dma_lab.phases import phase
 from dma_lab.seals import sealed
 
 FORMAT_VERSION = 3
@@ -118,7 +119,8 @@ def _prepare(settings: DataSettings, tokens_needed: int, cache_dir: Path) -> Tok
 
 def _opened(folder: Path, recipe: dict[str, Any]) -> TokenData:
     """The token files in ``folder``. Raises TornCacheError if they are damaged or made by another recipe."""
-    data = TokenData(folder)
+    with phase("reading the token files"):
+        data = TokenData(folder)
     if data.meta["recipe"] != recipe:
         raise TornCacheError(f"{META_FILE} is of another corpus")
     return data

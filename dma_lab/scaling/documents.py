@@ -2,7 +2,7 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy import special
 
 Vector = NDArray[np.float64]
 LEAST_DOCUMENTS = 20
@@ -46,7 +46,7 @@ def mean_interval(nats: Vector, tokens: Vector) -> tuple[float, float] | None:
         return None
     mean = nats.sum() / tokens.sum()
     error = float(np.sqrt(mean_variance(nats, tokens)))
-    reach = float(student.ppf(0.975, freedom(tokens)))
+    reach = float(special.stdtrit(freedom(tokens), 0.975))
     off = nats - mean * tokens
     squares = float(off @ off)
     skew = float((off**3).sum() / squares**1.5) if squares else 0.0

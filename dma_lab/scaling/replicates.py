@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy import special
 
 from dma_lab.scaling.documents import LEAST_DOCUMENTS, effective_number, mean_variance
 from dma_lab.scaling.documents import freedom as document_freedom
@@ -148,7 +148,7 @@ def _mean_difference(cell: Cell, part: _Parts, spread: _Spread, *, pooled: bool)
     freedom = (of_seeds + of_documents) ** 2 / (
         of_seeds**2 / spread.freedom + (of_documents**2 / document_freedom(cell.tokens) if of_documents else 0.0)
     )
-    reach = float(student.ppf(0.975, freedom) * np.sqrt(variance))
+    reach = float(special.stdtrit(freedom, 0.975) * np.sqrt(variance))
     return MeanDifference(
         part.mean,
         part.seeds,
@@ -158,5 +158,5 @@ def _mean_difference(cell: Cell, part: _Parts, spread: _Spread, *, pooled: bool)
         pooled,
         (part.mean - reach, part.mean + reach),
         over_documents,
-        float(2 * student.sf(abs(part.mean) / np.sqrt(variance), freedom)),
+        float(2 * special.stdtr(freedom, -abs(part.mean) / np.sqrt(variance))),
     )

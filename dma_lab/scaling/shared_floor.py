@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import gaussian_kde
 
 from dma_lab.messages import UserError
 from dma_lab.scaling.interval import percentile_interval
@@ -26,6 +25,8 @@ def share_floor(law: TrainingsFit, other: TrainingsFit, *, seed: int = 0) -> tup
     Raises:
         UserError: no E fits both.
     """
+    from scipy.stats import gaussian_kde  # half a second, for which most reports need not wait
+
     generator = np.random.default_rng(seed)
     ours, theirs = _samples(law), _samples(other)
     weights = gaussian_kde(theirs[:, 0])(ours[:, 0])

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 LEAST_RATES = 4
 """Different ones, for a parabola of three coefficients to be more than drawn through them."""
@@ -72,7 +72,7 @@ def best_rate(rates: Sequence[float], losses: Sequence[float], noise: SeedNoise 
         return BestRate(math.exp(best), None, "no parabola", parabola)
     interval = None
     if noise is not None:
-        covariance = noise.variance * np.linalg.inv(design.T @ design) * stats.t.ppf(0.975, noise.freedom) ** 2
+        covariance = noise.variance * np.linalg.inv(design.T @ design) * special.stdtrit(noise.freedom, 0.975) ** 2
         # (slope + 2 curve z)² is at most t² times its variance.
         a = 4 * (curve**2 - covariance[0, 0])
         b = 4 * (curve * slope - covariance[0, 1])

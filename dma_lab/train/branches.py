@@ -19,10 +19,10 @@ from rich.table import Table
 
 from dma_lab.data.mqar import RecallSettings
 from dma_lab.messages import UserError
-from dma_lab.train.fit_run import fit_run, padded_vocabulary
+from dma_lab.train.fit_run import fit_run
 from dma_lab.train.hardware import Hardware, resolve_hardware
 from dma_lab.train.optim import schedule_phases
-from dma_lab.train.plan import RunPlan, budget_tokens, plan_run
+from dma_lab.train.plan import RunPlan, budget_tokens, padded_vocabulary, plan_run
 from dma_lab.train.ranks import find_ranks
 from dma_lab.train.settings import TrainSettings
 from dma_lab.train.task import prepare_task

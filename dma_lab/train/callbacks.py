@@ -72,7 +72,7 @@ class RunRecorder(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
         self.stop.can_wait = True
-        self.progress = TrainingProgress(self.steps, trainer.global_step)
+        self.progress = TrainingProgress(self.steps, trainer.global_step, self.clock.compiling_steps)
         self.progress.__enter__()
         self.clock.resume()
 

@@ -20,7 +20,7 @@ from dma_lab.train.identity import run_name, state_identity
 from dma_lab.train.launch import hold_run
 from dma_lab.train.memory import refuse_beyond_memory
 from dma_lab.train.micro_batches import train_within_memory
-from dma_lab.train.plan import RunPlan, budget_tokens, matched_model, plan_run
+from dma_lab.train.plan import RunPlan, budget_tokens, matched_model, padded_vocabulary, plan_run
 from dma_lab.train.plan_table import short_plan
 from dma_lab.train.process import device_in_words, this_process
 from dma_lab.train.ranks import Ranks, find_ranks
@@ -181,11 +181,6 @@ def _diverged(when: str, run: RunDirectory, summary: dict[str, Any], settings: T
         f"{run.path} {when}, at step {summary['step']} of {summary['steps']}: {summary['reason']}; give a smaller "
         f"optimizer.learning_rate than {settings.optimizer.learning_rate:g}, or delete it to train it once more."
     )
-
-
-def padded_vocabulary(vocab_size: int) -> int:
-    """Rows of the embedding: the tokenizer's size rounded up to 64, which matrix units like."""
-    return -(-vocab_size // 64) * 64
 
 
 def find_run(settings: TrainSettings, task: Task, hardware: Hardware, *, writer: bool = True) -> RunDirectory:

@@ -100,6 +100,11 @@ def plan_run(settings: TrainSettings, vocab_size: int, hardware: Hardware) -> Ru
     )
 
 
+def padded_vocabulary(vocab_size: int) -> int:
+    """Rows of the embedding: the tokenizer's size rounded up to 64, which matrix units like."""
+    return -(-vocab_size // 64) * 64
+
+
 def rung_parameters(rung: RungSettings) -> int:
     """Non-embedding parameters of the rung with MHA."""
     return reference_parameters(rung.n_layers, rung.d_model, rung.n_heads, rung.n_kv_heads, rung.head_dim, rung.d_ff)

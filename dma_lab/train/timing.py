@@ -1,5 +1,6 @@
 """Where a run's seconds go, and how fast its steps are once nothing is compiled any more."""
 
+import functools
 import json
 import os
 import time
@@ -16,9 +17,11 @@ _PROCESS = Path("/proc/self/stat")  # of Linux
 _imported: list[float] = []
 
 
+@functools.cache
 def note_imports() -> None:
     """Call once all is imported that a run needs: a process imports once, whatever it trains."""
-    _imported[:] = [age] if (age := _process_seconds()) is not None else []
+    if (age := _process_seconds()) is not None:
+        _imported.append(age)
 
 
 def _process_seconds() -> float | None:

@@ -8,6 +8,7 @@ import lightning as L
 import torch
 
 from dma_lab.data.module import DrawSequences, TokenDataModule
+from dma_lab.phases import phase
 from dma_lab.train.callbacks import RunRecorder
 from dma_lab.train.checkpoint_writer import CheckpointWriter
 from dma_lab.train.continuing import IdentityAt, Start
@@ -60,7 +61,8 @@ def train_model(
         # shapes would decide how the next one's are compiled.
         torch.compiler.reset()
     forget_peak(hardware.device)
-    module = _language_model(settings, plan, hardware)
+    with phase("building the model"):
+        module = _language_model(settings, plan, hardware)
     on_gpu, alone = hardware.device.type == "cuda", peers.ranks.count == 1
 
     def validate(device: torch.device) -> Score:

@@ -7,7 +7,6 @@ the sweep: an agent expects one result of a command.
 
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -101,10 +100,3 @@ def _parsed(lines: Sequence[str]) -> list[dict[str, Any]]:
         if isinstance(line, dict) and isinstance(line.get("step"), int):
             parsed.append(line)
     return parsed
-
-
-def agents_arguments(arguments: Sequence[str]) -> list[str]:
-    """A command line as Hydra takes it: an agent writes a sweep file's ``null`` as Python does, ``tokens=None``."""
-    if "WANDB_SWEEP_ID" not in os.environ:
-        return list(arguments)
-    return [re.sub(r"(?<=[=\[{,:\s])None(?=[\]},\s]|$)", "null", argument) for argument in arguments]

@@ -11,9 +11,9 @@ from dma_lab.exchange import export_model, export_run
 from dma_lab.messages import UserError
 from dma_lab.report.collect import read_run
 from dma_lab.seals import unsealed
-from dma_lab.train.fit_run import fit_run, padded_vocabulary
+from dma_lab.train.fit_run import fit_run
 from dma_lab.train.hardware import resolve_hardware
-from dma_lab.train.plan import plan_run
+from dma_lab.train.plan import padded_vocabulary, plan_run
 from dma_lab.train.reading import read_settings
 from tests.exchange.test_export import assert_same_logits, distinct_tokens, make_model
 from tests.made_up import TINY, configuration, write_corpus

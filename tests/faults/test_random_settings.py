@@ -15,9 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dma_lab.train.branches import plan_branches
-from dma_lab.train.fit_run import padded_vocabulary
 from dma_lab.train.hardware import resolve_hardware
-from dma_lab.train.plan import plan_run
+from dma_lab.train.plan import padded_vocabulary, plan_run
 from dma_lab.train.reading import read_settings
 
 ROOT = Path(__file__).resolve().parents[2]

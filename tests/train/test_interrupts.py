@@ -56,7 +56,7 @@ MOMENTS = {
     "while a checkpoint is written": ("dma_lab.train.callbacks:RunRecorder._save", 2 + 2),
     "in the last validation": ("dma_lab.train.task:TextTask.score", 2 + 3),
     "while its last summary is written": ("dma_lab.train.runs:RunDirectory.write_summary", 4),
-    "while its figures are printed": ("dma_lab.commands.train:print_summary", 2),
+    "while its figures are printed": ("dma_lab.train.summary:print_summary", 2),
 }
 
 

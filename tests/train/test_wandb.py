@@ -8,10 +8,10 @@ import pytest
 import wandb
 from wandb.proto import wandb_internal_pb2
 
+from dma_lab.entry_point import agents_arguments
 from dma_lab.train.branches import fit_branches
 from dma_lab.train.callbacks import RunRecorder
 from dma_lab.train.fit_run import fit_run
-from dma_lab.train.wandb_run import agents_arguments
 
 SHORT = ["attention=mha", "logger=wandb", "tokens=10240", "trainer.log_every=3", "trainer.checkpoint_every=4"]
 
