@@ -24,6 +24,7 @@ from dma_lab.train.hardware import Hardware, resolve_hardware
 from dma_lab.train.optim import schedule_phases
 from dma_lab.train.plan import RunPlan, budget_tokens, padded_vocabulary, plan_run
 from dma_lab.train.ranks import find_ranks
+from dma_lab.train.run_log import require_logger
 from dma_lab.train.settings import TrainSettings
 from dma_lab.train.task import prepare_task
 
@@ -118,6 +119,7 @@ def fit_branches(settings: TrainSettings) -> list[dict[str, Any]]:
             one, with the summaries of those that were ``finished`` before it.
     """
     hardware = resolve_hardware(settings.trainer)
+    require_logger(settings.logger)
     branches = plan_branches(settings, settings.model.vocab_size, hardware)
     task = prepare_task(settings, branches[-1].plan.tokens)
     branches = plan_branches(settings, padded_vocabulary(task.vocab_size), hardware)

@@ -25,6 +25,7 @@ from dma_lab.train.plan_table import short_plan
 from dma_lab.train.process import device_in_words, this_process
 from dma_lab.train.ranks import Ranks, find_ranks
 from dma_lab.train.reading import recipe_rate
+from dma_lab.train.run_log import last_step, require_logger, run_log
 from dma_lab.train.rung import rung_name
 from dma_lab.train.runs import RunDirectory, git_commit
 from dma_lab.train.settings import TrainSettings
@@ -34,7 +35,6 @@ from dma_lab.train.summary import FinishedBefore, of_another_run
 from dma_lab.train.task import Task, prepare_task
 from dma_lab.train.timing import Timing
 from dma_lab.train.training import train_model
-from dma_lab.train.wandb_run import last_step, wandb_log
 
 
 def fit_run(
@@ -66,6 +66,7 @@ def fit_run(
         ranks = ranks or find_ranks(settings.trainer.devices)
         rank_zero_only.rank = ranks.rank  # type: ignore[attr-defined] # Lightning took it from any launcher's variables
         hardware = resolve_hardware(settings.trainer)
+        require_logger(settings.logger)
         matched_model(settings, settings.model.vocab_size)  # what cannot be is refused before a corpus is read
         with timing.measured("data"):
             task = prepare_task(settings, budget_tokens(settings, settings.model.vocab_size))
@@ -106,7 +107,7 @@ def fit_run(
             device = device_in_words(hardware.device.type, hardware.device.index, settings.trainer.devices)
             run.write_summary(summary | {"status": "running", "process": this_process() | {"device": device}})
             try:
-                with wandb_log(settings, run, logged) as log:
+                with run_log(settings, run, logged) as log:
 
                     def train(used: TrainSettings, plan: RunPlan) -> dict[str, Any]:
                         run.write_config(used.written())

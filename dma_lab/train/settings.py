@@ -104,7 +104,7 @@ class LoggerSettings:
     """Where metrics go beside the run's directory: conf/logger/."""
 
     __pydantic_config__ = STRICT
-    name: Literal["local", "wandb"]
+    name: Literal["local", "wandb", "tensorboard", "trackio"]
     project: Text | None
     entity: Text | None
 

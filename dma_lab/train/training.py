@@ -19,6 +19,7 @@ from dma_lab.train.module import LanguageModel
 from dma_lab.train.optim import build_optimizers, learning_rate_multiplier
 from dma_lab.train.peers import OneRun, Peers
 from dma_lab.train.plan import RunPlan, build_model
+from dma_lab.train.run_log import RunLog
 from dma_lab.train.runs import RunDirectory
 from dma_lab.train.settings import TrainSettings
 from dma_lab.train.signals import StopRequest
@@ -26,7 +27,6 @@ from dma_lab.train.step_graph import STEPS_UNTIL_REPLAYED
 from dma_lab.train.task import Score, Task
 from dma_lab.train.timing import Timing, steady_rate
 from dma_lab.train.utilization import utilization
-from dma_lab.train.wandb_run import WandbLog
 
 
 def train_model(
@@ -42,7 +42,7 @@ def train_model(
     identity_at: IdentityAt,
     so_far: Start,
     timing: Timing,
-    log: WandbLog,
+    log: RunLog,
 ) -> dict[str, Any]:
     """Train ``run``'s model, from its checkpoint where it has one, and score it; what is known of the run afterwards.
 

@@ -25,7 +25,7 @@ CHOICES = {
     "attention": ["mha", "swa", "mla", "nsa", "dma", "dma_random", "hybrid"],
     "data": ["stdlib", "local", "mqar", "fineweb_edu", "wikitext103"],
     "schedule": ["wsd", "cosine"],
-    "logger": ["local", "wandb"],
+    "logger": ["local", "wandb", "tensorboard", "trackio"],
 }
 
 _TEXT = st.text(st.characters(codec="utf-8"), max_size=12) | st.text(st.characters(categories=["Cs"]), max_size=2)
