@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -23,6 +25,7 @@ from dma_lab.train.runs import RunDirectory
 from dma_lab.train.sweep_points import Point, SweepPoints
 from tests.made_up import CONF
 
+ROOT = Path(__file__).resolve().parents[2]
 HERE = {"host": "box", "device": "cuda:3", "pid": 4711, "since": 0.0}
 SECONDS = {"importing": 4.0, "steps": 90.0, "validation": 6.0}
 
@@ -175,6 +178,18 @@ def test_looking_whether_a_run_is_held_keeps_nobody_from_claiming_it(add_run):
         threading.Timer(0.02, lambda: fcntl.flock(look, fcntl.LOCK_UN)).start()
         with run.claimed():
             pass
+
+
+def test_status_answers_without_pytorch(add_run, tmp_path):
+    add_run("mha", seconds=SECONDS)
+    code = (
+        "import sys; sys.argv = ['report.py', 'status', f'runs={sys.argv[1]}']\n"
+        "from dma_lab.commands.report import run; run()\n"
+        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+    )
+    said = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert "0 running, 1 finished" in said.stdout
 
 
 def test_the_page_is_written_anew_when_a_run_ends_until_ctrl_c(add_run, tmp_path, capsys):
