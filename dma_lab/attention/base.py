@@ -59,7 +59,8 @@ class AttentionFlops:
     projections: int
     """All linear maps, that of DMA's scores included."""
     selection: int
-    """What choosing keys costs in matrix products beside them (MoBA's scores of blocks); sorting is not counted."""
+    """What choosing keys costs in matrix products beside them (MoBA's scores of blocks, DSA's of keys); sorting is not
+    counted."""
     mixing: int
     """Scores and value sums over the pairs that live, those with summaries of keys (NSA's compressed branch) too."""
     mixing_dense: int
@@ -87,6 +88,8 @@ class AttentionBackend(nn.Module, ABC):
     """
 
     Options: ClassVar[type[AttentionOptions]]
+    auxiliary_loss: ClassVar[bool] = False
+    """Whether training is to minimise a loss of the layer's own, too (``forward_with_loss``)."""
     options: AttentionOptions
     """As built, with what was left to the shape decided."""
 
@@ -113,6 +116,13 @@ class AttentionBackend(nn.Module, ABC):
 
         A model of several layers gives all of them one ``Documents``.
         """
+
+    def forward_with_loss(self, x: Tensor, document_ids: Tensor | Documents | None = None) -> tuple[Tensor, Tensor]:
+        """``forward``, and the auxiliary loss: a scalar, the mean over queries, which training adds to the model's.
+
+        To be had where ``auxiliary_loss`` is set. Validation and evaluation leave it out.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def new_cache(self, batch_size: int) -> Any:

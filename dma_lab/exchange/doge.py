@@ -40,7 +40,8 @@ class DogeBlock(Block):
         self.attention_residual = nn.Parameter(torch.ones(shape.d_model))
         self.feed_forward_residual = nn.Parameter(torch.ones(shape.d_model))
 
-    def forward(self, x: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
+    def forward(self, x: Tensor, document_ids: Tensor | Documents | None = None, with_loss: bool = False) -> Tensor:
+        assert not with_loss, "DMA has no auxiliary loss"
         x = self.attention_residual * x + self.attention(self.attention_norm(x), document_ids)
         out: Tensor = self.feed_forward_residual * x + self.feed_forward(self.feed_forward_norm(x))
         return out

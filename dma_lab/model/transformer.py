@@ -76,7 +76,14 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.RMSNorm(shape.d_model, eps=1e-6)
         self.feed_forward = FeedForward(shape.d_model, shape.d_ff)
 
-    def forward(self, x: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, document_ids: Tensor | Documents | None = None, with_loss: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """(B, N, M) -> (B, N, M); with ``with_loss`` the attention's auxiliary loss beside it."""
+        if with_loss:
+            attended, loss = self.attention.forward_with_loss(self.attention_norm(x), document_ids)
+            x = x + attended
+            return x + self.feed_forward(self.feed_forward_norm(x)), loss
         x = x + self.attention(self.attention_norm(x), document_ids)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
@@ -126,19 +133,35 @@ class Transformer(nn.Module):
 
     def features(self, tokens: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
         """What the output head is given: int64 (B, N), document ids (B, N) or none -> (B, N, M)."""
+        return self._features(tokens, document_ids, with_losses=False)[0]
+
+    def _features(
+        self, tokens: Tensor, document_ids: Tensor | Documents | None, *, with_losses: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """``features``, and the auxiliary losses of the layers that have one."""
         documents = None if document_ids is None else Documents.of(document_ids)
-        x = self.embedding(tokens)
+        x, losses = self.embedding(tokens), []
         for block in self.blocks:
+            inputs = (x, documents, True) if with_losses and block.attention.auxiliary_loss else (x, documents)
             if self.activation_checkpointing and torch.is_grad_enabled():
                 # Blocks draw no random numbers, and asking a GPU for their state is nothing that a graph can hold.
-                x = checkpoint(block, x, documents, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x, documents)
-        return self.norm(x)
+                x = block(*inputs)
+            if len(inputs) == 3:
+                x, loss = x
+                losses.append(loss)
+        return self.norm(x), losses
 
-    def loss(self, tokens: Tensor, targets: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
-        """To train with: mean nats of ``targets``, int64 (B, N), of which -100 are not scored. No logits are kept."""
-        return self.cross_entropy(self.features(tokens, document_ids), self.head.weight, targets)
+    def losses(
+        self, tokens: Tensor, targets: Tensor, document_ids: Tensor | Documents | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """To train with, their sum: mean nats of ``targets``, int64 (B, N), of which -100 are not scored; and the
+        attention's auxiliary losses, summed over layers, of a backend that has one. No logits are kept.
+        """
+        features, losses = self._features(tokens, document_ids, with_losses=True)
+        loss = self.cross_entropy(features, self.head.weight, targets)
+        return loss, torch.stack(losses).sum() if losses else None
 
     @torch.no_grad()
     def nats(self, tokens: Tensor, targets: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:

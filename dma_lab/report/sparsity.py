@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from dma_lab.attention.dma import DynamicMaskAttention
+from dma_lab.attention.dsa import DeepSeekSparseAttention
 from dma_lab.attention.moba import MixtureOfBlockAttention
 from dma_lab.attention.nsa import NativeSparseAttention
 from dma_lab.attention.swa import SlidingWindowAttention
@@ -25,6 +26,8 @@ def window_of(run: Run) -> int | None:
                 return layer.window
             case NativeSparseAttention():
                 return layer.selected_blocks * layer.selected_block
+            case DeepSeekSparseAttention():
+                return layer.top_k
             case MixtureOfBlockAttention():
                 return layer.selected_blocks * layer.block
     return None

@@ -115,7 +115,8 @@ class RunRecorder(L.Callback):
                     if not pl_module.state_is_finite():
                         self.verdict = Verdict(step, step, "a weight or a moment of the optimizer is not finite")
             if log or validate or self.verdict:
-                self._record(trainer, step, vars(metrics), validate and not self.verdict)
+                shown = {name: value for name, value in vars(metrics).items() if value is not None}
+                self._record(trainer, step, shown, validate and not self.verdict)
             if checkpoint and not self.verdict:
                 with self.timing.measured("checkpoints"):
                     self._save(trainer, keep=keep, at_end=is_last or stop)

@@ -27,6 +27,9 @@ class StepMetrics:
     learning_rate: float
     steps_skipped: int
     """Steps of the run so far that were not taken, their loss or gradient not being finite."""
+    auxiliary_loss: float | None
+    """Of attention, which is minimised beside ``loss``: summed over layers, mean over the step's tokens; None where it
+    has none."""
 
 
 class LanguageModel(L.LightningModule):
@@ -59,7 +62,8 @@ class LanguageModel(L.LightningModule):
         self._micro_batches: list[MicroBatch] = []
         """Of the step to come."""
         self._unread: list[Tensor] = []
-        """(loss, gradient's norm, 1 if skipped) of every step since the last reading."""
+        """(loss, gradient's norm, 1 if skipped, and the auxiliary loss, if there is one) of every step since the last
+        reading."""
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         return self.make_optimizers(self.model)
@@ -95,28 +99,33 @@ class LanguageModel(L.LightningModule):
         self._micro_batches.clear()
 
     def take_step(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
-        """One optimizer step; its loss, its gradient's norm, and 1 if it was skipped. Never waits for the device."""
+        """One optimizer step; its loss, its gradient's norm, 1 if it was skipped, and the auxiliary loss of attention
+        that has one. Never waits for the device."""
         optimizers = self._optimizers()
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)  # of a step that was captured half-way: never computed
-        losses = []
+        losses, auxiliary = [], []
         for number, batch in enumerate(micro_batches, 1):
             with nullcontext() if number == len(micro_batches) else self._gradients_stay_local():
-                loss = self.model.loss(batch["tokens"], batch["targets"], batch.get("document_ids")) / self.accumulate
-                self.manual_backward(loss)
-            losses.append(loss.detach())
+                own, more = self.model.losses(batch["tokens"], batch["targets"], batch.get("document_ids"))
+                own, more = own / self.accumulate, None if more is None else more / self.accumulate
+                self.manual_backward(own if more is None else own + more)
+            losses.append(own.detach())
+            if more is not None:
+                auxiliary.append(more.detach())
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
         loss = torch.stack(losses).sum()
         not_finite = ~(loss.isfinite() & grad_norm.isfinite())
         # One exchange: ranks that decided differently would train different models from here on.
-        loss, share = self.trainer.strategy.reduce(torch.stack((loss, not_finite.float())), reduce_op="mean")
+        shown = torch.stack((loss, not_finite.float(), *([torch.stack(auxiliary).sum()] if auxiliary else [])))
+        loss, share, *of_attention = self.trainer.strategy.reduce(shown, reduce_op="mean")
         skipped = (share > 0).float()
         for optimizer in optimizers:
             # As GradScaler tells fused AdamW to leave everything as it is.
             optimizer.found_inf = skipped  # type: ignore[attr-defined]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return torch.stack((loss, grad_norm, skipped))
+        return torch.stack((loss, grad_norm, skipped, *of_attention))
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         optimizers = self.optimizers(use_pl_optimizer=False)
@@ -135,10 +144,10 @@ class LanguageModel(L.LightningModule):
         assert self._unread, "no step has finished since the last reading"
         steps = torch.stack(self._unread).tolist()
         self._unread.clear()
-        for step, (loss, _, skipped) in enumerate(steps, start=self.global_step - len(steps) + 1):
+        for step, (loss, _, skipped, *_) in enumerate(steps, start=self.global_step - len(steps) + 1):
             self.watch.add(step, loss, skipped > 0)
-        loss, grad_norm, _ = steps[-1]
-        return StepMetrics(loss, grad_norm, self._learning_rate, self.watch.steps_skipped)
+        loss, grad_norm, _, *auxiliary = steps[-1]
+        return StepMetrics(loss, grad_norm, self._learning_rate, self.watch.steps_skipped, next(iter(auxiliary), None))
 
     def state_is_finite(self) -> bool:
         """Whether every weight and every number of the optimizers is finite, on all ranks; waits for the device."""

@@ -26,8 +26,8 @@ def probe_step_seconds(settings: TrainSettings, plan: RunPlan, hardware: Hardwar
         _synchronize(hardware)
         started = time.perf_counter()
         with torch.autocast(hardware.device.type, torch.bfloat16, enabled=hardware.precision == "bf16"):
-            loss = model.loss(tokens[:, :-1], tokens[:, 1:], document_ids)
-        loss.backward()
+            loss, auxiliary = model.losses(tokens[:, :-1], tokens[:, 1:], document_ids)
+        (loss if auxiliary is None else loss + auxiliary).backward()
         _synchronize(hardware)
         seconds.append(time.perf_counter() - started)
     started = time.perf_counter()

@@ -18,6 +18,7 @@ DECIDED = {
     "mla": {"kv_rank": 8, "q_rank": None, "rope_dim": 4},
     "nsa": {"window": 16, "block": 2, "stride": 1, "selected_block": 4, "selected_blocks": 16},
     "moba": {"block": 4, "selected_blocks": 3},
+    "dsa": {"top_k": 32, "index_heads": 2, "index_dim": 8},
     "dma": {"window": 32, "recent": 0, "score": "exp"},
 }
 
@@ -61,7 +62,7 @@ def test_a_node_is_written_as_it_was_read():
     [
         ({}, "attention.name=None is no name; choose a backend, as in attention=dma."),
         ("dma", "attention.name=dma is no name; choose a backend, as in attention=dma."),
-        ({"name": "mqa"}, "attention=mqa is not known; choose one of: dma, mha, mla, moba, nsa, swa."),
+        ({"name": "mqa"}, "attention=mqa is not known; choose one of: dma, dsa, mha, mla, moba, nsa, swa."),
         (
             {"name": "mha", "window": 3},
             "attention.window is no option of attention=mha; it has: qk_norm, rope_base, recency, gate.",

@@ -24,6 +24,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"block": 4, "stride": 4, "selected_block": 4, "selected_blocks": 4, "window": 5},
     ],
     "moba": [{}, {"block": 5, "selected_blocks": 1, "qk_norm": False}],
+    "dsa": [{}, {"top_k": 5, "index_heads": 3, "index_dim": 6, "qk_norm": False}],
     "dma": [
         {},
         {"window": 5, "recent": 3},
@@ -55,7 +56,14 @@ def moba_products(attention: AttentionBackend, tokens: int) -> int:
     return 2 * attention.n_heads * attention.head_dim * tokens * (2 * tokens + tokens // attention.block)
 
 
-PRODUCTS = {"nsa": nsa_products, "moba": moba_products}
+def dsa_products(attention: AttentionBackend, tokens: int) -> int:
+    """The whole square, twice: of the heads and of the indexer's, whose weights are no matrix product."""
+    return (
+        2 * tokens**2 * (2 * attention.n_heads * attention.head_dim + attention.indexer.heads * attention.indexer.dim)
+    )
+
+
+PRODUCTS = {"nsa": nsa_products, "moba": moba_products, "dsa": dsa_products}
 CASES = [case for name, variants in VARIANTS.items() for case in cases(name, *variants)]
 CASES += [Case(name, options) for name, options in CONTROLS]
 CASES = [replace(case, products=PRODUCTS.get(case.name)) for case in CASES]

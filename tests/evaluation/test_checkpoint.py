@@ -12,7 +12,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from dma_lab.attention import registered_backends
+from dma_lab.attention import attention_options, registered_backends
 from dma_lab.checkpoints import read_checkpoint, recorded, write_checkpoint
 from dma_lab.data.batches import validation_batches
 from dma_lab.evaluation.checkpoint import TrainedRun, open_run
@@ -57,10 +57,10 @@ def test_a_longer_context_changes_nothing_within_the_shorter_one(attention):
     with torch.no_grad():
         for parameter in model.parameters():  # A of DMA starts at zero, where windows hide mistakes
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    window = {"window": None} if "window" in attention_options(attention) else {}
     config = {
         "model": vars(shape),
-        "attention": {"name": attention, "rope_base": 10_000.0}
-        | ({} if attention in ("mha", "mla") else {"window": None}),
+        "attention": {"name": attention, "rope_base": 10_000.0} | window,
         "trainer": {"context": 64},
     }
     run = TrainedRun(Path("run"), Path("run/last.ckpt"), config, {"d_ff": 48}, 1, model.state_dict())
