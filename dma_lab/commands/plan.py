@@ -18,8 +18,7 @@ def main(config: DictConfig) -> None:
         from dma_lab.train.hardware import resolve_hardware
         from dma_lab.train.memory import refuse_beyond_memory
         from dma_lab.train.plan import padded_vocabulary, plan_run
-        from dma_lab.train.plan_table import print_plan
-        from dma_lab.train.probe import probe_step_seconds
+        from dma_lab.train.plan_table import print_plan, probed_time, stated_time
         from dma_lab.train.reading import read_plan_settings
     settings = read_plan_settings(config)
     hardware = resolve_hardware(settings.trainer)
@@ -32,14 +31,13 @@ def main(config: DictConfig) -> None:
     if settings.flops_per_second is None:
         refuse_beyond_memory(plan, settings.model.name, settings.trainer.devices, hardware)
         use_threads(plan.micro_batch_flops, hardware.device)
-        seconds = plan.steps * probe_step_seconds(settings, plan, hardware)
-        source = "from a probe of 3 micro-batches here; validation and compilation not included"
-        if hardware.compile:
-            source += "; the probe's blocks are not compiled, those of training are"
+        with phase("importing Lightning"):
+            from dma_lab.train.probe import probe_run
+        with phase("taking some steps to time them"):
+            time = probed_time(probe_run(settings, plan, hardware))
     else:
-        seconds = plan.flops.executed / (settings.flops_per_second * settings.trainer.devices)
-        source = f"at {settings.flops_per_second:.3g} executed FLOP/s a device, as stated"
-    print_plan(settings, plan, hardware, seconds, source)
+        time = stated_time(plan, settings.flops_per_second, settings.trainer.devices)
+    print_plan(settings, plan, hardware, time)
     if branches:
         print_branches(branches, Console())
 

@@ -1,6 +1,7 @@
 """A plan as text: three lines before training, or all of it as a table."""
 
 import math
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -10,6 +11,11 @@ from dma_lab.train.plan import RunPlan
 from dma_lab.train.reading import recipe_rate
 from dma_lab.train.rung import rung_name
 from dma_lab.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from dma_lab.train.probe import Estimate
+
+_UNITS = (("days", 86_400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0))
 
 
 def short_plan(settings: TrainSettings, plan: RunPlan) -> str:
@@ -26,8 +32,8 @@ def short_plan(settings: TrainSettings, plan: RunPlan) -> str:
     )
 
 
-def print_plan(settings: TrainSettings, plan: RunPlan, hardware: Hardware, seconds: float, seconds_source: str) -> None:
-    """The whole plan as a table on stdout."""
+def print_plan(settings: TrainSettings, plan: RunPlan, hardware: Hardware, time: str) -> None:
+    """The whole plan as a table on stdout; ``time`` is what it says of that."""
     shape, parameters, memory = plan.shape, plan.parameters, plan.memory
     token_bytes = 2 if shape.vocab_size <= 2**16 else 4
     rows: list[tuple[str, str] | None] = [
@@ -78,7 +84,7 @@ def print_plan(settings: TrainSettings, plan: RunPlan, hardware: Hardware, secon
         ("memory: total", f"{_bytes(memory.total)} a device"),
         None,
         ("device", f"{settings.trainer.devices} x {hardware.name}, {hardware.precision}"),
-        ("time", f"{_duration(seconds)} ({seconds_source})"),
+        ("time", time),
     ]
     table = Table(title=f"plan: {settings.study}", show_header=False, title_justify="left")
     for row in rows:
@@ -87,6 +93,28 @@ def print_plan(settings: TrainSettings, plan: RunPlan, hardware: Hardware, secon
         else:
             table.add_row(*row)
     Console().print(table)
+
+
+def probed_time(estimate: "Estimate") -> str:
+    """What a probe says of a run's time, from its first step to its last score."""
+    unit, size = next((unit, size) for unit, size in _UNITS if estimate.seconds >= 2 * size or size == 1)
+    low, middle, high = (
+        f"{part / size:,.0f}" if estimate.seconds >= 10 * size else f"{part / size:.1f}"
+        for part in (estimate.low, estimate.seconds, estimate.high)
+    )
+    parts = [f"validation {_duration(estimate.validation)}"]
+    if estimate.compiling:
+        parts.append(f"compiling {_duration(estimate.compiling)}")
+    return (
+        f"about {middle} {unit} ({low} to {high}), of which {', '.join(parts)} "
+        f"(from {estimate.steps:,} steps here; reading the data not included)"
+    )
+
+
+def stated_time(plan: RunPlan, flops_per_second: float, devices: int) -> str:
+    """The time at a rate that the user states."""
+    seconds = plan.flops.executed / (flops_per_second * devices)
+    return f"{_duration(seconds)} (at {flops_per_second:.3g} executed FLOP/s a device, as stated)"
 
 
 def _learning_rate(settings: TrainSettings) -> str:

@@ -62,7 +62,7 @@ def train_model(
         torch.compiler.reset()
     forget_peak(hardware.device)
     with phase("building the model"):
-        module = _language_model(settings, plan, hardware)
+        module = language_model(settings, plan, hardware)
     on_gpu, alone = hardware.device.type == "cuda", peers.ranks.count == 1
 
     def validate(device: torch.device) -> Score:
@@ -71,7 +71,7 @@ def train_model(
         with torch.autocast(hardware.device.type, torch.bfloat16, enabled=hardware.precision == "bf16"):
             return task.score(module.model, plan, sequences, device)
 
-    _hush_lightning()
+    hush_lightning()
     writer = CheckpointWriter(run)
     recorder = RunRecorder(
         run,
@@ -158,7 +158,7 @@ def train_model(
     return outcome | score.metrics() | {"status": "finished"}
 
 
-def _language_model(settings: TrainSettings, plan: RunPlan, hardware: Hardware) -> LanguageModel:
+def language_model(settings: TrainSettings, plan: RunPlan, hardware: Hardware) -> LanguageModel:
     """The run's model with its initial weights, compiled where that is asked for."""
     optimizer = settings.optimizer
     multiplier = learning_rate_multiplier(settings.schedule, plan.steps)
@@ -183,7 +183,7 @@ def _what_diverged(verdict: Verdict, task: Task, plan: RunPlan) -> dict[str, Any
     return {"status": "diverged", "reason": verdict.reason, "step": verdict.step, "batch": batch}
 
 
-def _hush_lightning() -> None:
+def hush_lightning() -> None:
     """Keep what Lightning says of itself (devices, tips, deprecated imports) from between the plan and the result."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (

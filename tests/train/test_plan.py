@@ -104,7 +104,7 @@ def test_plan_prints_every_part_and_its_sum(run_script, overrides, tmp_path):
         "dense-equivalent",
         "tokens on disk",
         "memory: optimizer",
-        "probe",
+        "of which validation",
     ):
         assert words in result.stdout
     assert not list(tmp_path.iterdir()), "a plan spends nothing"
