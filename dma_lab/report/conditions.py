@@ -39,6 +39,7 @@ SHAPED = frozenset({"trainer.context", "trainer.tokens_per_step"})
 OF_THE_MACHINE = frozenset(
     {
         *("trainer.micro_batch_sequences", "trainer.activation_checkpointing", "trainer.devices"),
+        "trainer.strategy",
         *(*MACHINE, "earlier_machines"),
     }
 )

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from dma_lab.model import Transformer
 from dma_lab.train.divergence import DivergenceWatch
+from dma_lab.train.parts import own_part, whole
+from dma_lab.train.sharded import ShardedStrategy
 from dma_lab.train.step_graph import MicroBatch, StepGraph
 
 
@@ -65,6 +67,11 @@ class LanguageModel(L.LightningModule):
         """(loss, gradient's norm, 1 if skipped, and the auxiliary loss, if there is one) of every step since the last
         reading."""
 
+    def configure_model(self) -> None:
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ShardedStrategy):
+            strategy.shard(self.model)
+
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         return self.make_optimizers(self.model)
 
@@ -113,7 +120,7 @@ class LanguageModel(L.LightningModule):
             losses.append(own.detach())
             if more is not None:
                 auxiliary.append(more.detach())
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
+        grad_norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip))
         loss = torch.stack(losses).sum()
         not_finite = ~(loss.isfinite() & grad_norm.isfinite())
         # One exchange: ranks that decided differently would train different models from here on.
@@ -153,7 +160,8 @@ class LanguageModel(L.LightningModule):
         """Whether every weight and every number of the optimizers is finite, on all ranks; waits for the device."""
         states = [state for optimizer in self._optimizers() for state in optimizer.state.values()]
         numbers = [value for state in states for value in state.values()]
-        finite = [tensor.isfinite().all().to(self.device) for tensor in (*self.model.parameters(), *numbers)]
+        parts = [own_part(tensor) for tensor in (*self.model.parameters(), *numbers)]
+        finite = [part.isfinite().all().to(self.device) for part in parts]
         return self.trainer.strategy.reduce_boolean_decision(bool(torch.stack(finite).all()), all=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

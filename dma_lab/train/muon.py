@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dma_lab.train.parts import part_of, whole
+
 _QUINTIC = 3.4445, -4.7750, 2.0315
 _ITERATIONS = 5
 _EPS = 1e-7
@@ -23,7 +25,8 @@ class Muon(torch.optim.Optimizer):
     2502.16982, section 2.2): an update's root mean square is then about AdamW's, so AdamW's learning rates serve.
 
     ``torch.optim.Muon`` computes the same, but waits for a rate that is a tensor on the GPU, knows no ``found_inf`` and
-    takes one matrix at a time. This one takes all of a shape at once; a tall matrix is a wide one transposed.
+    takes one matrix at a time. This one takes all of a shape at once; a tall matrix is a wide one transposed. Where
+    matrices are sharded, every process makes all of an update, and takes its part.
 
     Args:
         parameters: matrices, float32.
@@ -55,8 +58,8 @@ class Muon(torch.optim.Optimizer):
     def _update(self, weights: list[nn.Parameter], group: dict[str, Any]) -> None:
         """One update of ``weights``, equal in shape but for transposition."""
         momenta = [self._momentum(weight) for weight in weights]
-        gradient = torch.stack([_wide(weight.grad) for weight in weights if weight.grad is not None])
-        momentum = torch.stack([_wide(buffer) for buffer in momenta])
+        gradient = torch.stack([_wide(whole(weight.grad)) for weight in weights if weight.grad is not None])
+        momentum = torch.stack([_wide(whole(buffer)) for buffer in momenta])
         kept: Tensor | float = 1.0
         if self.found_inf is not None:
             # Factors rather than a branch, which a captured step cannot take; 0 · NaN would be NaN.
@@ -67,8 +70,8 @@ class Muon(torch.optim.Optimizer):
         update *= -group["lr"] * kept * _RMS * max(weights[0].shape) ** 0.5
         decay = 1 - group["lr"] * kept * group["weight_decay"]
         for number, (weight, buffer) in enumerate(zip(weights, momenta, strict=True)):
-            _wide(buffer).copy_(momentum[number])
-            _wide(weight).mul_(decay).add_(update[number])
+            buffer.copy_(_part(momentum[number], buffer))
+            weight.mul_(decay).add_(_part(update[number], weight))
 
     def _momentum(self, weight: nn.Parameter) -> Tensor:
         state = self.state[weight]
@@ -92,6 +95,11 @@ def orthogonalise(matrices: Tensor) -> Tensor:
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     out: Tensor = x.to(matrices.dtype)
     return out
+
+
+def _part(wide: Tensor, like: Tensor) -> Tensor:
+    """Of a matrix that ``_wide`` made, what this process holds of ``like``."""
+    return part_of(wide if wide.shape == like.shape else wide.mT, like)
 
 
 def _wide(matrix: Tensor) -> Tensor:

@@ -79,6 +79,12 @@ def plan_run(settings: TrainSettings, vocab_size: int, hardware: Hardware) -> Ru
     accumulate = _micro_batches(settings, model, sequences_per_step // trainer.devices, hardware)
     per_sequence = training_flops_per_sequence(model, trainer.context)
     sequences = tokens // trainer.context
+    memory = estimate_memory(
+        model, sequences_per_step // trainer.devices // accumulate, trainer.context, hardware.activation_dtype
+    )
+    memory = replace(memory, optimizer=optimizer_bytes(model, settings.optimizer))
+    if trainer.strategy == "fsdp":
+        memory = _shared(memory, model, trainer.devices)
     return RunPlan(
         shape=model.shape,
         parameters=count_parameters(model),
@@ -91,12 +97,19 @@ def plan_run(settings: TrainSettings, vocab_size: int, hardware: Hardware) -> Ru
             dense_equivalent=sequences * per_sequence.dense_equivalent, executed=sequences * per_sequence.executed
         ),
         keys_per_query=keys_per_query(model, trainer.context),
-        memory=replace(
-            estimate_memory(
-                model, sequences_per_step // trainer.devices // accumulate, trainer.context, hardware.activation_dtype
-            ),
-            optimizer=optimizer_bytes(model, settings.optimizer),
-        ),
+        memory=memory,
+    )
+
+
+def _shared(memory: TrainingMemory, model: Transformer, devices: int) -> TrainingMemory:
+    """What is left on each of ``devices`` that share the state; what computes is whole: a layer, and all but layers."""
+    layer = sum(weight.numel() for weight in model.blocks[0].parameters())
+    computes = 4 * (count_parameters(model).total - (model.shape.n_layers - 1) * layer) if devices > 1 else 0
+    return replace(
+        memory,
+        weights=memory.weights // devices + computes,
+        gradients=memory.gradients // devices + computes,
+        optimizer=memory.optimizer // devices,
     )
 
 

@@ -90,6 +90,8 @@ class TrainerSettings:
     activation_checkpointing: bool
     device: Literal["auto", "cpu", "cuda"]
     devices: Annotated[int, Field(gt=0, le=1024)]
+    strategy: Literal["ddp", "fsdp"]
+    """What several devices hold: each the whole state, or each a part of it."""
     precision: Literal["auto", "fp32", "bf16"]
     compile: Literal["auto"] | bool
     log_every: Count

@@ -2,10 +2,11 @@
 
 import logging
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from dma_lab.data.module import DrawSequences, TokenDataModule
 from dma_lab.phases import phase
@@ -22,6 +23,7 @@ from dma_lab.train.plan import RunPlan, build_model
 from dma_lab.train.run_log import RunLog
 from dma_lab.train.runs import RunDirectory
 from dma_lab.train.settings import TrainSettings
+from dma_lab.train.sharded import ShardedStrategy
 from dma_lab.train.signals import StopRequest
 from dma_lab.train.step_graph import STEPS_UNTIL_REPLAYED
 from dma_lab.train.task import Score, Task
@@ -61,13 +63,15 @@ def train_model(
         # shapes would decide how the next one's are compiled.
         torch.compiler.reset()
     forget_peak(hardware.device)
-    with phase("building the model"):
-        module = language_model(settings, plan, hardware)
     on_gpu, alone = hardware.device.type == "cuda", peers.ranks.count == 1
+    sharded = settings.trainer.strategy == "fsdp" and not alone
+    with phase("building the model"):
+        module = language_model(settings, plan, hardware, sharded=sharded)
 
     def validate(device: torch.device) -> Score:
         sequences = plan.sequences_per_step // settings.trainer.devices // plan.accumulate
-        module.to(device)
+        if not sharded:
+            module.to(device)  # Lightning took it from there, if training is over
         with torch.autocast(hardware.device.type, torch.bfloat16, enabled=hardware.precision == "bf16"):
             return task.score(module.model, plan, sequences, device)
 
@@ -94,6 +98,7 @@ def train_model(
     trainer = L.Trainer(
         accelerator="gpu" if on_gpu else "cpu",
         devices=[hardware.device.index] if on_gpu and alone else settings.trainer.devices,
+        strategy=ShardedStrategy() if sharded else "auto",
         precision="bf16-mixed" if hardware.precision == "bf16" else "32-true",
         max_steps=plan.steps,
         logger=False,
@@ -149,16 +154,23 @@ def train_model(
         score = recorder.score or validate(device)
     if verdict := judge_score(trainer.global_step, score.metrics()):
         return outcome | score.metrics() | _what_diverged(verdict, task, plan)
-    kinds = {type(block.attention): block.attention for block in module.model.to(device).blocks}
+    if not sharded:
+        module.to(device)
+    kinds = {type(block.attention): block for block in module.model.blocks}
     asked = {"packed": settings.data.mask_documents, "bf16": hardware.precision == "bf16"}
-    kernels = (attention.kernels(plan.shape.max_seq_len, **asked) for attention in kinds.values())
+    if sharded:
+        for block in kinds.values():
+            cast(FSDPModule, block).unshard()
+    kernels = (block.attention.kernels(plan.shape.max_seq_len, **asked) for block in kinds.values())
     outcome["kernels"] = ", ".join(dict.fromkeys(", ".join(kernels).split(", ")))
     if run.writer:
         score.save(run.validation)
     return outcome | score.metrics() | {"status": "finished"}
 
 
-def language_model(settings: TrainSettings, plan: RunPlan, hardware: Hardware) -> LanguageModel:
+def language_model(
+    settings: TrainSettings, plan: RunPlan, hardware: Hardware, *, sharded: bool = False
+) -> LanguageModel:
     """The run's model with its initial weights, compiled where that is asked for."""
     optimizer = settings.optimizer
     multiplier = learning_rate_multiplier(settings.schedule, plan.steps)
@@ -172,7 +184,10 @@ def language_model(settings: TrainSettings, plan: RunPlan, hardware: Hardware) -
     if hardware.compile:
         # Block by block: they share one compiled graph, so compiling takes seconds at any depth.
         for block in module.model.blocks:
-            block.compile(fullgraph=True)
+            if sharded:  # not the hooks around it, which gather its weights
+                block.forward = torch.compile(block.forward, fullgraph=True)  # type: ignore[method-assign]
+            else:
+                block.compile(fullgraph=True)
         module.model.cross_entropy.compile(fullgraph=True)
     return module
 

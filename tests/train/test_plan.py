@@ -51,6 +51,19 @@ def test_matched_widths_are_those_worked_out_by_hand(read, rung, attention, matc
     assert plan(read, f"model={rung}", f"attention={attention}", f"match={match}").shape.d_ff == width
 
 
+def test_a_device_of_several_that_share_holds_its_part_and_what_computes(read):
+    shared = ["model=80m", "attention=mha", "optimizer=adamw", "trainer.devices=4", "trainer.strategy=fsdp"]
+    memory = plan(read, *shared, "trainer.micro_batch_sequences=4").memory
+    alone = plan(read, "model=80m", "attention=mha", "optimizer=adamw", "trainer.micro_batch_sequences=4").memory
+    layer = 768 * (768 + 384 + 384 + 768) + 3 * 768 * 2304 + 2 * 768 + 2 * 128
+    rest = alone.weights // 4 - 12 * layer
+    assert rest % 768 == 0
+    assert memory.weights == alone.weights // 4 + 4 * (layer + rest)
+    assert memory.gradients == memory.weights
+    assert memory.optimizer == alone.optimizer // 4
+    assert memory.activations == alone.activations
+
+
 def test_what_cannot_be_matched_is_refused(read):
     # Five parameters more than MHA in under a hundred, and no narrower feed-forward than one.
     shape = ["model.n_layers=1", "model.d_model=4", "model.n_heads=1", "model.n_kv_heads=1", "model.head_dim=4"]
