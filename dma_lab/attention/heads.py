@@ -10,7 +10,6 @@ from dma_lab.attention.base import AttentionShape
 from dma_lab.attention.recency import RecencySlope
 from dma_lab.attention.rope import Rotary
 from dma_lab.kernels import interval_attention_decode
-from dma_lab.kernels.projections import project
 
 
 class QKNorm(nn.RMSNorm):
@@ -37,7 +36,7 @@ class HeadProjections(nn.Module):
         """x (B, N, M), whose first token is at position ``start`` -> q (B, H, N, D), k and v (B, K, N, D)."""
         q_bhnd, k_bknd, v_bknd = (
             heads.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for heads in project(x, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
+            for heads in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         )
         # Autocast may run the norms in float32; what attends has one dtype.
         q_bhnd = self.rotary(self.q_norm(q_bhnd), start).to(v_bknd.dtype)

@@ -15,7 +15,6 @@ from dma_lab.attention import AttentionConfig, AttentionShape
 from dma_lab.attention.chance import ChanceScores
 from dma_lab.attention.heads import QKNorm
 from dma_lab.kernels import Documents
-from dma_lab.kernels.projections import project
 from dma_lab.model.loss import LinearCrossEntropy, target_nats
 from dma_lab.settings import STRICT, Positive
 
@@ -62,8 +61,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(d_ff, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = project(x, self.gate_proj.weight, self.up_proj.weight)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Block(nn.Module):
