@@ -36,6 +36,8 @@ OBSERVED = 1.5
 _TOKENS = 8192
 """Validation tokens that a run's lifetimes are measured on, or one sequence where that is longer."""
 _BINS = 30
+NOTED_FILE = "lifetimes.npz"
+"""In a run's directory."""
 _FIRST = 4
 
 
@@ -147,7 +149,7 @@ def run_lifetimes(path: Path) -> Lifetimes:
     Raises:
         UserError: the run is not of text, or its checkpoint or its token files are gone or are not its own.
     """
-    noted = path / "lifetimes.npz"
+    noted = path / NOTED_FILE
     if noted.exists():
         try:
             return Lifetimes.load(noted)

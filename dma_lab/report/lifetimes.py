@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from dma_lab.evaluation.lifetimes import KINDS, OBSERVED, Lifetimes, run_lifetimes
+from dma_lab.evaluation.lifetimes import KINDS, NOTED_FILE, OBSERVED, Lifetimes, run_lifetimes
 from dma_lab.messages import UserError
 from dma_lab.report.collect import Run
 from dma_lab.report.document import Block, Heatmap, Notice, Section, Table
@@ -24,7 +24,10 @@ def lifetimes_section(finished: Sequence[Run], progress: Callable[[str], None]) 
         return Section("Key lifetimes", ["No DMA run is finished here, so there are no lifetimes to show."])
     blocks: list[Block] = [_TERMS]
     measured: list[tuple[Run, Lifetimes]] = []
-    for run in own:
+    kept = [run for run in own if any((run.path / file).exists() for file in ("checkpoints/last.ckpt", NOTED_FILE))]
+    if len(kept) < len(own):
+        blocks.append(Notice(f"No lifetimes of {len(own) - len(kept)} of {len(own)} runs: their weights are not here."))
+    for run in kept:
         progress(f"lifetimes of {run.name}")
         try:
             measured.append((run, run_lifetimes(run.path)))

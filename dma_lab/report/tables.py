@@ -176,13 +176,16 @@ def missing_points(runs: Sequence[Run]) -> list[str]:
     point_of = {run.path: without(run.conditions, SHAPED) for run in runs}
     finished = {(run.backend, point_of[run.path]) for run in runs if run.finished}
     state = {(run.backend, point_of[run.path]): run.status for run in runs if not run.finished}
-    places = {point_of[run.path]: run.place for run in runs}
-    lines = []
-    for point, place in places.items():
+    seeds: dict[tuple[str, str, str], list[int]] = {}
+    for point, run in {point_of[run.path]: run for run in runs}.items():
         for backend in dict.fromkeys(run.backend for run in runs):
             if (backend, point) not in finished:
-                lines.append(f"{backend} at rung {place}: {state.get((backend, point), 'not run')}")
-    return lines
+                at = f"{run.rung}, {run.summary['tokens']:,} tokens{f', {run.setting}' if run.setting else ''}"
+                seeds.setdefault((backend, at, state.get((backend, point), "not run")), []).append(run.summary["seed"])
+    return [
+        f"{backend} at rung {at}, seed{'s' if len(of) > 1 else ''} {', '.join(map(str, sorted(of)))}: {why}"
+        for (backend, at, why), of in seeds.items()
+    ]
 
 
 def write_points(path: Path, compared: Sequence[tuple[Run, Difference]]) -> None:

@@ -73,6 +73,21 @@ def test_a_wider_and_deeper_model_is_not_held_against_the_plain_rung(add_run, ru
     ]
 
 
+def test_missing_seeds_of_a_point_are_one_line(add_run, runs):
+    for seed in (2, 0, 1):
+        add_run("mha", seed=seed)
+    add_run("dma", seed=1)
+    add_run("dma", seed=0, status="stopped")
+    (members,) = cohorts(runs()).values()
+    assert missing_points(members) == [
+        "dma at rung nano, 1,000,000 tokens, seed 0: stopped",
+        "dma at rung nano, 1,000,000 tokens, seed 2: not run",
+    ]
+    add_run("swa", seed=1)
+    (members,) = cohorts(runs()).values()
+    assert "swa at rung nano, 1,000,000 tokens, seeds 0, 2: not run" in missing_points(members)
+
+
 @pytest.mark.parametrize(
     ("differing", "named"),
     [
