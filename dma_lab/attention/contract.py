@@ -111,7 +111,7 @@ def documents(case: Case) -> None:
 
 def steps_and_cache(case: Case) -> None:
     """``step`` equals ``forward`` token by token, and the cache's storage is ``cache_bytes``."""
-    tokens = 1000
+    tokens = 300  # many times all windows and blocks of the cases, and some times those by default
     attention, x = case.build(tokens), noise(2, tokens, WIDTH)
     with torch.no_grad():
         out, cache = attention(x), attention.new_cache(2)

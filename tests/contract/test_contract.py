@@ -124,13 +124,13 @@ def test_a_full_window_is_mha() -> None:
     torch.testing.assert_close(dma(x), expected, rtol=1e-9, atol=1e-10)
 
 
-def test_dma_holds_its_window_after_16384_tokens_and_is_still_right() -> None:
-    attention = build("dma", {"window": 8}, max_seq_len=16_384)
-    x, cache = noise(1, 16_384, 32), attention.new_cache(1)
+def test_dma_holds_its_window_after_4096_tokens_and_is_still_right() -> None:
+    attention = build("dma", {"window": 8}, max_seq_len=4096)
+    x, cache = noise(1, 4096, 32), attention.new_cache(1)
     with torch.no_grad():
         stepped = torch.cat([attention.step(x_t, cache) for x_t in x.split(1, dim=1)], dim=1)
         torch.testing.assert_close(stepped, attention(x), rtol=1e-8, atol=1e-9)
     assert cache.k_bksd.shape[2] == cache.v_bksd.shape[2] == 8
     arrived = cache.arrived_bks.sort(-1).values
     assert (arrived.diff() > 0).all()  # every slot holds another key
-    assert arrived.max() > 16_000 > arrived.min() > 0  # and they are old and new
+    assert arrived.max() > 4000 > arrived.min() > 0  # and they are old and new

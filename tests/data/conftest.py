@@ -97,21 +97,25 @@ def settings_of(tmp_path: Path) -> Callable[..., DataSettings]:
 def in_a_process() -> Callable[..., subprocess.CompletedProcess]:
     """``in_a_process(settings, environment)``: prepare the data where libraries read their environment anew.
 
-    Prints the folder of the token files, or the user's mistake and exits with status 2.
+    Prints the folder of the token files, or the user's mistake and exits with status 2; of several settings, one after
+    another, a line each, and exits with status 2 if all were mistakes.
     """
 
-    def prepare(settings: DataSettings, environment: dict | None = None, before: str = "") -> Any:
+    def prepare(*settings: DataSettings, environment: dict | None = None, before: str = "") -> Any:
         program = f"""
             import resource, sys
             from dma_lab.data.build import prepare_data
             from dma_lab.data.settings import DataSettings
             from dma_lab.messages import UserError
             {before}
-            try:
-                print(prepare_data({settings!r}, 1000).folder)
-            except UserError as error:
-                print(error)
-                sys.exit(2)
+            mistakes = 0
+            for settings in {settings!r}:
+                try:
+                    print(prepare_data(settings, 1000).folder)
+                except UserError as error:
+                    print(error)
+                    mistakes += 1
+            sys.exit(2 if mistakes == {len(settings)} else 0)
             """
         command = [sys.executable, "-c", textwrap.dedent(program)]
         inherited = os.environ | (environment or {})

@@ -176,19 +176,14 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(
     assert not list((tmp_path / "cache").iterdir())
 
 
-@pytest.mark.parametrize(
-    ("changes", "complaint"),
-    [
-        ({"source": "hub", "path": None, "hub_name": "owner/name", "hub_split": "train"}, "data.hub_name=owner/name"),
-        ({"tokenizer": "owner/name"}, "data.tokenizer=owner/name is neither a file or folder here nor"),
-    ],
-)
-def test_no_network_for_a_hub_name_is_said_at_once(
-    settings_of, write, tmp_path, documents, in_a_process, changes, complaint
-):
-    settings = settings_of(write(tmp_path / "a.jsonl", documents), **changes)
+def test_no_network_for_a_hub_name_is_said_at_once(settings_of, write, tmp_path, documents, in_a_process):
+    file = write(tmp_path / "a.jsonl", documents)
+    corpus = settings_of(file, source="hub", path=None, hub_name="owner/name", hub_split="train")
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home")}
-    result = in_a_process(settings, nowhere)
+    result = in_a_process(corpus, settings_of(file, tokenizer="owner/name"), environment=nowhere)
     assert result.returncode == 2, result.stderr
-    assert complaint in result.stdout
-    assert "the network" in result.stdout
+    of_corpus, of_tokenizer = result.stdout.splitlines()
+    assert "data.hub_name=owner/name" in of_corpus
+    assert "data.tokenizer=owner/name is neither a file or folder here nor" in of_tokenizer
+    assert "the network" in of_corpus
+    assert "the network" in of_tokenizer

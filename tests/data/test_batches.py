@@ -93,10 +93,12 @@ def test_validation_bytes_of_a_document_are_its_texts(data, decode_stream):
 
 def test_what_is_scored_ends_where_a_document_does_and_holds_its_texts_bytes(data, decode_stream):
     starts, texts = data.validation_document_starts.tolist(), decode_stream(data, "validation")
-    for max_tokens in range(1, len(data.validation_tokens) + 50, 7):
+    near = {start + off for start in starts for off in (-1, 0, 1, 2)}
+    near |= {int(start / 0.9) + off for start in starts for off in (0, 1)}
+    for max_tokens in sorted((near | set(range(1, len(data.validation_tokens) + 50, 97))) - {-1, 0}):
         scored = scored_targets(data, max_tokens)
         assert scored <= max_tokens
-        batches = list(validation_batches(data, context=CONTEXT, sequences=2, max_tokens=max_tokens))
+        batches = list(validation_batches(data, context=CONTEXT, sequences=64, max_tokens=max_tokens))
         held = int(sum(batch["target_bytes"].sum() for batch in batches))
         if max_tokens >= len(data.validation_tokens) - 1:
             assert held == sum(len(text.encode()) for text in texts)

@@ -170,7 +170,7 @@ def test_a_large_file_is_digested_once(tmp_path, monkeypatch):
 
 
 def test_two_processes_that_build_the_same_both_succeed(settings_of, write, tmp_path, make_documents):
-    settings = settings_of(write(tmp_path / "a.jsonl.xz", make_documents(3000)))
+    settings = settings_of(write(tmp_path / "a.jsonl.xz", make_documents(800)))
     program = (
         "import sys\nfrom dma_lab.data.build import prepare_data\nfrom dma_lab.data.settings import DataSettings\n"
         f"print('ready', flush=True); sys.stdin.readline()\nprint(prepare_data({settings!r}, 1).fingerprint)"
