@@ -27,16 +27,18 @@ def markdown_table(folder, first_column, holding=""):
     return [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
 
 
-@pytest.fixture
-def compared(add_run, tmp_path):
+@pytest.fixture(scope="module")
+def compared(write, tmp_path_factory):
     """Three backends at one rung, two seeds."""
+    root, report = (tmp_path_factory.mktemp("compared") / name for name in ("runs", "report"))
+    sizes = {"peak_memory_bytes": 3 * 2**20, "tokens_per_second": 98_765.4}
     paths = {
-        (attention, seed): add_run(attention, seed=seed, peak_memory_bytes=3 * 2**20, tokens_per_second=98_765.4)
+        (attention, seed): write(root, attention, seed=seed, **sizes)
         for attention in ("mha", "dma", "nsa")
         for seed in (0, 1)
     }
-    write_report(tmp_path / "runs", tmp_path / "report")
-    return paths, tmp_path / "report"
+    write_report(root, report)
+    return paths, report
 
 
 def test_the_csv_holds_what_the_runs_wrote(compared):

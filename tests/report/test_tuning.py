@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,29 +25,31 @@ RECIPE = {"nano": 0.008, "440k": 0.006}
 PARAMETERS = {"nano": 148_096, "440k": 443_424}
 
 
+def write_sweep(add_run, attention, rungs=("nano", "440k"), best=BEST, rates=RATES):
+    for rung in rungs:
+        for rate in rates:
+            for seed in (0, 1):
+                loss = 3 + 0.1 * math.log(rate / best[attention, rung]) ** 2 + 1e-4 * (seed - 0.5)
+                add_run(
+                    attention, rung, seed=seed, val_loss=loss, recipe_learning_rate=RECIPE[rung],
+                    params_non_embedding=PARAMETERS[rung],
+                    settings={"optimizer": {"name": "muon", "learning_rate": rate}},
+                )  # fmt: skip
+
+
 @pytest.fixture
 def sweep(add_run):
-    def add(attention, rungs=("nano", "440k"), best=BEST, rates=RATES):
-        for rung in rungs:
-            for rate in rates:
-                for seed in (0, 1):
-                    loss = 3 + 0.1 * math.log(rate / best[attention, rung]) ** 2 + 1e-4 * (seed - 0.5)
-                    add_run(
-                        attention, rung, seed=seed, val_loss=loss, recipe_learning_rate=RECIPE[rung],
-                        params_non_embedding=PARAMETERS[rung],
-                        settings={"optimizer": {"name": "muon", "learning_rate": rate}},
-                    )  # fmt: skip
-
-    return add
+    return partial(write_sweep, add_run)
 
 
-@pytest.fixture
-def tuned(sweep, tmp_path):
+@pytest.fixture(scope="module")
+def tuned(write, tmp_path_factory):
     """What the sweep's file says of MHA and DMA."""
+    folder = tmp_path_factory.mktemp("sweep")
     for attention in ("mha", "dma"):
-        sweep(attention)
-    file = tmp_path / "tuned.yaml"
-    write_tuned(tmp_path, file)
+        write_sweep(partial(write, folder / "runs"), attention)
+    file = folder / "tuned.yaml"
+    write_tuned(folder, file)
     return file
 
 
