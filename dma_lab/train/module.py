@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
@@ -125,7 +126,10 @@ class LanguageModel(L.LightningModule):
         not_finite = ~(loss.isfinite() & grad_norm.isfinite())
         # One exchange: ranks that decided differently would train different models from here on.
         shown = torch.stack((loss, not_finite.float(), *([torch.stack(auxiliary).sum()] if auxiliary else [])))
-        loss, share, *of_attention = self.trainer.strategy.reduce(shown, reduce_op="mean")
+        if self.trainer.world_size > 1:
+            dist.all_reduce(shown)  # Lightning's waits for everyone before it, and so for the device
+            shown /= self.trainer.world_size
+        loss, share, *of_attention = shown
         skipped = (share > 0).float()
         for optimizer in optimizers:
             # As GradScaler tells fused AdamW to leave everything as it is.

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from dma_lab.train.parts import part_of, whole
@@ -25,8 +26,8 @@ class Muon(torch.optim.Optimizer):
     2502.16982, section 2.2): an update's root mean square is then about AdamW's, so AdamW's learning rates serve.
 
     ``torch.optim.Muon`` computes the same, but waits for a rate that is a tensor on the GPU, knows no ``found_inf`` and
-    takes one matrix at a time. This one takes all of a shape at once; a tall matrix is a wide one transposed. Where
-    matrices are sharded, every process makes all of an update, and takes its part.
+    takes one matrix at a time. This one takes all of a shape at once; a tall matrix is a wide one transposed. Several
+    processes that train together orthogonalise a share of the matrices each.
 
     Args:
         parameters: matrices, float32.
@@ -66,7 +67,7 @@ class Muon(torch.optim.Optimizer):
             kept = 1.0 - self.found_inf
             gradient.masked_fill_(self.found_inf > 0, 0.0)
         momentum += (1 - group["momentum"]) * kept * (gradient - momentum)
-        update = orthogonalise(gradient.lerp(momentum, group["momentum"]))
+        update = _orthogonalise_together(gradient.lerp(momentum, group["momentum"]))
         update *= -group["lr"] * kept * _RMS * max(weights[0].shape) ** 0.5
         decay = 1 - group["lr"] * kept * group["weight_decay"]
         for number, (weight, buffer) in enumerate(zip(weights, momenta, strict=True)):
@@ -79,6 +80,18 @@ class Muon(torch.optim.Optimizer):
             state["momentum_buffer"] = torch.zeros_like(weight)
         buffer: Tensor = state["momentum_buffer"]
         return buffer
+
+
+def _orthogonalise_together(matrices: Tensor) -> Tensor:
+    """``orthogonalise`` by all processes that train together, which hold the same ``matrices``."""
+    count = dist.get_world_size() if dist.is_initialized() else 1
+    if count == 1:
+        return orthogonalise(matrices)
+    number, each = len(matrices), -(-len(matrices) // count)
+    padded = nn.functional.pad(matrices, (0, 0, 0, 0, 0, count * each - number))
+    shares = list(torch.empty_like(padded).chunk(count))
+    dist.all_gather(shares, orthogonalise(padded.chunk(count)[dist.get_rank()]))
+    return torch.cat(shares)[:number]
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.fsdp import FSDPModule
 
 from dma_lab.data.module import DrawSequences, TokenDataModule
@@ -62,6 +63,9 @@ def train_model(
         # What a process compiled for its earlier runs would count towards Dynamo's limit of graphs, and one run's
         # shapes would decide how the next one's are compiled.
         torch.compiler.reset()
+        # Blocks are compiled one by one, and their gradients exchanged as each is done: split into DDP's buckets they
+        # would be other graphs than those of one device.
+        torch._dynamo.config.optimize_ddp = False
     forget_peak(hardware.device)
     on_gpu, alone = hardware.device.type == "cuda", peers.ranks.count == 1
     sharded = settings.trainer.strategy == "fsdp" and not alone
@@ -98,7 +102,7 @@ def train_model(
     trainer = L.Trainer(
         accelerator="gpu" if on_gpu else "cpu",
         devices=[hardware.device.index] if on_gpu and alone else settings.trainer.devices,
-        strategy=ShardedStrategy() if sharded else "auto",
+        strategy="auto" if alone else ShardedStrategy() if sharded else DDPStrategy(gradient_as_bucket_view=True),
         precision="bf16-mixed" if hardware.precision == "bf16" else "32-true",
         max_steps=plan.steps,
         logger=False,
