@@ -10,11 +10,14 @@ from omegaconf import DictConfig
 
 from dma_lab.entry_point import run_entry_point
 from dma_lab.messages import UserError
-from dma_lab.phases import phase
+from dma_lab.phases import leave_to_the_first, phase
+from dma_lab.train.ranks import is_launched_first
 from dma_lab.train.timing import note_imports
 
 
 def main(config: DictConfig) -> Sequence[dict[str, Any]]:
+    if not is_launched_first():
+        leave_to_the_first()
     with phase("importing PyTorch"):  # seconds, for which --help and a mistaken setting need not wait
         from dma_lab.train.reading import read_settings
     settings = read_settings(config)

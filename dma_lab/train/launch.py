@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from dma_lab.messages import RunHeldError, UserError
+from dma_lab.phases import leave_to_the_first
 from dma_lab.train.peers import LostRankError, Peers
 from dma_lab.train.ranks import Ranks
 from dma_lab.train.runs import RunDirectory
@@ -114,6 +115,7 @@ def _follow(train: Callable[..., object], ranks: Ranks) -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_first, daemon=True).start()
+    leave_to_the_first()
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         train(ranks=ranks)

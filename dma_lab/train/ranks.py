@@ -98,6 +98,11 @@ def find_ranks(devices: int) -> Ranks:
     return Ranks(count=devices)
 
 
+def is_launched_first() -> bool:
+    """Whether no launcher started this process, or before all others."""
+    return not any(_number([launcher.rank]) for launcher in _LAUNCHERS)
+
+
 def local_rank() -> int:
     """The place of this process among those that a launcher started on this machine; 0 without a launcher."""
     return _number([launcher.local_rank for launcher in _LAUNCHERS]) or 0

@@ -239,6 +239,8 @@ def test_a_launchers_processes_train_one_run_together(overrides, alone, tmp_path
         ]  # fmt: skip
     said = [process.communicate(timeout=240)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), said
+    assert "Warning" not in "".join(said)
+    assert "".join(said).count("FLOP executed") == 1, "the first process speaks"
     (run,) = tmp_path.iterdir()
     assert summary_of(run)["val_loss"] == pytest.approx(alone["val_loss"], abs=1e-5)
     assert [line["step"] for line in lines_of(run)] == list(range(1, 101))

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from dma_lab import phases
 from dma_lab.messages import UserError
-from dma_lab.train.ranks import Ranks, find_ranks, local_rank
+from dma_lab.train.ranks import Ranks, find_ranks, is_launched_first, local_rank
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "1234"}
@@ -31,6 +33,21 @@ def launched(monkeypatch):
 def test_a_process_of_one_device_is_a_run_of_its_own(launched, variables):
     launched(variables)
     assert find_ranks(1) == Ranks(rank=0, count=1, launched=False)
+
+
+@pytest.mark.parametrize(
+    ("variables", "first"),
+    [({}, True), (BATCH, True), (TORCHRUN | {"RANK": "0"}, True), (TORCHRUN, False), (SRUN, False), (JSRUN, False)],
+)
+def test_one_process_of_a_launcher_says_what_all_are_at(launched, monkeypatch, capsys, variables, first):
+    launched(variables)
+    monkeypatch.setattr(phases, "_SECONDS_UNSAID", 0.0)
+    monkeypatch.setattr(phases, "_silent", False)
+    if not is_launched_first():
+        phases.leave_to_the_first()
+    with phases.phase("reading data"):
+        time.sleep(0.1)
+    assert capsys.readouterr().err == ("dma_lab: reading data\n" if first else "")
 
 
 @pytest.mark.parametrize(
