@@ -57,10 +57,10 @@ def write_run(
     values = {
         "study": "study",
         "model": model,
-        "rung": model,
         "attention": attention,
         "match": "params",
         "seed": seed,
+        "rung": model,
         "params_total": params + 65_536,
         "params_non_embedding": params,
         "d_ff": 192,
