@@ -20,7 +20,7 @@ from dma_lab.messages import MishapError, UserError
 from dma_lab.model import ModelShape, Transformer
 from dma_lab.run_summary import read_summary
 
-_IN_SUMMARY = ("data_fingerprint", "precision", "steps")
+_IN_SUMMARY = ("data_fingerprint", "init_from_digest", "precision", "steps")
 _MADE_AGAIN = "delete the run's summary.json, and the command that trained it writes both again from its checkpoint"
 
 
@@ -62,7 +62,7 @@ class TrainedRun:
         Raises:
             UserError: the weights are not those of config.yaml's model.
         """
-        shape = self._shape
+        shape = self.shape
         with torch.device("meta"):
             trained = Transformer(shape, AttentionConfig.read(self.config["attention"]))
         self._check_weights(trained)
@@ -97,9 +97,9 @@ class TrainedRun:
                 kind = "" if isinstance(error, TornCacheError) else "its tokenizer: "
                 torn.append(f"{meta_file.parent} is damaged: {kind}{error}")
                 continue
-            if data.vocab_size > self._shape.vocab_size:
+            if data.vocab_size > self.shape.vocab_size:
                 raise self._foreign(
-                    f"its embedding has {self._shape.vocab_size} rows and the tokenizer {data.vocab_size} tokens"
+                    f"its embedding has {self.shape.vocab_size} rows and the tokenizer {data.vocab_size} tokens"
                 )
             return data
         raise UserError(
@@ -109,7 +109,7 @@ class TrainedRun:
         )
 
     @cached_property
-    def _shape(self) -> ModelShape:
+    def shape(self) -> ModelShape:
         rung = self.config["model"]
         names = ("n_layers", "d_model", "n_heads", "n_kv_heads", "head_dim", "tie_embeddings")
         embedding = self.weights.get("embedding.weight")
@@ -153,27 +153,30 @@ class TrainedRun:
         )
 
 
-def open_run(path: Path) -> TrainedRun:
+def open_run(path: Path, setting: str = "checkpoint") -> TrainedRun:
     """Open a run's directory, or one of the checkpoints in its ``checkpoints/``. Reads tensors and plain values only.
+
+    Args:
+        path: as the user gave it, as ``setting``.
 
     Raises:
         UserError: the directory is no run, has no checkpoint yet, or a file of it cannot be read.
     """
     given = path
-    path = user_path(path, "checkpoint")
+    path = user_path(path, setting)
     if path.suffix == ".ckpt":
         checkpoint, path = path, path.parent.parent
     else:
         checkpoint = path / "checkpoints" / "last.ckpt"
     if not path.is_dir():
-        raise UserError(f"checkpoint={given}: there is no such directory; give a run's, as train.py printed it.")
+        raise UserError(f"{setting}={given}: there is no such directory; give a run's, as train.py printed it.")
     for file in (path / "config.yaml", path / "summary.json"):
         if not file.is_file():
             raise UserError(
-                f"checkpoint={given} is not a run's directory: it has no {file.name}; give one that train.py made."
+                f"{setting}={given} is not a run's directory: it has no {file.name}; give one that train.py made."
             )
     if not checkpoint.is_file():
-        raise UserError(f"checkpoint={given}: the run has no {checkpoint.relative_to(path)}; train it first.")
+        raise UserError(f"{setting}={given}: the run has no {checkpoint.relative_to(path)}; train it first.")
     config, summary = _read_config(path / "config.yaml"), _read_summary(path / "summary.json")
     try:
         content = read_checkpoint(checkpoint, mmap=True)

@@ -69,7 +69,7 @@ def import_doge(folder: Path) -> DogeTransformer:
     """
     path = user_path(folder, "folder")
     shape, attention = _read_config(path / "config.json")
-    weights = our_weights(_read_weights(path), shape)
+    weights = our_weights(read_weights(path), shape)
     model = DogeTransformer(shape, attention)
     ours = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     theirs = {name: tuple(weight.shape) for name, weight in weights.items()}
@@ -118,7 +118,8 @@ def _earlier_rope(config: dict[str, Any]) -> dict[str, Any]:
     return {"rope_theta": config["rope_theta"], **(config.get("rope_scaling") or {})}
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder's safetensors, in one file or several. Raises UserError as ``import_doge`` does."""
     index = folder / "model.safetensors.index.json"
     try:
         if index.exists():

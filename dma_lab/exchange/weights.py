@@ -34,7 +34,7 @@ def stock_weights(weights: dict[str, Tensor], shape: ModelShape, attention: str)
 
 
 def our_weights(weights: dict[str, Tensor], shape: ModelShape) -> dict[str, Tensor]:
-    """A Doge's ``state_dict`` under our names; a name that is none of a Doge's stays as it is."""
+    """A ``state_dict`` of Llama's family under our names; a name that is none of theirs stays as it is."""
     renamed = {_our_name(name): weight for name, weight in weights.items()}
     if shape.tie_embeddings and "embedding.weight" in renamed:
         renamed["head.weight"] = renamed["embedding.weight"]

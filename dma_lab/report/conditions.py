@@ -28,9 +28,12 @@ _NOT_COMPARED = (
     # Where the text came from: the fingerprint is that of the tokens themselves.
     *("data.path", "data.validation_path", "data.cache_dir", "data.allow_repeat", "data.tokenizer", "data.vocab_size"),
     # What cannot change a result.
+    "init_from",  # a path: the digest of what lay there is compared
     *("output_dir", "logger", "trainer.log_every", "trainer.validate_every", "trainer.checkpoint_every"),
     "trainer.loader_workers",
 )
+INIT_FROM = "init_from_digest"
+"""Of the weights that the run began with; None of one that began with chance."""
 _FROM_SUMMARY = ("data_fingerprint", "tokens", *MACHINE, "earlier_machines")
 TUNED = frozenset({"optimizer.learning_rate", WARMUP})
 """What may be searched for the best: of such runs one stands for the point that they share."""
@@ -62,6 +65,7 @@ def conditions_of(config: DictConfig, summary: Mapping[str, Any]) -> Conditions:
     if settings.get("tuned") is not None:
         # Rates of one file are each backend's own: in that they are equal, and equal to no rate given by hand.
         found["optimizer.learning_rate"] = "tuned"
+    found[INIT_FROM] = summary.get(INIT_FROM)
     return found | {name: _hashable(summary[name]) for name in _FROM_SUMMARY}
 
 

@@ -42,6 +42,7 @@ class RunRecorder(L.Callback):
         validate_every: int,
         checkpoint_every: int,
         keep_step: int | None,
+        score_at_start: bool,
         also_log: Callable[[dict[str, float], int], None],
         stop: StopRequest,
         agree_on_signal: Callable[[int | None], int | None],
@@ -50,7 +51,9 @@ class RunRecorder(L.Callback):
         self.identity_at, self.so_far = identity_at, so_far
         self.steps, self.tokens_per_step = steps, tokens_per_step
         self.log_every, self.validate_every, self.checkpoint_every = log_every, validate_every, checkpoint_every
-        self.keep_step = keep_step
+        self.keep_step, self.score_at_start = keep_step, score_at_start
+        self.loss_at_start: float | None = None
+        """Validation loss before the first step, of a run that begins with the weights of another."""
         self.score: Score | None = None
         self.verdict: Verdict | None = None
         self.stop, self.agree_on_signal = stop, agree_on_signal
@@ -63,15 +66,21 @@ class RunRecorder(L.Callback):
             "identity": self.identity_at(self._step),
             **dataclasses.asdict(self.so_far),
             "seconds": self.timing.seconds,
+            "loss_at_start": self.loss_at_start,
             "lines": {name: "".join(lines) for name, lines in self.run.lines.items()},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.timing.add(state_dict.get("seconds", {}))
+        self.loss_at_start = state_dict.get("loss_at_start")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
         self.stop.can_wait = True
+        if self.score_at_start and trainer.global_step == 0:
+            with self.timing.measured("validation"):
+                self.loss_at_start = self.validate(trainer.strategy.root_device).metrics()["val_loss"]
+            self.run.say(f"{self.run.path.name} begins at a validation loss of {self.loss_at_start:.4f}")
         self.progress = TrainingProgress(self.steps, trainer.global_step, self.clock.compiling_steps)
         self.progress.__enter__()
         self.clock.resume()

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from dma_lab.checkpoints import DamagedCheckpointError, read_checkpoint
 from dma_lab.messages import warn_once
 from dma_lab.threads import use_threads
+from dma_lab.train.beginning import prepare_beginning
 from dma_lab.train.continuing import Start, prepare_start
 from dma_lab.train.divergence import DivergedError
 from dma_lab.train.hardware import Hardware, machine_facts, machine_in_words, resolve_hardware
@@ -75,10 +76,12 @@ def fit_run(
         use_threads(plan.micro_batch_flops, hardware.device)
         hardware = resolve_hardware(settings.trainer)  # whose name says how many
 
-        run = find_run(settings, task, hardware, writer=ranks.first)
+        beginning = prepare_beginning(settings, plan, say=ranks.first)
+        digest = None if beginning is None else beginning.digest
+        run = find_run(settings, task, hardware, digest, writer=ranks.first)
         if ranks.first:
             print(short_plan(settings, plan), file=sys.stderr)
-        known = _known_before(run, settings, plan, task, hardware)
+        known = _known_before(run, settings, plan, task, hardware) | (beginning.facts if beginning else {})
         if not ranks.launched and (finished := _ended_before(run, settings, known)):
             return finished
         refuse_beyond_memory(plan, settings.model.name, settings.trainer.devices, hardware)
@@ -90,7 +93,7 @@ def fit_run(
             if ranks.first and (neighbour := stopped_neighbour(run, settings.written())):
                 run.say(neighbour)
             peers.wait()  # all have looked, before the writer changes what they look at
-            identity_at = partial(state_identity, settings, plan.steps, task.fingerprint, hardware.precision)
+            identity_at = partial(state_identity, settings, plan.steps, task.fingerprint, hardware.precision, digest)
             logged = last_step(run)
             start = prepare_start(run, identity_at, shorter)
             peers.wait()  # the others find the checkpoint that the writer chose
@@ -115,7 +118,7 @@ def fit_run(
                         so_far = Start(start.steps_shared, machines, used.trainer.micro_batch_sequences)
                         return train_model(
                             used, plan, task, task.draw(plan), run, hardware, peers, stop, keep_step, identity_at,
-                            so_far, timing, log,
+                            so_far, timing, log, beginning,
                         )  # fmt: skip
 
                     begin_again = partial(prepare_start, run, identity_at, shorter)
@@ -184,11 +187,12 @@ def _diverged(when: str, run: RunDirectory, summary: dict[str, Any], settings: T
     )
 
 
-def find_run(settings: TrainSettings, task: Task, hardware: Hardware, *, writer: bool = True) -> RunDirectory:
+def find_run(
+    settings: TrainSettings, task: Task, hardware: Hardware, init_from_digest: str | None, *, writer: bool = True
+) -> RunDirectory:
     """The directory of this run, named so that a reader finds it and hashed over all that defines its result."""
-    return RunDirectory(
-        Path(settings.output_dir) / run_name(settings, task.fingerprint, hardware.precision), writer=writer
-    )
+    name = run_name(settings, task.fingerprint, hardware.precision, init_from_digest)
+    return RunDirectory(Path(settings.output_dir) / name, writer=writer)
 
 
 def _known_before(

@@ -14,7 +14,7 @@ def identity(defining: dict[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(defining, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
-def run_name(settings: TrainSettings, fingerprint: str, precision: str) -> str:
+def run_name(settings: TrainSettings, fingerprint: str, precision: str, init_from_digest: str | None = None) -> str:
     """The name of the run's directory, such that a reader finds it and no other run has it."""
     trainer = settings.trainer
     defining = {
@@ -33,11 +33,14 @@ def run_name(settings: TrainSettings, fingerprint: str, precision: str) -> str:
         "trainer": [trainer.context, trainer.tokens_per_step, trainer.validation_tokens, precision],
         "seed": settings.seed,
         **({} if settings.tuned is None else {"tuned": settings.tuned}),
+        **({} if init_from_digest is None else {"init_from": init_from_digest}),
     }
     return f"{settings.study}-{settings.model.name}-{settings.attention.label}-s{settings.seed}-{identity(defining)}"
 
 
-def state_identity(settings: TrainSettings, steps: int, fingerprint: str, precision: str, step: int) -> dict[str, Any]:
+def state_identity(
+    settings: TrainSettings, steps: int, fingerprint: str, precision: str, init_from_digest: str | None, step: int
+) -> dict[str, Any]:
     """What defines the state after ``step`` of the run's ``steps``, by its name in config.yaml or summary.json.
 
     As long as the learning rate does not decay that is no budget: runs of several budgets go through the same states
@@ -66,6 +69,8 @@ def state_identity(settings: TrainSettings, steps: int, fingerprint: str, precis
         "precision": precision,
         "warmup_steps": warmup,
     }
+    if init_from_digest is not None:
+        state["init_from_digest"] = init_from_digest
     if step > steps - decay:
         schedule = settings.schedule
         state |= {

@@ -133,6 +133,8 @@ class TrainSettings:
     """Of every backend that has one; once read, it stands in their nodes, and is null for the others' sake."""
     tuned: Text | None
     """A file of tuned rates (dma_lab/train/tuned.py); once read, its name and digest."""
+    init_from: Text | None
+    """A run or a folder whose weights the run begins with."""
     output_dir: Text
     model: RungSettings
     init: Initialisation

@@ -11,6 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from dma_lab.data.module import DrawSequences, TokenDataModule
 from dma_lab.phases import phase
+from dma_lab.train.beginning import Beginning
 from dma_lab.train.callbacks import RunRecorder
 from dma_lab.train.checkpoint_writer import CheckpointWriter
 from dma_lab.train.continuing import IdentityAt, Start
@@ -46,6 +47,7 @@ def train_model(
     so_far: Start,
     timing: Timing,
     log: RunLog,
+    beginning: Beginning | None,
 ) -> dict[str, Any]:
     """Train ``run``'s model, from its checkpoint where it has one, and score it; what is known of the run afterwards.
 
@@ -54,6 +56,7 @@ def train_model(
         identity_at: what identifies the state after a number of steps.
         so_far: where the steps before this process came from.
         timing: to which this process's seconds are added, and those of the processes before it.
+        beginning: weights that training begins with.
 
     Raises:
         torch.OutOfMemoryError: there is not enough before anything was saved.
@@ -70,7 +73,7 @@ def train_model(
     on_gpu, alone = hardware.device.type == "cuda", peers.ranks.count == 1
     sharded = settings.trainer.strategy == "fsdp" and not alone
     with phase("building the model"):
-        module = language_model(settings, plan, hardware, sharded=sharded)
+        module = language_model(settings, plan, hardware, beginning, sharded=sharded)
 
     def validate(device: torch.device) -> Score:
         sequences = plan.sequences_per_step // settings.trainer.devices // plan.accumulate
@@ -95,6 +98,7 @@ def train_model(
         validate_every=settings.trainer.validate_every,
         checkpoint_every=settings.trainer.checkpoint_every,
         keep_step=keep_step,
+        score_at_start=beginning is not None,
         also_log=log.add,
         stop=stop,
         agree_on_signal=peers.agree_on_signal,
@@ -146,6 +150,8 @@ def train_model(
         "seconds": timing.seconds,
         "peak_memory_bytes": peak_bytes(hardware.device),
     }
+    if recorder.loss_at_start is not None:
+        outcome["val_loss_at_start"] = recorder.loss_at_start
     if recorder.verdict is not None:
         return outcome | _what_diverged(recorder.verdict, task, plan)
     if trainer.global_step < plan.steps:
@@ -173,13 +179,21 @@ def train_model(
 
 
 def language_model(
-    settings: TrainSettings, plan: RunPlan, hardware: Hardware, *, sharded: bool = False
+    settings: TrainSettings,
+    plan: RunPlan,
+    hardware: Hardware,
+    beginning: Beginning | None = None,
+    *,
+    sharded: bool = False,
 ) -> LanguageModel:
     """The run's model with its initial weights, compiled where that is asked for."""
     optimizer = settings.optimizer
     multiplier = learning_rate_multiplier(settings.schedule, plan.steps)
+    model = build_model(settings, plan.shape)
+    if beginning is not None:
+        beginning.load_into(model)
     module = LanguageModel(
-        build_model(settings, plan.shape),
+        model,
         make_optimizers=lambda model: build_optimizers(model, optimizer),
         learning_rate=lambda step: optimizer.learning_rate * multiplier(step),
         gradient_clip=optimizer.gradient_clip,

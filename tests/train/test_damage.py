@@ -263,7 +263,7 @@ def test_states_are_told_apart_by_all_that_led_to_them(settings_in):
     def state(group=None, step=5, steps=12, fingerprint="f", precision="fp32", **changes):
         changed = dataclasses.replace(getattr(settings, group), **changes) if group else None
         own = dataclasses.replace(settings, **({group: changed} if group else changes))
-        return state_identity(own, steps, fingerprint, precision, step)
+        return state_identity(own, steps, fingerprint, precision, None, step)
 
     same = state()
     assert state(seed=1) != same

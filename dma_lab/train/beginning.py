@@ -1,0 +1,144 @@
+"""What a run begins with where that is not chance: weights of another model (``init_from``), of the same shape.
+
+They define the run by their digest, wherever they lie. Optimizer, schedule and data begin anew.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dma_lab.exchange.source import Source, open_source
+from dma_lab.messages import UserError, warn_once
+from dma_lab.model import ModelShape, Transformer
+from dma_lab.settings import shown
+from dma_lab.train.plan import RunPlan, build_model
+from dma_lab.train.settings import TrainSettings
+
+_MODEL_SETTINGS = ("n_layers", "d_model", "n_heads", "n_kv_heads", "head_dim", "tie_embeddings")
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Weights by our names, and where they are from."""
+
+    weights: dict[str, Tensor]
+    digest: str
+    """Of all of the source's."""
+    anew: tuple[str, ...]
+    """Parameters that the source has not: they begin as in any run."""
+    left: tuple[str, ...]
+    """The source's that this model has no place for."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For summary.json."""
+        return {"init_from_digest": self.digest, "init_from_anew": list(self.anew), "init_from_left": list(self.left)}
+
+    @torch.no_grad()
+    def load_into(self, model: Transformer) -> None:
+        parameters = dict(model.named_parameters()) | dict(model.named_buffers())
+        for name, weight in self.weights.items():
+            parameters[name].copy_(weight)
+
+
+def prepare_beginning(settings: TrainSettings, plan: RunPlan, *, say: bool) -> Beginning | None:
+    """What ``init_from`` names, for the model of ``plan``; None where it names nothing.
+
+    Args:
+        say: whether to tell the user what of it is not used, or used otherwise than it was trained.
+
+    Raises:
+        UserError: it cannot be read, or is of another shape than the run's model.
+    """
+    if settings.init_from is None:
+        return None
+    source = open_source(settings.init_from)
+    _refuse_another_shape(settings, source.shape, plan.shape)
+    _refuse_another_norm(settings, source)
+    with torch.device("meta"):
+        ours = build_model(settings, plan.shape).state_dict()
+    if plan.shape.tie_embeddings:
+        ours.pop("head.weight")
+    taken = {name: weight for name, weight in source.weights.items() if name in ours}
+    anew = tuple(sorted(ours.keys() - taken.keys()))
+    left = tuple(sorted(source.weights.keys() - taken.keys()))
+    for name, weight in taken.items():
+        if weight.shape != ours[name].shape:
+            raise UserError(
+                f"init_from={settings.init_from}: its {name} is {tuple(weight.shape)} and here "
+                f"{tuple(ours[name].shape)}; set attention={source.attention['name']}, which it was trained with, or "
+                "give a folder whose weights are those of its config."
+            )
+    if (anew or left) and source.attention["name"] == settings.attention.name:
+        raise UserError(
+            f"init_from={settings.init_from} has attention={settings.attention.name} with other options: "
+            f"{_some(anew or left)} is only in {'this model' if anew else 'it'}; give the options that it was trained "
+            f"with ({_options(source)})."
+        )
+    if say:
+        for remark in _remarks(settings, source, anew, left):
+            warn_once(f"init_from={settings.init_from}: {remark}.")
+    return Beginning(taken, source.digest, anew, left)
+
+
+def _refuse_another_shape(settings: TrainSettings, theirs: ModelShape, ours: ModelShape) -> None:
+    begun = f"init_from={settings.init_from}: "
+    for name in _MODEL_SETTINGS:
+        if (value := getattr(theirs, name)) != (own := getattr(ours, name)):
+            raise UserError(f"{begun}its {name} is {value} and here {own}; set model.{name}={str(value).lower()}.")
+    if theirs.d_ff != ours.d_ff:
+        matched = settings.match != "none" and ours.d_ff != settings.model.d_ff
+        why = f" (match={settings.match} made it so)" if matched else ""
+        raise UserError(
+            f"{begun}its d_ff is {theirs.d_ff} and here {ours.d_ff}{why}; set model.d_ff={theirs.d_ff} match=none."
+        )
+    if theirs.vocab_size != ours.vocab_size:
+        raise UserError(
+            f"{begun}its vocab_size is {theirs.vocab_size} and here {ours.vocab_size}, the tokenizer's in whole "
+            "sixty-fours; set data.tokenizer to the tokenizer that the weights were trained with."
+        )
+
+
+def _refuse_another_norm(settings: TrainSettings, source: Source) -> None:
+    """Norms of queries and keys that one has and the other has not would make another function of all the weights."""
+    theirs, ours = source.attention.get("qk_norm"), settings.attention.written().get("qk_norm")
+    if None not in (theirs, ours) and theirs != ours:
+        raise UserError(
+            f"init_from={settings.init_from}: its qk_norm is {theirs} and here {ours}; set "
+            f"attention.qk_norm={str(theirs).lower()}."
+        )
+
+
+def _remarks(settings: TrainSettings, source: Source, anew: tuple[str, ...], left: tuple[str, ...]) -> list[str]:
+    """What a user who expects the source's own function would want to know."""
+    said = list(source.remarks)
+    ours, theirs = settings.attention.written(), source.attention
+    if anew:
+        said.append(f"{len(anew)} parameters are not in it and begin anew: {_some(anew, 8)}")
+    if left:
+        said.append(f"{len(left)} of its parameters have no place in this model and are left: {_some(left, 8)}")
+    changed = [
+        f"attention.{name}={shown(theirs[name])} (here {shown(ours[name])})"
+        for name in theirs
+        if name not in ("name", "package") and ours.get(name) is not None and theirs[name] != ours[name]
+    ]
+    if changed:
+        said.append(f"it was trained with {', '.join(changed)}, which can be set here too")
+    if settings.trainer.context > source.shape.max_seq_len:
+        base = "" if ours.get("rope_base") is None else "; a larger attention.rope_base may help (docs/evaluation.md)"
+        said.append(
+            f"trainer.context={settings.trainer.context} is longer than the {source.shape.max_seq_len} tokens that it "
+            f"was trained on{base}"
+        )
+    return said
+
+
+def _options(source: Source) -> str:
+    known = {name: value for name, value in source.attention.items() if name not in ("name", "package")}
+    return ", ".join(f"attention.{name}={str(value).lower()}" for name, value in known.items())
+
+
+def _some(names: tuple[str, ...], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
