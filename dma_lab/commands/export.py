@@ -14,7 +14,7 @@ def main(config: DictConfig) -> None:
         from dma_lab.exchange import export_run
         from dma_lab.exchange.settings import ExportSettings
     settings = read_settings(ExportSettings, config)
-    print(f"export: {export_run(Path(settings.checkpoint), Path(settings.to), settings.format)}")
+    print(f"export: {export_run(Path(settings.checkpoint), Path(settings.to), settings.format, settings.license)}")
 
 
 def run() -> None:

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from dma_lab.data.tokenizer import save_for_transformers
 from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.exchange.configs import NoStockArchitectureError, custom_config, stock_config
 from dma_lab.exchange.doge import DogeTransformer
-from dma_lab.exchange.model_card import DOGE_TRANSFORMERS, model_card
+from dma_lab.exchange.model_card import DOGE_TRANSFORMERS, model_card, training_facts
 from dma_lab.exchange.weights import stock_weights, untied
 from dma_lab.messages import UserError, warn_once
 from dma_lab.model import Transformer
@@ -29,12 +29,13 @@ MODELING_FILE = Path(__file__).with_name("modeling_dma_lab.py")
 _CODE_GOES_ALONG = f"{MODELING_FILE.name} is exported too, for trust_remote_code=True where dma_lab is installed"
 
 
-def export_run(run_directory: Path, to: Path, format: str = "auto") -> Path:
+def export_run(run_directory: Path, to: Path, format: str = "auto", license: str | None = None) -> Path:
     """Write the model and the tokenizer of a run to the new folder ``to``; returns it.
 
     Args:
         run_directory: as train.py made it, or one of the checkpoints in its ``checkpoints/``.
         to, format: as ``export_model`` takes them.
+        license: an identifier for the weights, which README.md then names.
 
     Raises:
         UserError: the run cannot be opened, or as ``export_model`` says.
@@ -47,10 +48,18 @@ def export_run(run_directory: Path, to: Path, format: str = "auto") -> Path:
         data = run.data
     else:
         warn_once(f"{run_directory} was trained on no text: no tokenizer is exported.")
-    return export_model(run.model(), to, format, data=data)
+    return export_model(run.model(), to, format, data=data, trained=training_facts(run), license=license)
 
 
-def export_model(model: Transformer, to: Path, format: str = "auto", *, data: TokenData | None = None) -> Path:
+def export_model(
+    model: Transformer,
+    to: Path,
+    format: str = "auto",
+    *,
+    data: TokenData | None = None,
+    trained: Mapping[str, str] | None = None,
+    license: str | None = None,
+) -> Path:
     """Write the model to the new folder ``to``, which appears whole or not at all; returns it.
 
     Args:
@@ -59,6 +68,8 @@ def export_model(model: Transformer, to: Path, format: str = "auto", *, data: To
             dma_lab (``trust_remote_code=True``); ``auto``, stock where one computes the same. Of DMA that is custom:
             Doge, its stock, keeps other keys where scores are equal.
         data: token files whose tokenizer is exported; None for no tokenizer.
+        trained: how it was trained, for README.md (``training_facts``).
+        license: for README.md; without one it names none.
 
     Raises:
         UserError: there is something at ``to`` or it cannot be written, or no stock architecture computes what the
@@ -78,7 +89,12 @@ def export_model(model: Transformer, to: Path, format: str = "auto", *, data: To
         if data is not None:
             save_for_transformers(data.tokenizer_file, folder, model.shape.max_seq_len)
         readme = folder / "README.md"
-        readme.write_text(model_card(config, model.attention.label), encoding="utf-8")
+        readme.write_text(
+            model_card(
+                config, model.attention, sum(weight.numel() for weight in model.parameters()), trained or {}, license
+            ),
+            encoding="utf-8",
+        )
         for file in folder.iterdir():  # safetensors lets nobody else read what it writes
             file.chmod(readme.stat().st_mode)
     return to

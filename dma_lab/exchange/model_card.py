@@ -1,21 +1,27 @@
-"""README.md of an exported folder: how it is loaded, and how far what it computes is what dma_lab computes."""
+"""README.md of an exported folder: what it is, how it is loaded, how far it computes what dma_lab does."""
 
+from collections.abc import Mapping
 from typing import Any
+
+from dma_lab.attention import AttentionConfig
+from dma_lab.evaluation.checkpoint import TrainedRun
 
 DOGE_TRANSFORMERS = "5.18"
 """The first release whose Doge is causal without padding: those before leave the causal mask out of the choice of keys,
 so that a query attends to tokens after it."""
 
-_LOADING = """\
-# {architecture}, trained by dma_lab with attention={attention}
+_CARD = """\
+{metadata}# {architecture}, trained by dma_lab with attention={attention}
 
 ```python
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM{tokenizer_import}
 
-model = AutoModelForCausalLM.from_pretrained("FOLDER"{arguments})
+model = AutoModelForCausalLM.from_pretrained("FOLDER"{arguments}){tokenizer}
 ```
 
 {agreement}
+
+{table}
 """
 _EXACT = "In float32 its logits agree with dma_lab's to 1e-4."
 _CUSTOM = "It runs dma_lab's own code, so the package{packages} must be installed. " + _EXACT
@@ -28,8 +34,45 @@ logits agree with dma_lab's to 1e-4; past them they may differ wherever two keys
 first layer each time it comes again. `python export.py format=custom` writes the model itself."""
 
 
-def model_card(config: dict[str, Any], attention: str) -> str:
-    """The text for a folder with this config.json; ``attention`` is what the backend, or control, is called."""
+def training_facts(run: TrainedRun) -> dict[str, str]:
+    """How the run was trained, by what a reader would ask; of the weights as they are, an unfinished run's too."""
+    summary, data = run.summary, run.config["data"]
+    facts = {
+        "data": f"{data.get('name')}, fingerprint {summary['data_fingerprint']}",
+        "training": f"step {run.step:,} of {summary['steps']:,}, {_share(run):,} tokens, context {run.context:,}, "
+        f"seed {summary['seed']}",
+    }
+    if "init_from_digest" in summary:
+        facts["begun with"] = f"the weights of digest {summary['init_from_digest']}"
+    if summary["status"] == "finished" and run.step == summary["steps"]:
+        loss = f"{summary['val_loss']:.4f} nats per token"
+        if "val_bits_per_byte" in summary:
+            loss += f", {summary['val_bits_per_byte']:.4f} bits per byte, perplexity {summary['val_perplexity']:.2f}"
+        facts["validation loss"] = loss
+    return facts | {"dma_lab": f"commit {summary['git_commit']}", "run": run.path.name}
+
+
+def _share(run: TrainedRun) -> int:
+    """Tokens that the weights have seen."""
+    return int(run.summary["tokens"] // run.summary["steps"] * run.step)
+
+
+def model_card(
+    config: Mapping[str, Any],
+    attention: AttentionConfig,
+    parameters: int,
+    trained: Mapping[str, str],
+    license: str | None,
+) -> str:
+    """The text for a folder with this config.json.
+
+    Args:
+        config: as written to the folder.
+        attention: the backend and its options.
+        parameters: of the model, all.
+        trained: ``training_facts``.
+        license: of the weights; None: the card names none.
+    """
     custom = config["model_type"] == "dma_lab"
     if custom:
         package = config["attention"].get("package")
@@ -39,9 +82,23 @@ def model_card(config: dict[str, Any], attention: str) -> str:
         agreement = _DOGE.format(window=config["keep_window_size"])
     else:
         agreement = _EXACT
-    return _LOADING.format(
+    tokenizer = config["eos_token_id"] is not None
+    rows = {
+        "attention": ", ".join(f"{name}={value}" for name, value in attention.written().items() if name != "name"),
+        "shape": f"{config['num_hidden_layers']} layers of {config['hidden_size']}, feed-forward "
+        f"{config['intermediate_size']}, {config['num_attention_heads']} heads, vocabulary {config['vocab_size']:,}",
+        "parameters": f"{parameters:,}, of which embedding {config['vocab_size'] * config['hidden_size']:,}",
+        **trained,
+    }
+    # The hub reads this head; a licence is the owner's to give.
+    metadata = {"license": license, "library_name": "transformers", "pipeline_tag": "text-generation"}
+    return _CARD.format(
+        metadata="---\n" + "".join(f"{name}: {value}\n" for name, value in metadata.items() if value) + "---\n\n",
         architecture=config["architectures"][0],
-        attention=attention,
+        attention=attention.label,
         arguments=", trust_remote_code=True" if custom else "",
+        tokenizer_import=", AutoTokenizer" if tokenizer else "",
+        tokenizer='\ntokenizer = AutoTokenizer.from_pretrained("FOLDER")' if tokenizer else "",
         agreement=agreement,
+        table="\n".join(("| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items()))),
     )

@@ -1,7 +1,9 @@
 """The typed form of conf/export.yaml: checked once, at the entry point."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from dma_lab.settings import STRICT, Text
 
@@ -13,4 +15,6 @@ class ExportSettings:
     __pydantic_config__ = STRICT
     checkpoint: Text
     to: Text
+    license: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]{0,63}$")] | None
+    """An identifier, in lower case on the hub; none is made up."""
     format: Literal["auto", "stock", "custom"]
