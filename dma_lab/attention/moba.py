@@ -36,7 +36,8 @@ _KERNEL_BLOCK = 64  # keys that the kernels hold at a time; longer blocks are se
 @dataclass(frozen=True)
 class MixtureOfBlocksOptions(AttentionOptions):
     block: Count | None = None
-    """Keys of a block; a sixteenth of ``max_seq_len`` unless given, the paper's ratio (512 of 8,192)."""
+    """Keys of a block; unless given a sixteenth of ``max_seq_len``, the paper's ratio, and its 512 at most, since what
+    is kept of a query's choice grows with the block."""
     selected_blocks: Count = 3
     """Blocks that a query reads, its own included."""
     qk_norm: bool = True
@@ -59,7 +60,7 @@ class MixtureOfBlockAttention(AttentionBackend, name="moba"):
     Options = MixtureOfBlocksOptions
 
     def __init__(self, shape: AttentionShape, options: MixtureOfBlocksOptions) -> None:
-        block = max(1, shape.max_seq_len // 16) if options.block is None else options.block
+        block = max(1, min(512, shape.max_seq_len // 16)) if options.block is None else options.block
         super().__init__(shape, replace(options, block=block))
         self.block, self.selected_blocks = block, options.selected_blocks
         if block * options.selected_blocks >= shape.max_seq_len:
