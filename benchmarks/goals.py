@@ -7,11 +7,11 @@ from rich.table import Table
 Point = dict[str, Any]
 
 TIMES_FASTER = {  # (tokens, window): forward alone, and total, against the best dense attention
-    (4096, 1024): (1.4, 1.0),
-    (8192, 1024): (2.8, 1.9),
-    (32768, 2048): (6.5, 5.0),
-    (65536, 2048): (13.0, 10.0),
-    (131072, 2048): (25.0, 20.0),
+    (4096, 1024): (1.4, 1.2),
+    (8192, 1024): (2.8, 2.1),
+    (32768, 2048): (6.2, 5.0),
+    (65536, 2048): (12.5, 9.5),
+    (131072, 2048): (26.0, 19.0),
 }
 INDEX_SHARE = {(32768, 2048): 0.06}  # selection, key lists and key order, over total
 KIND_TO_RANDOM = 1.6  # total with scores of any kind, over total with random ones
