@@ -137,16 +137,13 @@ class DeepSeekSparseAttention(AttentionBackend, name="dsa"):
         q, k, v = self.heads(x)
         index_q, index_weight, index_k = self.indexer(x.detach())
         start_bn, _ = document_bounds(document_ids, B, N, x.device)
-        position_n = torch.arange(N, device=x.device)
         outs, losses = [], []
         for t0 in range(0, N, _QUERY_CHUNK):
             t1 = min(t0 + _QUERY_CHUNK, N)
             at = slice(t0, t1)
-            visible_bts = (position_n[:t1] >= start_bn[:, at, None]) & (position_n[:t1] <= position_n[at, None])
             index = index_q[:, :, at], index_weight[:, :, at], index_k[:, :t1]
-            out, loss = recomputed(
-                self._attend, q[:, :, at], k[:, :, :t1], v[:, :, :t1], *index, visible_bts, with_loss
-            )
+            keys = k[:, :, :t1], v[:, :, :t1]
+            out, loss = recomputed(self._attend, q[:, :, at], *keys, *index, start_bn[:, at], with_loss)
             outs.append(out)
             losses.append(loss)
         out_bhnd = torch.cat(outs, dim=2)
@@ -160,11 +157,16 @@ class DeepSeekSparseAttention(AttentionBackend, name="dsa"):
         index_q: Tensor,
         index_weight: Tensor,
         index_k: Tensor,
-        visible_bts: Tensor,
+        start_bt: Tensor,
         with_loss: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Of T queries over S keys by a mask: (B, H, T, D), and the indexer's divergences, summed."""
+        """Of the last T of S positions by a mask: (B, H, T, D), and the indexer's divergences, summed.
+
+        ``start_bt``: the first position of each query's document. Masks are made here, lest all chunks' be kept.
+        """
         (B, H, T, D), (_, K, S, _) = q.shape, k.shape
+        position_s = torch.arange(S, device=q.device)
+        visible_bts = (position_s >= start_bt[..., None]) & (position_s <= position_s[S - T :, None])
         score_bts = index_scores(index_q, index_weight, index_k)
         live_bts = keep_best(score_bts.detach(), visible_bts, self.top_k)
         logits = (q.reshape(B, K, H // K * T, D) @ k.mT).view(B, K, H // K, T, S)

@@ -123,7 +123,7 @@ class MixtureOfBlockAttention(AttentionBackend, name="moba"):
     def _attend_by_kernels(
         self, q: Tensor, k: Tensor, v: Tensor, chosen_bhns: Tensor, start_bn: Tensor, end_bn: Tensor, own_bn: Tensor
     ) -> Tensor:
-        """(B, H, N, D), in memory linear in N: a block is as many of the kernels' as it takes."""
+        """(B, H, N, D): a block is as many of the kernels' as it takes, and memory that times N."""
         N, size = q.shape[2], self._kernel_block()
         begin = start_bn[:, None, :, None, None] + self.block * chosen_bhns[..., None]
         begin = begin + torch.arange(0, self.block, size, device=q.device)
@@ -136,18 +136,24 @@ class MixtureOfBlockAttention(AttentionBackend, name="moba"):
     ) -> Tensor:
         """The same in plain PyTorch, by masks: the work of dense attention, a chunk of queries at a time."""
         note_kernel("block-sparse attention (PyTorch)")
-        B, H, N, _ = q.shape
-        J = -(-N // self.block)
-        position_n, outs = torch.arange(N, device=q.device), []
+        N, outs = q.shape[2], []
         for t0 in range(0, N, _QUERY_CHUNK):
             t1 = min(t0 + _QUERY_CHUNK, N)
-            chosen = chosen_bhns[:, :, t0:t1]
-            selected = chosen.new_zeros(B, H, t1 - t0, J + 1, dtype=torch.bool)
-            selected = selected.scatter(-1, torch.where(chosen < 0, J, chosen), True)[..., :J]
-            visible = (position_n[:t1] >= start_bn[:, t0:t1, None]) & (position_n[:t1] <= position_n[t0:t1, None])
-            keys = k[:, :, :t1], v[:, :, :t1], selected, own_bn[:, :t1], visible
-            outs.append(recomputed(attend_selected, q[:, :, t0:t1], *keys, self.head_dim**-0.5))
+            keys = k[:, :, :t1], v[:, :, :t1], chosen_bhns[:, :, t0:t1], start_bn[:, t0:t1], own_bn[:, :t1]
+            outs.append(recomputed(self._attend_chunk, q[:, :, t0:t1], *keys))
         return torch.cat(outs, dim=2)
+
+    def _attend_chunk(
+        self, q: Tensor, k: Tensor, v: Tensor, chosen_bhts: Tensor, start_bt: Tensor, block_bs: Tensor
+    ) -> Tensor:
+        """Of the last T of S positions, (B, H, T, D); masks are made here, lest all chunks' be kept."""
+        (B, H, T, _), S = q.shape, k.shape[2]
+        J = -(-S // self.block)
+        selected_bhtj = chosen_bhts.new_zeros(B, H, T, J + 1, dtype=torch.bool)
+        selected_bhtj = selected_bhtj.scatter(-1, torch.where(chosen_bhts < 0, J, chosen_bhts), True)[..., :J]
+        position_s = torch.arange(S, device=q.device)
+        visible_bts = (position_s >= start_bt[..., None]) & (position_s <= position_s[S - T :, None])
+        return attend_selected(q, k, v, selected_bhtj, block_bs, visible_bts, self.head_dim**-0.5)
 
     def new_cache(self, batch_size: int) -> BlockCache:
         return BlockCache()

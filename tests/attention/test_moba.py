@@ -82,3 +82,9 @@ def test_blocks_that_reach_everything_are_mha_and_that_is_said(capsys):
     mha.load_state_dict(moba.state_dict())  # the very same weights: none beside MHA's
     torch.testing.assert_close(moba(x), mha(x), rtol=1e-9, atol=1e-10)
     assert moba.flops(64).mixing == mha.flops(64).mixing
+
+
+@pytest.mark.parametrize(("context", "block"), [(256, 16), (8192, 512), (32_768, 512), (8, 1)])
+def test_blocks_are_the_papers_from_8192_tokens_on_and_in_proportion_below(context, block):
+    shape = {"d_model": M, "n_heads": 2, "n_kv_heads": 1, "head_dim": D, "max_seq_len": context}
+    assert build_attention("moba", **shape).options.block == block
