@@ -4,24 +4,24 @@ import errno
 import json
 import os
 import shutil
-import socket
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from dma_lab.data.corpora import Corpus, open_local
+from dma_lab.data.corpora import Corpus
 from dma_lab.data.digests import DigestCache, mapped_digest, text_digest
 from dma_lab.data.finding import user_path
 from dma_lab.data.hub import HubCorpus
 from dma_lab.data.inventory import print_inventory, validation_sentence
+from dma_lab.data.local import open_local
 from dma_lab.data.packing import PIECE_CHARACTERS, Packer, pieces
+from dma_lab.data.partial import partial_of, put_in_place, remove_abandoned
 from dma_lab.data.progress import BuildProgress
 from dma_lab.data.readers import Document
 from dma_lab.data.settings import DataSettings
@@ -45,9 +45,6 @@ FORMAT_VERSION = 3
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """What the system calls a full disk, a full quota and a file too large."""
-
-_ABANDONED_SECONDS = 3600  # of a build on another machine, which writes all the while
-_HOST = socket.gethostname()
 
 
 def prepare_data(settings: DataSettings, tokens_needed: int) -> TokenData:
@@ -91,21 +88,21 @@ def _prepare(settings: DataSettings, tokens_needed: int, cache_dir: Path) -> Tok
         "max_tokens": limit,
     }
     folder = cache_dir / text_digest(json.dumps(recipe, sort_keys=True).encode())
-    _remove_abandoned(cache_dir)
+    remove_abandoned(cache_dir)
     if folder.exists():
         try:
             return _opened(folder, recipe)
         except TornCacheError as error:
             _say(f"the token files in {folder} are damaged ({error}); building them again")
     cache_dir.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f"{folder.name}.partial-{_HOST}-{os.getpid()}")
+    partial = partial_of(folder)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
         if tokenizer is None:
             tokenizer = train_tokenizer(_training_texts(corpus, settings.name), vocab_size)
         _build(partial, corpus, tokenizer, limit, {"name": settings.name, "recipe": recipe})
-        _move(partial, folder, recipe)
+        put_in_place(partial, folder, check=lambda: _opened(folder, recipe))
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # gone already when all went well
     try:
@@ -225,55 +222,6 @@ def _refuse_empty(name: str, training_documents: int, validation_documents: int)
             f"data={name} has {training_documents + validation_documents:,} documents and none for {part}: set "
             "data.validation_path, change data.validation_fraction, or give more documents."
         )
-
-
-def _move(partial: Path, folder: Path, recipe: dict[str, Any]) -> None:
-    """Put the finished ``partial`` in its place, on the disk for good; whoever was first there stays, if undamaged."""
-    for file in partial.iterdir():
-        _sync(file)
-    _sync(partial)
-    try:
-        partial.rename(folder)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise
-        try:
-            _opened(folder, recipe)
-            return  # another process built the same meanwhile
-        except TornCacheError:
-            damaged = partial.with_name(f"damaged-{partial.name}")
-            folder.rename(damaged)  # not deleted in its place: a run may be reading it
-            partial.rename(folder)
-            _remove(damaged)
-    _sync(folder.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove_abandoned(cache_dir: Path) -> None:
-    """Delete what killed builds left: at once if their process was one of this machine, else when it is old."""
-    for left in cache_dir.glob("*.partial-*"):
-        host, _, process = left.name.rpartition(".partial-")[2].rpartition("-")
-        alive = Path(f"/proc/{process}").exists()
-        with suppress(FileNotFoundError):  # another process removes it too
-            newest = max([left.stat().st_mtime, *(file.stat().st_mtime for file in left.glob("*"))])
-            old = time.time() - newest > _ABANDONED_SECONDS
-            # Without a host's name it may be of any machine, and of this one's living.
-            if not alive if host == _HOST else old and not (alive and not host):
-                _remove(left)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _say(message: str) -> None:

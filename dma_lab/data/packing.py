@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from dma_lab.data.readers import Document
-from dma_lab.data.tokenizer import SPACE_MARK, eot_id_of, space_mark_ids, spelled_tokens
+from dma_lab.data.tokenizer import eot_id_of, space_mark_ids, spelled_tokens
+from dma_lab.data.tokenizer_json import SPACE_MARK
 from dma_lab.messages import UserError
 
 BATCH_CHARACTERS = 8 << 20

@@ -11,24 +11,22 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dma_lab.data.digests import text_digest
 from dma_lab.data.finding import user_path
 from dma_lab.data.hub import hub_tokenizer_file
+from dma_lab.data.tokenizer_json import SPACE_MARK, leave_out_changes
 from dma_lab.messages import UserError, warn_once
 
 EOT = "<|endoftext|>"
 _EOTS = (EOT, "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>", "<|eos|>", "<EOS>", "[EOS]")
 """Of GPT-2 and many, Llama 3, DeepSeek, Llama 2 and Mistral, Gemma, …: the first that a tokenizer has is its EOT. One
 that has none is given the first."""
-SPACE_MARK = "\u2581"
 TRAINING_BYTES = 32 << 20
 """A tokenizer is trained on the first so many bytes of training text: merges hardly move beyond."""
 
-_REPLACE_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK}
 _FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 _BYTE_ALPHABET = pre_tokenizers.ByteLevel.alphabet()
 # GPT-2's spelling: printable bytes are the character of their number, the others follow from 256 on.
@@ -174,7 +172,7 @@ def space_mark_ids(tokenizer: Tokenizer) -> list[int] | None:
 def _prepared(tokenizer: Tokenizer, name: str) -> Tokenizer:
     """Make ``tokenizer`` encode text as nothing but text, and make sure that its tokens are the text's bytes."""
     described = json.loads(tokenizer.to_str())
-    left_out = _left_out(described)
+    left_out = leave_out_changes(described)
     if left_out:
         warn_once(
             f"data.tokenizer={name} would change text before it cuts it ({', '.join(left_out)}); this is left out, so "
@@ -211,45 +209,3 @@ def _not_of_bytes(name: str) -> UserError:
         f"data.tokenizer={name} does not give text back byte by byte, so bits per byte would be wrong: take a "
         "byte-level one (GPT-2, SmolLM, Llama 3), one with byte fallback (Llama 2, Gemma) or data.tokenizer=bpe."
     )
-
-
-def _left_out(described: dict[str, Any]) -> list[str]:
-    """Take out of a tokenizer.json what changes the text, adds to it or draws lots; returns what that was."""
-    left_out = []
-    fallback = described["model"].get("byte_fallback", False)
-    metaspace = [part for part in _parts(described["pre_tokenizer"]) if part["type"] == "Metaspace"]
-    kept: list[dict[str, Any]] = []
-    for part in _parts(described["normalizer"]):
-        if fallback and part == _REPLACE_SPACES:
-            kept = [] if metaspace else [part]
-        elif part["type"] == "ByteLevel":
-            kept = [part]
-        else:
-            left_out.append(part["type"])
-    described["normalizer"] = kept[0] if kept else None
-    for part in _parts(described["pre_tokenizer"]):
-        if part.get("add_prefix_space", False):
-            left_out.append("a space in front")
-            part["add_prefix_space"] = False
-        if part["type"] == "Metaspace" and part.get("prepend_scheme") != "never":
-            left_out.append("a space in front")
-            part["prepend_scheme"] = "never"
-    if fallback:
-        decode: list[dict[str, Any]] = [{"type": "ByteFallback"}, {"type": "Fuse"}]
-        if kept or metaspace:
-            decode.insert(0, {"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "})
-        described["decoder"] = {"type": "Sequence", "decoders": decode}
-    described["post_processor"] = None  # a BOS and the like
-    if described["model"].get("dropout"):
-        left_out.append("dropout")
-        described["model"]["dropout"] = None
-    return left_out
-
-
-def _parts(node: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """A normalizer or pre-tokenizer of a tokenizer.json as the list of its steps."""
-    if node is None:
-        return []
-    if node["type"] != "Sequence":
-        return [node]
-    return [part for step in node.get("normalizers", node.get("pretokenizers", [])) for part in _parts(step)]

@@ -9,7 +9,8 @@ import torch
 
 from dma_lab.train.hardware import Hardware
 from dma_lab.train.memory import out_of_memory
-from dma_lab.train.plan import RunPlan, divisors, plan_run
+from dma_lab.train.micro_batch_size import divisors
+from dma_lab.train.plan import RunPlan, plan_run
 from dma_lab.train.ranks import Ranks
 from dma_lab.train.settings import TrainSettings
 from dma_lab.train.timing import Timing

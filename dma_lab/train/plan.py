@@ -1,6 +1,5 @@
 """What a run will be and cost, worked out before anything is spent."""
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,13 +18,10 @@ from dma_lab.model.accounting import (
 from dma_lab.model.ladder import reference_parameters
 from dma_lab.model.matching import match_width
 from dma_lab.train.hardware import Hardware
+from dma_lab.train.micro_batch_size import count_micro_batches
 from dma_lab.train.optim import optimizer_bytes, schedule_phases
 from dma_lab.train.settings import RungSettings, ScheduleSettings, TrainSettings
 
-_SMALLEST_GPU_MICRO_BATCH, _LARGEST_GPU_MICRO_BATCH = 16_384, 65_536
-"""Tokens: with fewer a GPU is not busy, and more make nothing faster."""
-_SHARE_OF_MEMORY = 0.5
-"""Of a GPU's, that the estimate may take where nobody chose the micro-batch: compiled code keeps more than it says."""
 _MOST_TOKENS = 1e18
 _LEAST_STEPS = 10
 """That a budget of FLOP comes to: rounded to whole steps it is then met within 5 %."""
@@ -76,7 +72,7 @@ def plan_run(settings: TrainSettings, vocab_size: int, hardware: Hardware) -> Ru
     model = matched_model(settings, vocab_size)
     tokens = budget_tokens(settings, vocab_size)
     sequences_per_step = trainer.tokens_per_step // trainer.context
-    accumulate = _micro_batches(settings, model, sequences_per_step // trainer.devices, hardware)
+    accumulate = count_micro_batches(settings, model, sequences_per_step // trainer.devices, hardware)
     per_sequence = training_flops_per_sequence(model, trainer.context)
     sequences = tokens // trainer.context
     memory = estimate_memory(
@@ -227,35 +223,3 @@ def build_model(settings: TrainSettings, shape: ModelShape) -> Transformer:
     model = Transformer(shape, settings.attention, seed=settings.seed, init=settings.init)
     model.activation_checkpointing = settings.trainer.activation_checkpointing
     return model
-
-
-def _micro_batches(settings: TrainSettings, model: Transformer, sequences: int, hardware: Hardware) -> int:
-    """Micro-batches that ``sequences`` sequences are split into: as few as fit, all of one size."""
-    micro = settings.trainer.micro_batch_sequences
-    if micro is None:
-        micro = sequences
-        if hardware.device.type == "cuda":
-            room = torch.cuda.get_device_properties(hardware.device).total_memory
-            micro = gpu_micro_batch(model, sequences, settings.trainer.context, hardware.activation_dtype, room)
-    return sequences // micro
-
-
-def gpu_micro_batch(model: Transformer, sequences: int, context: int, activation_dtype: torch.dtype, room: int) -> int:
-    """Sequences per micro-batch on a GPU of ``room`` bytes, a divisor of ``sequences``: as many as make it faster."""
-    sizes = sorted(divisors(sequences))
-    smallest = max((size for size in sizes if size * context <= _SMALLEST_GPU_MICRO_BATCH), default=1)
-    return max(
-        size
-        for size in sizes
-        if size <= smallest
-        or (
-            size * context <= _LARGEST_GPU_MICRO_BATCH
-            and estimate_memory(model, size, context, activation_dtype).total <= _SHARE_OF_MEMORY * room
-        )
-    )
-
-
-def divisors(number: int) -> list[int]:
-    """All of them, in no order."""
-    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
-    return [*small, *(number // size for size in small)]

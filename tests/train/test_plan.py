@@ -9,7 +9,8 @@ import torch
 from dma_lab.attention import registered_backends
 from dma_lab.messages import UserError
 from dma_lab.train.hardware import resolve_hardware
-from dma_lab.train.plan import gpu_micro_batch, matched_model, plan_run
+from dma_lab.train.micro_batch_size import gpu_micro_batch
+from dma_lab.train.plan import matched_model, plan_run
 
 RUNGS = ("nano", "1m", "3m", "10m", "30m", "80m", "200m", "680m", "1.7b")
 
