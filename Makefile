@@ -7,7 +7,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train plan test test-gpu test-faults test-slow test-browser lint types check clean
+.PHONY: help setup train plan test test-gpu test-faults test-slow test-browser lint types docs check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,10 @@ lint: setup  ## ruff: lint and format, changing nothing
 
 types: setup  ## mypy
 	$(VENV)/bin/mypy
+
+docs: setup  ## docs/ and the API as a site that works offline, in site/
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
 
 check: test lint types  ## all that CI runs
 

@@ -97,3 +97,8 @@ def test_the_tutorial_runs_in_its_order(scripts, tmp_path: Path) -> None:
     assert {summary["status"] for summary in summaries} == {"finished"}
     assert "anchored" in (tmp_path / "tuned.yaml").read_text()
     assert "anchored" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_the_site_leads_to_every_page() -> None:
+    led_to = re.findall(r"[\w-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2])
+    assert sorted(led_to) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
