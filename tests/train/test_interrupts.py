@@ -71,8 +71,9 @@ def test_an_interrupted_sweep_ends_and_the_same_command_continues_it(scripts, ti
     assert ended.returncode == 128 + sent, said
     assert "failed" not in said
     assert "Traceback" not in said
-    assert not list(tmp_path.glob(".*"))
+    assert [folder.name.partition("-")[0] for folder in tmp_path.glob(".*")] == [".sweep"], "what is left of it"
     assert said.count("comparison") == 1, "it is reported as far as it came"
     ended = scripts.run("train.py", command)
     assert ended.returncode == 0, ended.stderr
+    assert not list(tmp_path.glob(".*"))
     assert results(tmp_path) == uncut

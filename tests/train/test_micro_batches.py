@@ -22,15 +22,15 @@ RUN = ["attention=mha", "tokens=3072", "trainer.log_every=1", "trainer.validate_
 def room(monkeypatch):
     """A device for whose memory more than ``room.sequences`` are too many to train on, once ``room.calls`` were not."""
 
-    room, loss = SimpleNamespace(sequences=2, calls=0, tried=[]), Transformer.loss
+    room, losses = SimpleNamespace(sequences=2, calls=0, tried=[]), Transformer.losses
 
     def within(model, tokens, *arguments):
         room.tried.append(len(tokens))
         if len(tokens) > room.sequences and len(room.tried) > room.calls:
             raise torch.OutOfMemoryError("no memory")
-        return loss(model, tokens, *arguments)
+        return losses(model, tokens, *arguments)
 
-    monkeypatch.setattr(Transformer, "loss", within)
+    monkeypatch.setattr(Transformer, "losses", within)
     return room
 
 
