@@ -108,6 +108,27 @@ def custom_config(shape: ModelShape, attention: AttentionConfig) -> dict[str, An
     }
 
 
+def shape_of(config: dict[str, Any], rope: dict[str, Any]) -> ModelShape:
+    """The shape that a ``config.json`` of transformers' Llama kind says, ``rope`` its rotary parameters.
+
+    Raises:
+        KeyError: a size is missing.
+    """
+    heads = config["num_attention_heads"]
+    return ModelShape(
+        n_layers=config["num_hidden_layers"],
+        d_model=config["hidden_size"],
+        n_heads=heads,
+        n_kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        d_ff=config["intermediate_size"],
+        vocab_size=config["vocab_size"],
+        # Dynamic frequencies are the default ones up to there.
+        max_seq_len=rope.get("original_max_position_embeddings", config["max_position_embeddings"]),
+        tie_embeddings=config.get("tie_word_embeddings", False),
+    )
+
+
 def _size(shape: ModelShape) -> dict[str, Any]:
     return {
         "vocab_size": shape.vocab_size,

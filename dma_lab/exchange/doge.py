@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dma_lab.attention import AttentionConfig
 from dma_lab.data.finding import user_path
+from dma_lab.exchange.configs import shape_of
 from dma_lab.exchange.weights import our_weights
 from dma_lab.kernels import Documents
 from dma_lab.messages import UserError
@@ -94,19 +95,7 @@ def _read_config(file: Path) -> tuple[ModelShape, AttentionConfig]:
         rope = config.get("rope_parameters") or _earlier_rope(config)
         if (kind := rope.get("rope_type", "default")) not in ("default", "dynamic"):
             raise UserError(f"{file}: rope_type={kind} is not supported; our model has default.")
-        heads = config["num_attention_heads"]
-        shape = ModelShape(
-            n_layers=config["num_hidden_layers"],
-            d_model=config["hidden_size"],
-            n_heads=heads,
-            n_kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            d_ff=config["intermediate_size"],
-            vocab_size=config["vocab_size"],
-            # So far dynamic frequencies are the default ones.
-            max_seq_len=rope.get("original_max_position_embeddings", config["max_position_embeddings"]),
-            tie_embeddings=config.get("tie_word_embeddings", False),
-        )
+        shape = shape_of(config, rope)
         options = {"window": config.get("keep_window_size", 2048), "rope_base": float(rope["rope_theta"])}
         return shape, AttentionConfig.of("dma", options)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:

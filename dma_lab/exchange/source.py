@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dma_lab.data.finding import user_path
 from dma_lab.evaluation.checkpoint import open_run
+from dma_lab.exchange.configs import shape_of
 from dma_lab.exchange.doge import read_weights
 from dma_lab.exchange.weights import our_weights, untied
 from dma_lab.messages import UserError
@@ -78,7 +79,7 @@ def open_source(given: str) -> Source:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         kind = config["model_type"]
         if kind == "dma_lab":
-            shape, attention = _shape(config, {}), dict(config["attention"])
+            shape, attention = shape_of(config, {}), dict(config["attention"])
         elif kind in _ARCHITECTURES:
             config = _SILENT[kind] | config
             _refuse_foreign(path, config)
@@ -143,22 +144,7 @@ def _stock(config: dict[str, Any]) -> tuple[ModelShape, dict[str, Any], tuple[st
         remarks = (
             f"its norms have rms_norm_eps={epsilon:g} and ours {_NORM_EPSILON:g}, so that logits differ slightly",
         )
-    return _shape(config, _rope(config)), attention, remarks
-
-
-def _shape(config: dict[str, Any], rope: dict[str, Any]) -> ModelShape:
-    heads = config["num_attention_heads"]
-    return ModelShape(
-        n_layers=config["num_hidden_layers"],
-        d_model=config["hidden_size"],
-        n_heads=heads,
-        n_kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        d_ff=config["intermediate_size"],
-        vocab_size=config["vocab_size"],
-        max_seq_len=rope.get("original_max_position_embeddings", config["max_position_embeddings"]),
-        tie_embeddings=config["tie_word_embeddings"],
-    )
+    return shape_of(config, _rope(config)), attention, remarks
 
 
 def _without_residual_scales(given: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -217,7 +217,7 @@ def _what_diverged(verdict: Verdict, task: Task, plan: RunPlan) -> dict[str, Any
 
 
 def hush_lightning() -> None:
-    """Keep what Lightning says of itself (devices, tips, deprecated imports) from between the plan and the result."""
+    """Keep what Lightning, PyTorch and flash-attn say of themselves from between the plan and the result."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
         r".*isinstance\(treespec, LeafSpec\).*",

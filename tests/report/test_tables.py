@@ -185,3 +185,8 @@ def test_the_same_runs_give_the_same_report(add_run, tmp_path):
     assert len(files) == 3 + 2 * 5
     for file in files:
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
+
+
+def test_runs_whose_weights_are_not_here_are_one_line(compared):
+    said = [line for line in (compared[1] / "report.md").read_text().splitlines() if "No lifetimes" in line]
+    assert said == ["> **Note.** No lifetimes of 2 of 2 runs: their weights are not here."]
