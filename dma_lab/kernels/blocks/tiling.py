@@ -18,7 +18,9 @@ def forward_tile(head_dim: int, dtype: torch.dtype) -> Tile:
 def backward_tile(head_dim: int, dtype: torch.dtype) -> Tile:
     if dtype == torch.float32:
         return Tile(32, 0, 8, 1)
-    return Tile(64, 0, 8, 2) if head_dim <= 128 else Tile(32, 0, 8, 1)
+    if head_dim > 128:
+        return Tile(32, 0, 8, 1)
+    return Tile(64, 0, 8, 2) if head_dim <= 64 else Tile(32, 0, 4, 2)
 
 
 def importance_tile(head_dim: int, dtype: torch.dtype) -> Tile:
