@@ -38,10 +38,18 @@ class Documents:
         offsets, longest = document_offsets(start_bn)
         return cls(document_ids, start_bn, end_bn, offsets, longest)._of_any_number()
 
-    def to(self, device: torch.device) -> "Documents":
-        """Copied to ``device``, as far as they are not there."""
+    def pin_memory(self) -> "Documents":
+        """Copied to where a GPU can fetch them by itself."""
         ids, start_bn, end_bn, offsets = (
-            tensor.to(device) for tensor in (self.ids, self.start_bn, self.end_bn, self.offsets)
+            tensor.pin_memory() for tensor in (self.ids, self.start_bn, self.end_bn, self.offsets)
+        )
+        return Documents(ids, start_bn, end_bn, offsets, self.longest)
+
+    def to(self, device: torch.device) -> "Documents":
+        """Copied to ``device``, as far as they are not there; from pinned memory without waiting."""
+        ids, start_bn, end_bn, offsets = (
+            tensor.to(device, non_blocking=tensor.is_pinned())
+            for tensor in (self.ids, self.start_bn, self.end_bn, self.offsets)
         )
         return Documents(ids, start_bn, end_bn, offsets, self.longest)._of_any_number()
 

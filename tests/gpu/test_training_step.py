@@ -153,3 +153,17 @@ def test_activation_checkpointing_is_captured_and_changes_no_bit(backend):
     assert again.graphs
     assert again.figures == plain.figures
     assert all(map(torch.equal, again.state(), plain.state()))
+
+
+def test_a_batch_is_copied_while_the_gpu_works():
+    module, gpu = TokenDataModule(draw, sequences_per_step=256, accumulate=1), torch.device("cuda")
+    batch = module.on_before_batch_transfer(draw(0, 256), 0)  # of 64 KiB and less, CUDA waits for no copy
+    module.transfer_batch_to_device(batch, gpu, 0)  # pinned memory is asked for once, which does wait
+    torch.cuda.synchronize()
+    torch.cuda._sleep(10**9)  # half a second
+    busy = torch.cuda.Event()
+    busy.record()
+    moved = module.transfer_batch_to_device(batch, gpu, 0)
+    assert not busy.query()
+    assert torch.equal(moved["tokens"].cpu(), batch["tokens"])
+    assert torch.equal(moved["document_ids"].offsets.cpu(), batch["document_ids"].offsets)
