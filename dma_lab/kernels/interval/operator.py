@@ -18,6 +18,7 @@ from dma_lab.kernels.interval.triton.delta import delta_of_short_lists
 from dma_lab.kernels.interval.triton.dkv import interval_backward_dkv
 from dma_lab.kernels.interval.triton.dq import interval_backward_dq
 from dma_lab.kernels.interval.triton.forward import interval_forward
+from dma_lab.messages import print_once
 
 _Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 """Output, log2 of each query's softmax sum, and ``KeyLists.flatten`` of the lists, for the backward pass."""
@@ -30,12 +31,21 @@ def list_block(q: Tensor, k: Tensor) -> int:
 
 def attend_lists(q: Tensor, k: Tensor, v: Tensor, lists: KeyLists, scale: float) -> tuple[Tensor, Tensor]:
     """Forward pass alone, ``lists`` being for blocks of ``list_block`` queries: output and log2 of softmax sums."""
-    if hopper_supports(q, k, v):
+    if _on_hopper(q, k, v):
         note_kernel("interval attention (Hopper)")
         return hopper_forward(q, k, v, lists, scale)
     note_kernel("interval attention (Triton)")
     tile = tiling.forward_tile(max(q.shape[-1], v.shape[-1]), q.dtype)
     return interval_forward(q, k, v, lists, list_block(q, k), scale, tile)
+
+
+def _on_hopper(q: Tensor, k: Tensor, v: Tensor, *others: Tensor) -> bool:
+    """Whether the kernels for Hopper run. On CUDA a line on stderr says once why they do not."""
+    capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (0, 0)
+    reason = hopper_supports(capability, q, k, v, *others)
+    if q.is_cuda and reason is not None:
+        print_once(f"interval attention runs on the kernels for any GPU (not on those for Hopper: {reason}).")
+    return reason is None
 
 
 @torch.library.custom_op("dma_lab::interval_attention", mutates_args=())
@@ -89,7 +99,7 @@ def interval_attention_triton_backward(
             delta = torch.empty_like(lse)
         else:
             delta = delta_of_short_lists(d_out, q, k, v, lse, key_lists, block, scale)
-        if hopper_supports(q, k, v, d_out):
+        if _on_hopper(q, k, v, d_out):
             dq = hopper_dq(d_out, q, k, v, out, lse, delta, key_lists, scale)
             return dq, *hopper_dkv(d_out, q, k, v, expiry, bias, lse, delta, order_rn, scale)
         tile = tiling.dq_tile(head_dim, q.dtype)

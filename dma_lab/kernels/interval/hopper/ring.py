@@ -33,17 +33,23 @@ PRODUCER_REGISTERS = gl.constexpr(40)
 CONSUMER_REGISTERS = gl.constexpr(232)  # two groups of them, and the producer's: 504 of the 512 there are per lane
 
 
-def hopper_supports(q: Tensor, k: Tensor, v: Tensor, *others: Tensor) -> bool:
-    """Whether the kernels of this room take the inputs; what they do not, those of ``triton/`` do."""
-    if q.device.type != "cuda" or torch.cuda.get_device_capability(q.device) != (9, 0):
-        return False
-    if q.dtype != torch.bfloat16 or q.shape[-1] not in (64, 128) or v.shape[-1] not in (64, 128):
-        return False
+def hopper_supports(capability: tuple[int, int], q: Tensor, k: Tensor, v: Tensor, *others: Tensor) -> str | None:
+    """Why the kernels of this room do not take the inputs, or None where they do. Those of ``triton/`` take them all.
+
+    ``capability`` is the compute capability of the tensors' device, (0, 0) where that is no CUDA device.
+    """
+    if capability != (9, 0):
+        return "they need a GPU of compute capability 9.0"
+    if q.dtype != torch.bfloat16:
+        return f"they take bfloat16, not {q.dtype}"
+    D, E = q.shape[-1], v.shape[-1]
+    if D not in (64, 128) or E not in (64, 128):
+        return f"they take head dims 64 and 128, not {D} and {E}"
     # Rows are fetched 16 bytes at a time, and the compiler must know that it may.
-    return all(
-        tensor.data_ptr() % 16 == 0 and all(stride % 16 == 0 for stride in tensor.stride()[:3])
-        for tensor in (q, k, v, *others)
-    )
+    for tensor in (q, k, v, *others):
+        if tensor.data_ptr() % 16 or any(stride % 16 for stride in tensor.stride()[:3]):
+            return "a tensor's rows do not begin at multiples of 16"
+    return None
 
 
 class Schedule(NamedTuple):
