@@ -147,7 +147,7 @@ def run_lifetimes(path: Path) -> Lifetimes:
     """Lifetimes of the finished DMA run in ``path`` on the first validation tokens, noted in its lifetimes.npz.
 
     Raises:
-        UserError: the run is not of text, or its checkpoint or its token files are gone or are not its own.
+        UserError: the run is not DMA's or not of text, or its checkpoint or its token files are gone or not its own.
     """
     noted = path / NOTED_FILE
     if noted.exists():
@@ -156,7 +156,9 @@ def run_lifetimes(path: Path) -> Lifetimes:
         except Exception as error:  # whatever a damaged archive raises
             raise UserError(f"{noted} is damaged ({error}); delete it to have it made again.") from error
     trained = open_run(path)
-    settings, context = trained.config["data"], trained.context
+    settings, context, backend = trained.config["data"], trained.context, trained.config["attention"]["name"]
+    if backend != "dma":
+        raise UserError(f"{path} was trained with attention={backend}: give a run of dma, whose lifetimes vary.")
     if settings["source"] == "mqar":
         raise UserError("lifetimes are measured on text, and it was trained on recall.")
     batches = validation_batches(
