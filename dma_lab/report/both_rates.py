@@ -72,7 +72,7 @@ def _rows(shared: Statistics, tuned: Statistics) -> list[tuple[str, ...]]:
 
 def _cells(found: Statistics, backend: str) -> dict[Any, OverTrainings]:
     """By point; of several rates the recipe's, else that of least loss."""
-    own = [cell for cell in found.comparison.cells if cell.run.backend == backend]
+    own = found.comparison.first_cells(backend)
     own.sort(key=lambda cell: (_is_recipes(cell.run), -cell.run.summary["val_loss"]))
     return {without(cell.run.conditions, _SEED_AND_RATE): cell for cell in own}
 

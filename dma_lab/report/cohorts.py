@@ -38,10 +38,10 @@ def _cohort_name(run: Run, further: Sequence[str]) -> str:
 
 
 def name_runs(runs: Sequence[Run]) -> list[Run]:
-    """The runs, each with its names. ``backend`` gives the options that vary for its attention, where they are not the
-    backend's defaults, or that MHA has otherwise, and the context and batch that vary within a rung; ``setting``
-    whatever else varies at a rung and budget, the seed apart. So plain runs keep the plain name beside variants, and
-    plain MHA is the one that laws are compared with.
+    """The runs, each with its names. ``backend`` gives the options that vary for its attention or MHA's, where they are
+    not the backend's defaults, or that all MHA has otherwise, and the context and batch that vary within a rung;
+    ``setting`` whatever else varies at a rung and budget, the seed apart. So plain runs keep the plain name beside
+    variants, and plain MHA is the one that laws are compared with.
     """
     options: dict[str, list[dict[str, Any]]] = {}
     rungs: dict[Any, list[Conditions]] = {}
@@ -55,17 +55,17 @@ def name_runs(runs: Sequence[Run]) -> list[Run]:
     further = {budget: _varied(found, elsewhere) for budget, found in budgets.items()}
     named = []
     for run in runs:
-        peers, theirs = options[run.attention], options.get(BASELINE, [])
-        defaults = _defaults(run)
-        varied = {
-            name: value
-            for name, value in _options(run).items()
-            if (value != defaults.get(name, _NONE) and any(o.get(name) != value for o in peers))
-            or (name not in telling(run.attention) and theirs and all(o.get(name, value) != value for o in theirs))
-        }
+        peers, defaults = options[run.attention], _defaults(run)
+        varied = {}
+        for name, value in _options(run).items():
+            theirs = [] if name in telling(run.attention) else [o.get(name, value) for o in options.get(BASELINE, [])]
+            unlike = [other != value for other in (*(o.get(name) for o in peers), *theirs)]
+            if (value != defaults.get(name, _NONE) and any(unlike)) or (theirs and value not in theirs):
+                varied[name] = value
         backend = [run.attention, *_spelled(varied, varied), *_spelled(run.conditions, shaped[run.model])]
         setting = _spelled(run.conditions, further[run.model, run.summary["tokens"]])
-        named.append(dataclasses.replace(run, backend=" ".join(backend), setting=", ".join(setting)))
+        names = dataclasses.replace(run, backend=" ".join(backend), setting=", ".join(setting))
+        named.append(dataclasses.replace(names, options=frozenset(varied)))
     return named
 
 

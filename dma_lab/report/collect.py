@@ -51,6 +51,8 @@ class Run:
     """What the model is called; two models may share it, where ``conditions`` do not."""
     backend: str
     """The attention's name, and the options that tell it from other runs of that name in its cohort."""
+    options: frozenset[str] = frozenset()
+    """Of the attention, those that ``backend`` says."""
     setting: str = ""
     """What else tells it from other runs of its rung and budget in its cohort: a learning rate, say."""
 

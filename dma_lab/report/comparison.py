@@ -1,27 +1,20 @@
-"""A run beside MHA: which run it is compared with, by how much they differ, and what other trainings say."""
+"""Runs beside MHA: by how much they differ, and what other trainings say."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Group
 from rich.table import Table
 
-from dma_lab.attention.controls import telling
-from dma_lab.evaluation.pairing import PairedDifference, paired_difference
+from dma_lab.evaluation.pairing import PairedDifference
 from dma_lab.report.cohorts import name_runs
 from dma_lab.report.collect import BASELINE, Run
-from dma_lab.report.conditions import WARMUP, differing, without
+from dma_lab.report.conditions import WARMUP, without
+from dma_lab.report.pairs import Difference, Part, baselines_of, difference_of, whole
 from dma_lab.scaling.replicates import Cell, MeanDifference, mean_differences
 
-Difference = PairedDifference | str
-"""Of a run to MHA, or why there is none (empty for MHA itself)."""
-Scores = dict[str, NDArray[Any]]
-"""A run's validation.npz."""
-Part = Callable[[Scores], tuple[NDArray[Any], NDArray[Any]]]
-"""Of a run's scores the nats and the tokens of every document, (documents,), that are compared."""
 NO_SPREAD = (
     "No backend has two seeds at one rung, so nothing tells what other trainings would have given: no difference to "
     "MHA has an interval that holds beyond these very models."
@@ -34,6 +27,8 @@ class OverTrainings:
 
     run: Run
     """The first of them, which has their names."""
+    beside: str
+    """What of MHA it is the difference to: ``mha``, or with the options that tell it from plain MHA."""
     difference: MeanDifference
 
 
@@ -42,44 +37,60 @@ class Comparison:
     """The finished runs of a cohort beside MHA."""
 
     pairs: list[tuple[Run, Difference]]
+    """Every run once: to plain MHA, where it is paired with that."""
     cells: list[OverTrainings]
-    """Empty without a paired run."""
+    """Empty without a paired run; those to plain MHA come before those to MHA with options of its own."""
 
     @property
     def has_spread(self) -> bool:
         """Whether seeds tell what other trainings would have given, of any backend."""
         return any(cell.difference.interval is not None for cell in self.cells)
 
+    def besides(self, backend: str) -> list[str]:
+        """What of MHA a backend is held against, plain MHA first."""
+        return list(dict.fromkeys(cell.beside for cell in self.cells if cell.run.backend == backend))
 
-def whole(scores: Scores) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Nats and tokens of every document, all of its tokens."""
-    return scores["document_nats"], scores["document_tokens"]
+    def first_cells(self, backend: str) -> list[OverTrainings]:
+        """Those of a backend to one MHA alone: to plain MHA, where it has such."""
+        return self.cells_of(backend, self.besides(backend)[:1])
+
+    def cells_of(self, backend: str, besides: Sequence[str]) -> list[OverTrainings]:
+        """Those of a backend to some MHA."""
+        return [cell for cell in self.cells if cell.run.backend == backend and cell.beside in besides]
 
 
 def compare(runs: Sequence[Run], baseline: str = BASELINE) -> Comparison:
     """All of ``runs``, which are finished, beside MHA or another attention."""
-    return _over_trainings(pair_runs(runs, baseline))
+    return compare_parts(runs, [whole], baseline)[0]
 
 
-def compare_parts(runs: Sequence[Run], parts: Sequence[Part]) -> list[Comparison]:
-    """The same beside MHA, in each of ``parts`` of the tokens."""
-    beside = [(run, _beside(run, runs, BASELINE)) for run in runs]
-    return [_over_trainings([(run, _difference(run, other, part)) for run, other in beside]) for part in parts]
+def compare_parts(runs: Sequence[Run], parts: Sequence[Part], baseline: str = BASELINE) -> list[Comparison]:
+    """The same in each of ``parts`` of the tokens."""
+    beside = [(run, baselines_of(run, runs, baseline)) for run in runs]
+    return [_compare(beside, part) for part in parts]
 
 
-def _over_trainings(pairs: list[tuple[Run, Difference]]) -> Comparison:
-    found: list[OverTrainings] = []
-    for backend in dict.fromkeys(run.backend for run, _ in pairs):
-        alike: dict[tuple[frozenset[tuple[str, Any]], bytes], list[tuple[Run, PairedDifference]]] = {}
-        for run, difference in pairs:
-            if run.backend == backend and isinstance(difference, PairedDifference):
+def _compare(beside: Sequence[tuple[Run, list[Run] | str]], part: Part) -> Comparison:
+    pairs: list[tuple[Run, Difference]] = []
+    alike: dict[tuple[str, str], dict[Any, list[tuple[Run, PairedDifference]]]] = {}
+    for run, others in beside:
+        if isinstance(others, str):
+            pairs.append((run, others))
+            continue
+        differences = [difference_of(run, other, part) for other in others]
+        pairs.append((run, differences[0]))
+        for other, difference in zip(others, differences, strict=True):
+            if isinstance(difference, PairedDifference):
                 key = without(run.conditions, frozenset({"seed"})), difference.tokens.tobytes()
-                alike.setdefault(key, []).append((run, difference))
-        members = list(alike.values())
-        differences = mean_differences([_cell(own) for own in members])
-        found += [OverTrainings(own[0][0], value) for own, value in zip(members, differences, strict=True)]
+                by_point = alike.setdefault((run.backend, other.backend), {})
+                by_point.setdefault(key, []).append((run, difference))
+    found: list[OverTrainings] = []
+    for (_, named), by_point in alike.items():
+        own = list(by_point.values())
+        values = mean_differences([_cell(members) for members in own])
+        found += [OverTrainings(members[0][0], named, value) for members, value in zip(own, values, strict=True)]
     order = {run.path: number for number, (run, _) in enumerate(pairs)}
-    return Comparison(pairs, sorted(found, key=lambda cell: order[cell.run.path]))
+    return Comparison(pairs, sorted(found, key=lambda cell: (" " in cell.beside, order[cell.run.path])))
 
 
 def _cell(members: Sequence[tuple[Run, PairedDifference]]) -> Cell:
@@ -137,26 +148,39 @@ def _runs_table(pairs: Sequence[tuple[Run, Difference]]) -> Table:
 
 def _cells_table(cells: Sequence[OverTrainings]) -> Table:
     table = Table(title="over trainings", title_justify="left", caption=CELL_TERMS, caption_justify="left")
-    left = ("attention", "rung", *(["setting"] if any(cell.run.setting for cell in cells) else []))
-    for column in (*left, *CELL_COLUMNS):
-        table.add_column(column, justify="left" if column in left else "right")
-    for cell in cells:
-        run = cell.run
-        table.add_row(run.backend, run.rung, *([run.setting] if "setting" in left else []), *cell_texts(cell))
+    columns, rows = cell_rows(cells)
+    for column in columns:
+        table.add_column(column, justify="left" if column in CELL_LEFT else "right")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
-CELL_COLUMNS = ("tokens", "seeds", "mean loss − MHA [95 %]", "std. over seeds", "p")
+CELL_LEFT = frozenset(("attention", "beside", "rung", "setting"))
+"""Columns of text."""
+_COLUMNS = ("tokens", "seeds", "mean loss − MHA [95 %]", "std. over seeds", "p")
 CELL_TERMS = (
-    "Loss minus that of MHA with the same seed: the mean over seeds, and a 95 % interval of the mean over all seeds "
-    "and all documents of the kind (*: over all seeds, on these few documents). Its units are trainings; branches of "
-    "one training are no more of them. Standard deviation over seeds: of the rung's own where it has five "
-    "or more, else (~) pooled over all rungs of the backend that have two, which takes noise to be alike there."
+    "Loss minus that of MHA with the same seed (or of the variant of MHA under beside): the mean over seeds, and a "
+    "95 % interval of the mean over all seeds and all documents of the kind (*: over all seeds, on these few "
+    "documents). Its units are trainings; branches of one training are no more of them. Standard deviation over "
+    "seeds: of the rung's own where it has five or more, else (~) pooled over all rungs of the backend that have two, "
+    "which takes noise to be alike there."
 )
 
 
-def cell_texts(cell: OverTrainings) -> tuple[str, ...]:
-    """Cells of ``CELL_COLUMNS``."""
+def cell_rows(cells: Sequence[OverTrainings]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Columns and rows of a table of them; what all have alike has no column."""
+    beside, settings = any(cell.beside != BASELINE for cell in cells), any(cell.run.setting for cell in cells)
+    columns = ("attention", *(["beside"] if beside else []), "rung", *(["setting"] if settings else []), *_COLUMNS)
+    rows = []
+    for cell in cells:
+        run = cell.run
+        of_cell = run.backend, *([cell.beside] if beside else []), run.rung, *([run.setting] if settings else [])
+        rows.append((*of_cell, *_texts(cell)))
+    return columns, rows
+
+
+def _texts(cell: OverTrainings) -> tuple[str, ...]:
     own = cell.difference
     tokens, seeds, mean = f"{cell.run.summary['tokens']:,}", f"{own.seeds}", f"{own.difference:+.4f}"
     if own.interval is None or own.spread is None or own.p_value is None:
@@ -166,56 +190,6 @@ def cell_texts(cell: OverTrainings) -> tuple[str, ...]:
         *(tokens, seeds, f"{mean} [{low:+.4f}, {high:+.4f}]{'' if own.over_documents else '*'}"),
         *(f"{'~' if own.pooled else ''}{own.spread:.4f}", f"{own.p_value:.2g}"),
     )
-
-
-def pair_runs(runs: Sequence[Run], baseline: str = BASELINE) -> list[tuple[Run, Difference]]:
-    """Every run of ``runs``, which are finished, with its paired difference to MHA or another ``baseline``."""
-    return [(run, _difference(run, _beside(run, runs, baseline), whole)) for run in runs]
-
-
-def _beside(run: Run, runs: Sequence[Run], baseline: str) -> Run | str:
-    """What a run is compared with, or why with nothing (empty for the baseline itself)."""
-    return "" if run.attention == baseline else baseline_of(run, runs, baseline)
-
-
-def baseline_of(run: Run, runs: Sequence[Run], baseline: str = BASELINE) -> Run | str:
-    """The MHA run among ``runs`` that equals a run in everything but the attention, by value; or why there is none.
-
-    Options that both attentions have (QK-norm, say) are equal too: else the difference could be theirs. Of several such
-    runs the one of the run's own commit.
-    """
-    if run.summary["earlier_machines"]:
-        return "several machines took its steps"
-    candidates = [other for other in runs if other.attention == baseline]
-    if not candidates:
-        return f"no finished {baseline} run stands beside it"
-    commit = run.summary["git_commit"]
-    nearest = min(candidates, key=lambda other: (len(_apart(run, other)), other.summary["git_commit"] != commit))
-    if apart := _apart(run, nearest):
-        return f"no {baseline} run equals it in all but the attention: the nearest differs in {', '.join(apart)}"
-    return nearest
-
-
-def _apart(run: Run, baseline: Run) -> list[str]:
-    ours, theirs = run.config.attention, baseline.config.attention
-    shared = (ours.keys() & theirs.keys()) - {"name", "package"} - telling(run.attention) - telling(baseline.attention)
-    options = [f"attention.{name}" for name in sorted(shared) if ours[name] != theirs[name]]
-    return [*differing(run.conditions, baseline.conditions), *options]
-
-
-def _difference(run: Run, beside: Run | str, part: Part) -> Difference:
-    if isinstance(beside, str):
-        return beside
-    ours, theirs = run.scores, beside.scores
-    if ours is None or theirs is None:
-        return "validation.npz of one of the two is missing or unreadable"
-    try:
-        (nats, tokens), (baseline_nats, baseline_tokens) = part(ours), part(theirs)
-        if not np.array_equal(tokens, baseline_tokens):
-            return f"it and the {beside.attention.upper()} run scored different tokens"
-        return paired_difference(nats, baseline_nats, tokens)
-    except ValueError as error:  # a validation.npz whose arrays do not fit each other
-        return str(error)
 
 
 def difference_cell(difference: Difference) -> str:

@@ -80,7 +80,7 @@ def _ratio(backend: str, match: ToMatch) -> list[Series]:
 
 
 def _differences(found: Statistics, backend: str) -> list[Series]:
-    cells = [cell for cell in found.comparison.cells if cell.run.backend == backend]
+    cells = found.comparison.first_cells(backend)
     if not cells:
         return []
     place = {cell.run.path: _place(cell.run) for cell in cells}

@@ -17,11 +17,14 @@ def _to_match(found: Statistics) -> list[Block]:
         return [Notice(f"Compute multipliers need runs of {BASELINE} and of another backend; there are none of both.")]
     trainings = found.trainings
     rows = []
-    for backend, match in found.to_match.items():
+    plain = {(backend, BASELINE): match for backend, match in found.to_match.items()}
+    named = bool(found.beside_variants)
+    for (backend, beside), match in sorted((plain | found.beside_variants).items()):
         assert match.law.intervals is not None
         low, high = match.law.intervals["E"]
         cells = [multiplier.text for multiplier in match.multipliers]
-        rows.append((backend, f"{trainings[backend]} / {trainings[BASELINE]}", f"[{low:.3g}, {high:.3g}]", *cells))
+        of_both = f"{trainings[backend]} / {trainings[beside]}", f"[{low:.3g}, {high:.3g}]"
+        rows.append((backend, *([beside] if named else []), *of_both, *cells))
     blocks: list[Block] = []
     if rows:
         blocks.append(
@@ -29,10 +32,14 @@ def _to_match(found: Statistics) -> list[Block]:
                 f"How much executed compute a backend needs to match the loss of compute-optimally trained "
                 f"{BASELINE.upper()}, as a multiple of MHA's: below 1 × it needs less. At the largest budget run and, "
                 "by extrapolation, at 10 and 100 times that. Both laws share one E, the text's. The middle and 95 % of "
-                "what the trainings of both leave open, whose luck is taken to be independent.",
-                ("attention", "trainings / MHA's", "shared E", "at the largest", "at 10 ×", "at 100 ×"),
+                "what the trainings of both leave open, whose luck is taken to be independent."
+                + (" Beside: what stands for MHA there." if named else ""),
+                (
+                    *("attention", *(["beside"] if named else []), "trainings / MHA's", "shared E"),
+                    *("at the largest", "at 10 ×", "at 100 ×"),
+                ),
                 rows,
-                frozenset(("attention",)),
+                frozenset(("attention", "beside")),
                 title="Compute to match MHA",
                 unit="trainings of both backends",
             )

@@ -9,13 +9,14 @@ from dma_lab.report.both_rates import at_both_rates
 from dma_lab.report.cache import recall_against_cache
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import BASELINE, Run, Unreadable
-from dma_lab.report.comparison import NO_SPREAD, Comparison, Difference
+from dma_lab.report.comparison import NO_SPREAD, Comparison
 from dma_lab.report.context_figures import loss_by_position, recall_by_gap
 from dma_lab.report.controls import content_sentences
 from dma_lab.report.document import Block, Document, Figure, Heatmap, Notice, Section, Verdicts
 from dma_lab.report.evaluations import evaluations
 from dma_lab.report.evidence import evidence
 from dma_lab.report.lifetimes import lifetimes_section
+from dma_lab.report.pairs import Difference
 from dma_lab.report.predictions import predictions
 from dma_lab.report.scaling_figures import envelope, isoflop, loss_against_compute
 from dma_lab.report.sparsity import context_in_windows

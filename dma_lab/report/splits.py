@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dma_lab.report.collect import Run
-from dma_lab.report.comparison import OverTrainings, Part, Scores, baseline_of, compare, compare_parts, whole
+from dma_lab.report.collect import BASELINE, Run
+from dma_lab.report.comparison import OverTrainings, compare, compare_parts
 from dma_lab.report.conditions import without
 from dma_lab.report.document import Figure, Section, Series, Table
+from dma_lab.report.pairs import Part, Scores, baselines_of, whole
 from dma_lab.scaling.replicates import MeanDifference
 
 _SEED = frozenset({"seed"})
@@ -50,17 +51,17 @@ def hidden_by_the_mean(finished: Sequence[Run]) -> Section | None:
     splits = [*by_kind, *_lengths(context), *bands, *of_repeats]
     compared = compare_parts(scored, [split.part for split in splits])
     found = {split.name: _at(own.cells, point) for split, own in zip(splits, compared, strict=True)}
-    backends = [cell.run.backend for cell in shown]
-    baseline = baseline_of(shown[0].run, scored)
+    pairs = [(cell.run.backend, cell.beside) for cell in shown]
+    baseline = baselines_of(shown[0].run, scored)[0]
     assert isinstance(baseline, Run)  # or it would have no cell
-    rows = [_row(split, found[split.name], backends, baseline) for split in (*by_kind, *_lengths(context), *bands)]
+    rows = [_row(split, found[split.name], pairs, baseline) for split in (*by_kind, *_lengths(context), *bands)]
     columns = (
         "targets",
         "tokens",
         "share",
         "documents",
         "MHA's loss",
-        *(f"{backend} − MHA [95 %]" for backend in backends),
+        *(f"{backend} − {'MHA' if beside == BASELINE else beside} [95 %]" for backend, beside in pairs),
     )
     about = (
         f"Rung {shown[0].run.rung}, {shown[0].run.summary['tokens']:,} tokens, {_seeds(shown)}, contexts of {context:,}"
@@ -91,8 +92,12 @@ def _fullest(cells: Sequence[OverTrainings]) -> list[OverTrainings]:
     return max(points.values(), key=lambda own: (len(own), max(cell.run.summary["flops"] for cell in own)))
 
 
-def _at(cells: Sequence[OverTrainings], point: frozenset[tuple[str, Any]]) -> dict[str, MeanDifference]:
-    return {cell.run.backend: cell.difference for cell in cells if without(cell.run.conditions, _SEED) == point}
+def _at(cells: Sequence[OverTrainings], point: frozenset[tuple[str, Any]]) -> dict[tuple[str, str], MeanDifference]:
+    return {
+        (cell.run.backend, cell.beside): cell.difference
+        for cell in cells
+        if without(cell.run.conditions, _SEED) == point
+    }
 
 
 def _repeats(scores: Scores) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -145,7 +150,7 @@ def _lengths(context: int) -> list[Split]:
 
 
 def _row(
-    split: Split, found: dict[str, MeanDifference], backends: Sequence[str], baseline: Run
+    split: Split, found: dict[tuple[str, str], MeanDifference], pairs: Sequence[tuple[str, str]], baseline: Run
 ) -> tuple[str, ...] | None:
     """None of a kind without a target."""
     assert baseline.scores is not None
@@ -153,7 +158,7 @@ def _row(
     if not tokens.sum():
         return None
     share = tokens.sum() / whole(baseline.scores)[1].sum()
-    told = (_text(found[backend]) if backend in found else "-" for backend in backends)
+    told = (_text(found[pair]) if pair in found else "-" for pair in pairs)
     documents = f"{(tokens > 0).sum():,}"
     return split.name, f"{tokens.sum():,}", f"{share:.1%}", documents, f"{nats.sum() / tokens.sum():.4f}", *told
 
@@ -166,11 +171,16 @@ def _text(difference: MeanDifference) -> str:
 
 
 def _figure(
-    slug: str, title: str, about: str, bands: Sequence[Split], found: dict[str, dict[str, MeanDifference]]
+    slug: str, title: str, about: str, bands: Sequence[Split], found: dict[str, dict[tuple[str, str], MeanDifference]]
 ) -> Figure:
+    """To plain MHA, where a backend is paired with that."""
     series = []
-    for backend in dict.fromkeys(backend for split in bands for backend in found[split.name]):
-        own = [(split, found[split.name][backend]) for split in bands if backend in found[split.name]]
+    first: dict[str, str] = {}
+    for split in bands:
+        for backend, beside in found[split.name]:
+            first.setdefault(backend, beside)
+    for backend, beside in first.items():
+        own = [(split, found[split.name][backend, beside]) for split in bands if (backend, beside) in found[split.name]]
         x = [split.tokens_seen or 0.0 for split, _ in own]
         y = [difference.difference for _, difference in own]
         hover = [f"{backend}, {split.name}: {_text(difference)}" for split, difference in own]

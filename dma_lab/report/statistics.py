@@ -25,7 +25,8 @@ _BUDGETS = 9
 
 @dataclass(frozen=True)
 class ToMatch:
-    """Executed compute that a backend needs for the loss of compute-optimal MHA, as a multiple of MHA's."""
+    """Executed compute that a backend needs for the loss of compute-optimal MHA, as a multiple of MHA's; or beside a
+    variant of MHA."""
 
     law: TrainingsFit
     """Of the backend, with E shared with MHA's."""
@@ -64,6 +65,10 @@ class Statistics:
     """At whose learning rate, in words."""
     frontiers: dict[str, Frontier] = field(default_factory=dict)
     to_match: dict[str, ToMatch] = field(default_factory=dict)
+    """Beside plain MHA."""
+    beside_variants: dict[tuple[str, str], ToMatch] = field(default_factory=dict)
+    """Of backends with options that a variant of MHA has, too: by both names, the multiple of that variant's compute.
+    """
     held_out: dict[str, HeldOut] = field(default_factory=dict)
     no_exponents: list[str] = field(default_factory=list)
     no_match: list[str] = field(default_factory=list)
@@ -113,7 +118,7 @@ def compute_statistics(finished: Sequence[Run], progress: Callable[[str], None])
         found.frontiers[backend] = _frontier(law, own)
         progress(f"comparing laws of {backend} and {BASELINE}")
         if backend != BASELINE:
-            _match(found, backend, own)
+            _match(found, backend)
         progress(f"holding out the largest size of {backend}")
         try:
             found.held_out[backend] = hold_out_largest(*points_of(own))
@@ -127,16 +132,25 @@ def compute_statistics(finished: Sequence[Run], progress: Callable[[str], None])
     return found
 
 
-def _match(found: Statistics, backend: str, own: Sequence[Run]) -> None:
-    law, baseline = found.fitted[backend], found.fitted.get(BASELINE)
-    if baseline is None:
-        return
-    theirs = [run for run in found.best if run.backend == BASELINE]
-    try:
-        shared, shared_baseline = share_floor(law, baseline)
-    except UserError as error:
-        found.no_match.append(f"{backend}: {error}")
-        return
+def _match(found: Statistics, backend: str) -> None:
+    """Beside plain MHA, and beside every variant of it that the backend is paired with."""
+    for beside in dict.fromkeys((BASELINE, *found.comparison.besides(backend))):
+        if beside not in found.fitted:
+            continue
+        try:
+            match = _to_match(found, backend, beside)
+        except UserError as error:
+            found.no_match.append(f"{backend}{'' if beside == BASELINE else f' beside {beside}'}: {error}")
+            continue
+        if beside == BASELINE:
+            found.to_match[backend] = match
+        else:
+            found.beside_variants[backend, beside] = match
+
+
+def _to_match(found: Statistics, backend: str, beside: str) -> ToMatch:
+    shared, shared_baseline = share_floor(found.fitted[backend], found.fitted[beside])
+    own, theirs = ([run for run in found.best if run.backend == name] for name in (backend, beside))
     run = column(theirs, "flops_executed")
     budgets = np.geomspace(min(run), max(run), _BUDGETS)
     costs = cost_of(own), cost_of(theirs)
@@ -144,7 +158,7 @@ def _match(found: Statistics, backend: str, own: Sequence[Run]) -> None:
         [compute_multiplier(shared, shared_baseline, float(flops), *costs) for flops in at]
         for at in (budgets[:-1], [times * max(run) for times in AHEAD])
     )
-    found.to_match[backend] = ToMatch(shared, ahead, [*over, ahead[0]])
+    return ToMatch(shared, ahead, [*over, ahead[0]])
 
 
 def _frontier(law: TrainingsFit, own: Sequence[Run]) -> Frontier:

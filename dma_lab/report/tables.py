@@ -8,16 +8,16 @@ import numpy as np
 
 from dma_lab.report.collect import BY_TASK, COSTS, IDENTITY, OUTCOME, Run, Unreadable
 from dma_lab.report.comparison import (
-    CELL_COLUMNS,
+    CELL_LEFT,
     CELL_TERMS,
-    Difference,
     OverTrainings,
-    cell_texts,
+    cell_rows,
     difference_cell,
     documents_cell,
 )
 from dma_lab.report.conditions import SHAPED, without
 from dma_lab.report.document import Table
+from dma_lab.report.pairs import Difference
 from dma_lab.scaling.documents import LEAST_DOCUMENTS
 from dma_lab.scaling.fit import ParametricFit
 from dma_lab.scaling.trainings import TrainingsFit
@@ -63,7 +63,8 @@ def comparison(compared: Sequence[tuple[Run, Difference]]) -> Table:
     points = [run.point for run, _ in compared]
     return Table(
         "Loss in nats per token, and its difference to that of the MHA run that equals it in everything but the "
-        "attention (model, budget, seed, data, settings and machine, by value), on the same documents. In brackets the "
+        "attention (model, budget, seed, data, settings and machine, by value), on the same documents; of a variant, "
+        "to plain MHA's, or where no run of that equals it to that of MHA with the same options. In brackets the "
         "document interval: 95 %, Student's t over documents, of these two models on other text of the kind. What "
         "another seed would have given is not in it, and is often several times as much, so it makes no difference "
         "significant. Documents: scored, and in brackets how many of equal length they are worth, (Σw)² / Σw² over "
@@ -98,15 +99,10 @@ def comparison(compared: Sequence[tuple[Run, Difference]]) -> Table:
 
 def over_trainings(cells: Sequence[OverTrainings]) -> Table:
     """Differences to MHA over seeds, with what other trainings on other documents would have given."""
-    settings = any(cell.run.setting for cell in cells)
     return Table(
         CELL_TERMS,
-        ("attention", "rung", *(["setting"] if settings else []), *CELL_COLUMNS),
-        [
-            (cell.run.backend, cell.run.rung, *([cell.run.setting] if settings else []), *cell_texts(cell))
-            for cell in cells
-        ],
-        frozenset(("attention", "rung", "setting")),
+        *cell_rows(cells),
+        CELL_LEFT,
         title="Difference to MHA over trainings",
         unit="trainings (seeds), crossed with documents",
     )

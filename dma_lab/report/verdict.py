@@ -1,5 +1,7 @@
 """What the runs say of a backend beside MHA, in a sentence, and as plainly what they do not say."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from dma_lab.report.collect import BASELINE
@@ -18,25 +20,35 @@ def _verdict(found: Statistics, backend: str) -> Verdict:
     seeds = len({run.summary["seed"] for run in found.finished if run.backend == backend})
     trainings = _count(found.trainings[backend], "training")
     units = f"{_count(seeds, 'seed')}, {trainings} (MHA: {found.trainings[BASELINE]}); {found.rates[backend]}"
+    beside = " ".join(_beside(found, backend, named) for named in found.comparison.besides(backend)[1:])
     if backend in found.to_match:
-        return of_compute(backend, found.to_match[backend], units)
+        verdict = of_compute(backend, found.to_match[backend], units)
+        return replace(verdict, further=f"{verdict.further} {beside}".strip())
     said = f"How much of MHA's compute {backend} needs is not known: these runs give no law for it"
     if backend in found.fitted:
         said = f"How much of MHA's compute {backend} needs is not known: its law cannot be held against one of MHA's"
-    return Verdict(backend, "not known", f"{said}; {units}.", _by_losses(found, backend))
+    first = found.comparison.besides(backend)[:1]
+    told = _by_losses(found, backend, first[0]) if first else "No run of it is paired with one of MHA's."
+    return Verdict(backend, "not known", f"{said}; {units}.", f"{told} {beside}".strip())
 
 
-def _by_losses(found: Statistics, backend: str) -> str:
+def _beside(found: Statistics, backend: str, named: str) -> str:
+    """The same beside MHA with options of its own, which the backend has, too."""
+    if match := found.beside_variants.get((backend, named)):
+        return f"Of the compute of {named} it needs {match.multipliers[0].text} for the same loss."
+    return _by_losses(found, backend, named)
+
+
+def _by_losses(found: Statistics, backend: str, beside: str) -> str:
     """What losses say where no law does."""
-    cells = [cell.difference for cell in found.comparison.cells if cell.run.backend == backend]
+    cells = [cell.difference for cell in found.comparison.cells_of(backend, [beside])]
     intervals = [cell.interval for cell in cells if cell.interval is not None]
-    if not cells:
-        return "No run of it is paired with one of MHA's."
     if not intervals:
         return "Nor is it known how its losses would differ with other seeds, of which no rung has two."
+    of = "MHA" if beside == BASELINE else beside
     above, below = sum(low > 0 for low, _ in intervals), sum(high < 0 for _, high in intervals)
     return (
-        f"Of {_count(len(intervals), 'point')} (rung and budget) its loss is above MHA's in {above} and below in "
+        f"Of {_count(len(intervals), 'point')} (rung and budget) its loss is above {of}'s in {above} and below in "
         f"{below}, where 95 % of what seeds and documents leave open lies on one side."
     )
 

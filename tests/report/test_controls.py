@@ -5,8 +5,9 @@ import pytest
 
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
-from dma_lab.report.comparison import baseline_of, compare
+from dma_lab.report.comparison import compare
 from dma_lab.report.controls import content_sentences
+from dma_lab.report.pairs import baseline_of
 from tests.report.conftest import vouch
 
 

@@ -9,10 +9,11 @@ from rich.console import Console
 from dma_lab.evaluation.pairing import PairedDifference
 from dma_lab.report.cohorts import cohorts, name_runs
 from dma_lab.report.collect import read_runs
-from dma_lab.report.comparison import baseline_of, compare, comparison_table, pair_runs
+from dma_lab.report.comparison import compare, comparison_table
 from dma_lab.report.context_figures import at_one_point
 from dma_lab.report.growth import curves_of
 from dma_lab.report.laws import best_runs
+from dma_lab.report.pairs import baseline_of
 from dma_lab.report.tables import comparison, missing_points, over_trainings, write_points
 from tests.report.conftest import vouch
 
@@ -38,7 +39,7 @@ def test_models_that_share_a_rungs_name_are_told_apart_and_paired_by_what_they_a
         for attention in ("mha", "dma")
         for n, params in layers.items()
     }
-    pairs = pair_runs(runs())
+    pairs = compare(runs()).pairs
     found = {run.rung: difference for run, difference in pairs if run.attention == "dma"}
     assert found.keys() == {"14k n_layers=1", "14k n_layers=3"}
     for n in layers:
@@ -63,7 +64,7 @@ def test_models_that_share_a_rungs_name_are_told_apart_and_paired_by_what_they_a
 def test_a_wider_and_deeper_model_is_not_held_against_the_plain_rung(add_run, runs):
     add_run("mha", "14k", params_non_embedding=13_992)
     add_run("dma", "14k", params_non_embedding=67_671, settings={"model": {"n_layers": 3, "d_ff": 288}})
-    (_, _), (dma, difference) = pair_runs(runs())
+    (_, _), (dma, difference) = compare(runs()).pairs
     assert dma.rung == "14k n_layers=3 d_ff=288"
     assert difference.endswith("in all but the attention: the nearest differs in model.d_ff, model.n_layers")
     (members,) = cohorts(runs()).values()
@@ -109,7 +110,6 @@ def test_missing_seeds_of_a_point_are_one_line(add_run, runs):
         ({"settings": {"schedule": {"warmup_steps": 9}}}, "schedule.warmup"),
         ({"settings": {"trainer": {"tokens_per_step": 1280}}}, "trainer.tokens_per_step"),
         ({"settings": {"data": {"mask_documents": False}}}, "data.mask_documents"),
-        ({"settings": {"attention": {"qk_norm": False}}}, "attention.qk_norm"),
         ({"settings": {"trainer": {"a_setting_of_tomorrow": 1}}}, "trainer.a_setting_of_tomorrow"),
     ],
     ids=str,
@@ -119,10 +119,10 @@ def test_what_differs_in_more_than_the_attention_is_not_paired_and_the_differenc
 ):
     add_run("mha")
     add_run("dma", **differing)
-    ((dma, difference),) = [pair for pair in pair_runs(runs()) if pair[0].attention == "dma"]
+    (difference,) = [difference for run, difference in compare(runs()).pairs if run.attention == "dma"]
     assert isinstance(difference, str)
     assert named in difference.partition("the nearest differs in ")[2].split(", ")
-    assert len(at_one_point(runs())) == 1 or dma.backend == "dma qk_norm=False"
+    assert len(at_one_point(runs())) == 1
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_what_differs_in_more_than_the_attention_is_not_paired_and_the_differenc
 def test_what_cannot_change_the_result_does_not_keep_runs_apart(add_run, runs, differing):
     mha = add_run("mha")
     dma = add_run("dma", **differing)
-    (difference,) = [difference for run, difference in pair_runs(runs()) if run.attention == "dma"]
+    (difference,) = [difference for run, difference in compare(runs()).pairs if run.attention == "dma"]
     assert isinstance(difference, PairedDifference)
     assert difference.difference == pytest.approx(mean_difference(dma, mha), rel=1e-12)
 
@@ -151,7 +151,7 @@ def test_what_cannot_change_the_result_does_not_keep_runs_apart(add_run, runs, d
 def test_a_run_of_several_machines_is_paired_with_none(add_run, runs):
     for attention in ("mha", "dma"):
         add_run(attention, earlier_machines=["1 x CPU, AVX512, fp32, PyTorch 2.13.0"])
-    assert pair_runs(runs())[1][1] == "several machines took its steps"
+    assert compare(runs()).pairs[1][1] == "several machines took its steps"
 
 
 def test_of_several_equal_mha_runs_that_of_the_same_commit_is_the_baseline(add_run, runs):
@@ -168,7 +168,7 @@ def test_an_mha_variant_is_not_taken_for_the_baseline_of_runs_with_other_options
     add_run("mha", settings={"attention": {"qk_norm": False}})
     plain = add_run("mha")
     dma = add_run("dma")
-    ((_, difference),) = [pair for pair in pair_runs(runs()) if pair[0].attention == "dma"]
+    ((_, difference),) = [pair for pair in compare(runs()).pairs if pair[0].attention == "dma"]
     assert isinstance(difference, PairedDifference)
     assert difference.difference == pytest.approx(mean_difference(dma, plain), rel=1e-12)
 
@@ -185,7 +185,7 @@ def test_learning_rates_are_no_seeds(add_run, runs):
                     scores["document_nats"] *= 0.9 if attention == "dma" else 1.0
                     np.savez(path / "validation.npz", **scores)
                     vouch(path)
-    pairs = pair_runs(runs())
+    pairs = compare(runs()).pairs
     assert len([pair for pair in pairs if isinstance(pair[1], PairedDifference)]) == 3
     cells = compare(runs()).cells
     table = over_trainings(cells)
@@ -234,7 +234,7 @@ def test_documents_too_few_for_an_interval_give_none_and_nothing_is_starred(add_
         scores["document_nats"] = scores["document_tokens"] * (3.0 if attention == "mha" else 2.9)
         np.savez(path / "validation.npz", **scores)
         vouch(path)
-    pairs = pair_runs(runs())
+    pairs = compare(runs()).pairs
     table = comparison(pairs)
     row = dict(zip(table.columns, table.rows[1], strict=True))
     weights = scores["document_tokens"].astype(float)
@@ -261,3 +261,66 @@ def test_runs_from_before_an_option_have_its_default(add_run, runs):
     for ours, baseline in ((earlier[1], earlier[0]), (sloped[1], sloped[0])):
         assert baseline_of(found[ours], list(found.values())).path == baseline
     assert "attention.recency" in baseline_of(found[sloped[1]], [found[earlier[0]], found[sloped[1]]])
+
+
+def test_variants_are_held_against_plain_mha_and_against_mha_with_their_options(add_run, runs):
+    slope = {"attention": {"recency": "slope"}}
+    paths = {
+        (name, sloped, seed): add_run(name, seed=seed, settings=slope if sloped else {})
+        for name in ("mha", "dma")
+        for sloped in (False, True)
+        for seed in (0, 1)
+    }
+    # A run that differs in more, and seems to be nearer: with the slope, at another rate.
+    add_run("mha", settings=slope | {"optimizer": {"learning_rate": 0.02}})
+    found = compare(runs())
+    right = {
+        ("mha recency=slope", "mha"): (("mha", True), ("mha", False)),
+        ("dma", "mha"): (("dma", False), ("mha", False)),
+        ("dma recency=slope", "mha"): (("dma", True), ("mha", False)),
+        ("dma recency=slope", "mha recency=slope"): (("dma", True), ("mha", True)),
+    }
+    assert {(cell.run.backend, cell.beside) for cell in found.cells} == right.keys()
+    for cell in found.cells:
+        ours, theirs = right[cell.run.backend, cell.beside]
+        by_seed = [mean_difference(paths[*ours, seed], paths[*theirs, seed]) for seed in (0, 1)]
+        assert cell.difference.difference == pytest.approx(np.mean(by_seed), rel=1e-9)
+        assert cell.difference.seeds == 2
+    assert [cell.beside for cell in found.first_cells("dma recency=slope")] == ["mha"]
+    primary = {run.path: difference for run, difference in found.pairs}
+    sloped = primary[paths["dma", True, 0]]
+    expected = mean_difference(paths["dma", True, 0], paths["mha", False, 0])
+    assert sloped.difference == pytest.approx(expected, rel=1e-9)
+    table = over_trainings(found.cells)
+    assert {(row[0], row[1]) for row in table.rows} == right.keys()
+    assert table.columns[1] == "beside"
+
+
+def test_an_option_that_no_mha_has_is_in_the_name_of_what_is_compared(add_run, runs):
+    add_run("mha")
+    add_run("dma", settings={"attention": {"qk_norm": False}})
+    (cell,) = compare(runs()).cells
+    assert (cell.run.backend, cell.beside) == ("dma qk_norm=False", "mha")
+
+
+def test_a_variant_alone_of_its_backend_is_named_beside_mha_with_and_without_it(add_run, runs):
+    for recency in (None, "slope"):
+        add_run("mha", settings={"attention": {"recency": recency}})
+    add_run("dma", settings={"attention": {"recency": "slope"}})
+    cells = compare(runs()).cells
+    assert [(cell.run.backend, cell.beside) for cell in cells] == [
+        ("mha recency=slope", "mha"),
+        ("dma recency=slope", "mha"),
+        ("dma recency=slope", "mha recency=slope"),
+    ]
+
+
+def test_a_backend_without_an_option_is_not_held_against_mha_with_it(add_run, runs):
+    """Be it of the same commit, which plain MHA is not."""
+    plain = add_run("mha", git_commit="a" * 40)
+    sloped = add_run("mha", git_commit="b" * 40, settings={"attention": {"recency": "slope"}})
+    moba = add_run("moba", git_commit="b" * 40)
+    found = {run.path: run for run in runs()}
+    assert baseline_of(found[moba], list(found.values())).path == plain
+    assert [cell.beside for cell in compare(runs()).cells if cell.run.path == moba] == ["mha"]
+    assert "attention.recency" in baseline_of(found[moba], [found[sloped], found[moba]])

@@ -1,9 +1,11 @@
 """What the page predicts, against the law that made the runs; and what it refuses to predict."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
@@ -13,6 +15,7 @@ from dma_lab.report.growth import parabolas_of
 from dma_lab.report.predictions import predictions
 from dma_lab.report.scaling_figures import envelope
 from dma_lab.report.statistics import compute_statistics
+from dma_lab.report.verdict import verdicts
 
 SIZES = (20_000, 60_000, 180_000, 540_000)
 BUDGETS = (1e11, 4e11, 1.6e12)
@@ -139,6 +142,25 @@ def test_without_laws_the_first_figure_has_the_differences_in_loss(runs):
     assert list(points.y) == [cell.difference.difference for cell in cells]
     assert list(zip(bars.y, bars.high, strict=True)) == [cell.difference.interval for cell in cells]
     assert "no two laws can be held against each other" in figure.caption
+
+
+def test_a_variant_is_held_against_the_variant_of_mha_with_its_options(runs, found):
+    """Of the same losses: so it needs as much of that variant's compute as plain DMA of plain MHA's."""
+    sloped = []
+    for run in runs:
+        config = OmegaConf.merge(run.config, {"attention": {"recency": "slope"}})
+        named = {"backend": f"{run.backend} recency=slope", "options": frozenset({"recency"})}
+        sloped.append(replace(run, config=config, path=run.path / "sloped", **named))
+    both = compute_statistics([*runs, *sloped], lambda step: None)
+    assert both.beside_variants.keys() == {("dma recency=slope", "mha recency=slope")}
+    ours, theirs = both.beside_variants["dma recency=slope", "mha recency=slope"], found.to_match["dma"]
+    assert ours.multipliers == theirs.multipliers == both.to_match["dma recency=slope"].multipliers
+    (rows,) = [block.rows for block in predictions(both) if getattr(block, "title", "") == "Compute to match MHA"]
+    besides = [("dma", "mha"), *(("dma recency=slope", beside) for beside in ("mha", "mha recency=slope"))]
+    assert [row[:2] for row in rows] == [*besides, ("mha recency=slope", "mha")]
+    (said,) = [own for own in verdicts(both) if own.backend == "dma recency=slope"]
+    now = ours.multipliers[0].text
+    assert said.further.endswith(f" Of the compute of mha recency=slope it needs {now} for the same loss.")
 
 
 def test_the_best_size_and_tokens_of_a_budget_are_those_of_the_law_that_made_the_runs(blocks):

@@ -12,7 +12,7 @@ from dma_lab.messages import UserError
 from dma_lab.report.both_rates import at_both_rates
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
-from dma_lab.report.comparison import pair_runs
+from dma_lab.report.comparison import compare
 from dma_lab.report.statistics import compute_statistics
 from dma_lab.report.tuned_file import write_tuned
 from dma_lab.report.tuning_figure import learning_rates
@@ -134,7 +134,7 @@ def test_runs_of_one_file_pair_in_a_cohort_that_says_so(add_run, tmp_path):
         "tuned=None", "tuned=tuned.yaml@12345678", "tuned=tuned.yaml@87654321",
     ]  # fmt: skip
     for name, members in groups.items():
-        paired = [difference for run, difference in pair_runs(members) if run.attention == "dma"]
+        paired = [difference for run, difference in compare(members).pairs if run.attention == "dma"]
         assert isinstance(paired[0], str) == ("tuned=None" in name), name
 
 
