@@ -34,13 +34,14 @@ class HeadProjections(nn.Module):
 
     def forward(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, N, M), whose first token is at position ``start`` -> q (B, H, N, D), k and v (B, K, N, D)."""
-        q_bhnd, k_bknd, v_bknd = (
-            heads.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for heads in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        q_bnhd, k_bnkd, v_bnkd = (
+            heads.unflatten(-1, (-1, self.head_dim)) for heads in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         )
+        # Norms before heads change places, so that a compiler fuses them with RoPE.
+        q_bhnd = self.rotary(self.q_norm(q_bnhd).transpose(1, 2), start)
+        k_bknd = self.rotary(self.k_norm(k_bnkd).transpose(1, 2), start)
         # Autocast may run the norms in float32; what attends has one dtype.
-        q_bhnd = self.rotary(self.q_norm(q_bhnd), start).to(v_bknd.dtype)
-        return q_bhnd, self.rotary(self.k_norm(k_bknd), start).to(v_bknd.dtype), v_bknd
+        return q_bhnd.to(v_bnkd.dtype), k_bknd.to(v_bnkd.dtype), v_bnkd.transpose(1, 2)
 
     def flops(self, seq_len: int) -> int:
         """Forward FLOPs over one sequence."""
