@@ -1,14 +1,14 @@
 """Muon (Keller Jordan, kellerjordan.github.io/posts/muon, 2024), such that a step of it is captured as a CUDA graph."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dma_lab.train.parts import part_of, whole
+from dma_lab.train.parts import own_part, part_of, whole
 
 _QUINTIC = 3.4445, -4.7750, 2.0315
 _ITERATIONS = 5
@@ -70,9 +70,11 @@ class Muon(torch.optim.Optimizer):
         update = _orthogonalise_together(gradient.lerp(momentum, group["momentum"]))
         update *= -group["lr"] * kept * _RMS * max(weights[0].shape) ** 0.5
         decay = 1 - group["lr"] * kept * group["weight_decay"]
-        for number, (weight, buffer) in enumerate(zip(weights, momenta, strict=True)):
-            buffer.copy_(_part(momentum[number], buffer))
-            weight.mul_(decay).add_(_part(update[number], weight))
+        # All matrices at once: three kernels for each are many of those that a small model's step consists of.
+        own = [own_part(weight) for weight in weights]
+        torch._foreach_copy_([own_part(buffer) for buffer in momenta], _parts(momentum, momenta))
+        torch._foreach_mul_(own, decay)
+        torch._foreach_add_(own, _parts(update, weights))
 
     def _momentum(self, weight: nn.Parameter) -> Tensor:
         state = self.state[weight]
@@ -110,9 +112,10 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     return out
 
 
-def _part(wide: Tensor, like: Tensor) -> Tensor:
-    """Of a matrix that ``_wide`` made, what this process holds of ``like``."""
-    return part_of(wide if wide.shape == like.shape else wide.mT, like)
+def _parts(wide: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Of matrices that ``_wide`` made, stacked, what lies in this process of each of ``like``."""
+    pairs = zip(wide, like, strict=True)
+    return [own_part(part_of(one if one.shape == as_.shape else one.mT.contiguous(), as_)) for one, as_ in pairs]
 
 
 def _wide(matrix: Tensor) -> Tensor:
