@@ -15,7 +15,7 @@ import torch
 
 from dma_lab.train.runs import git_commit
 
-_PACKAGES = ("torch", "triton", "lightning", "flash-attn", "flash-attn-4", "fla-core", "flash-dmattn")
+_PACKAGES = ("torch", "triton", "lightning", "flash-attn", "flash-attn-4", "fla-core", "flash-dmattn", "transformers")
 
 
 def machine() -> dict[str, Any]:

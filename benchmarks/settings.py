@@ -60,6 +60,7 @@ class TrainingSettings:
     backends: Annotated[list[Text], Field(min_length=1)]
     contexts: Widths
     rung: Text
+    stock: bool
     steps: Count
     tokens_per_step: Count
     overrides: list[Text]

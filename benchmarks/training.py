@@ -21,6 +21,7 @@ from torch._dynamo.utils import counters
 
 from benchmarks.record import write_record
 from benchmarks.settings import TrainingSettings
+from benchmarks.stock import NAME, require_transformers, train_stock
 from benchmarks.training_table import print_training
 from dma_lab.messages import UserError
 from dma_lab.train.fit_run import fit_run
@@ -38,40 +39,48 @@ _UNITS = {
     "not_finite": "steps whose loss or gradient norm is not finite",
     "tokens_per_second": "median over the steps once compiled; every step is waited for",
     "peak_memory_bytes": "largest allocation on the GPU, or of the process on a CPU",
+    "mfu_executed": "of the peak of dense bf16 products: forward and backward passes, causal pairs alone, the head too",
     "seconds": "the whole point: model, compilation, steps, validation, checkpoint",
     "kernels": "what one layer's attention runs on",
 }
 
 
 def bench_training(bench: TrainingSettings) -> Path:
-    """Train each of ``bench.backends`` at each of ``bench.contexts``; prints a table, writes a record.
+    """Train each of ``bench.backends`` at each of ``bench.contexts``, and beside them transformers' Llama where that is
+    asked for; prints a table, writes a record.
 
     Raises:
         UserError: for settings that no point could be trained with, or on a CPU only in hours.
         SystemExit: status 1, after all is recorded, when a point failed, its loss did not fall or was not finite.
     """
+    if bench.stock:
+        require_transformers()
     points = []
     for context in bench.contexts:
-        for backend in bench.backends:
-            settings = _settings(bench, backend, context)
+        for backend in [*bench.backends, *([NAME] if bench.stock else [])]:
+            settings = _settings(bench, "mha" if backend == NAME else backend, context)
             hardware = resolve_hardware(settings.trainer)
             points.append((backend, context, settings, plan_run(settings, settings.model.vocab_size, hardware)))
     _refuse_hours([plan for *_, plan in points], hardware)
     measured: list[Point] = []
     started = datetime.now(UTC)
     for backend, context, settings, plan in points:
-        print(f"[{len(measured) + 1}/{len(points)}] attention={backend}, {context:,} tokens", file=sys.stderr)
-        measured.append({"backend": backend, "context": context, **_measure(settings, plan, hardware)})
+        print(f"[{len(measured) + 1}/{len(points)}] {_said(backend)}, {context:,} tokens", file=sys.stderr)
+        measured.append({"backend": backend, "context": context, **_measure(backend, settings, plan, hardware)})
         record = {"settings": dataclasses.asdict(bench), "units": _UNITS, "runs": measured}
         path = write_record(bench.results_dir, "training", record, started)
     print_training(measured, f"{bench.rung}: {bench.steps} steps of {bench.tokens_per_step:,} tokens")
     print(f"recorded in {path}")
     wrong = [run for run in measured if run["wrong"]]
     for run in wrong:
-        print(f"failed: attention={run['backend']}, {run['context']:,} tokens: {run['wrong']}", file=sys.stderr)
+        print(f"failed: {_said(run['backend'])}, {run['context']:,} tokens: {run['wrong']}", file=sys.stderr)
     if wrong:
         raise SystemExit(1)
     return path
+
+
+def _said(backend: str) -> str:
+    return backend if backend == NAME else f"attention={backend}"
 
 
 def _refuse_hours(plans: list[RunPlan], hardware: Hardware) -> None:
@@ -100,16 +109,19 @@ def _settings(bench: TrainingSettings, backend: str, context: int) -> TrainSetti
     return read_settings(compose("train", overrides))
 
 
-def _measure(settings: TrainSettings, plan: RunPlan, hardware: Hardware) -> Point:
+def _measure(backend: str, settings: TrainSettings, plan: RunPlan, hardware: Hardware) -> Point:
     """One point; ``wrong`` says what is not as it should be, and is None where all is."""
     torch.compiler.reset()
     counters.clear()
     begun = time.perf_counter()
     point: Point = {"params_non_embedding": plan.parameters.non_embedding, "d_ff": plan.shape.d_ff}
     try:
-        point["kernels"] = _kernels(settings, plan, hardware)
-        with tempfile.TemporaryDirectory() as runs:
-            point |= _train(dataclasses.replace(settings, output_dir=runs))
+        if backend == NAME:
+            point |= train_stock(settings, hardware)
+        else:
+            point["kernels"] = _kernels(settings, plan, hardware)
+            with tempfile.TemporaryDirectory() as runs:
+                point |= _train(dataclasses.replace(settings, output_dir=runs))
     except Exception as error:
         traceback.print_exc()
         return point | {"wrong": f"{type(error).__name__}: {' '.join(str(error).split())}"}
@@ -119,7 +131,7 @@ def _measure(settings: TrainSettings, plan: RunPlan, hardware: Hardware) -> Poin
         "graph_breaks": counters["graph_break"].total(),
         "seconds": time.perf_counter() - begun,
     }
-    return point | {"wrong": _what_is_wrong(point)}
+    return point | {"wrong": _what_is_wrong(point, ours=backend != NAME)}
 
 
 def _train(settings: TrainSettings) -> Point:
@@ -128,16 +140,17 @@ def _train(settings: TrainSettings) -> Point:
     kept = ("hardware", "precision", "tokens_per_second", "peak_memory_bytes", "val_loss", "flops", "flops_executed")
     return {
         **{name: summary[name] for name in kept},
+        **{name: summary[name] for name in ("mfu_executed", "mfu_dense_equivalent") if name in summary},
         "loss": {line["step"]: math.nan if line["loss"] is None else line["loss"] for line in lines},
         "not_finite": summary["steps_skipped"],
     }
 
 
-def _what_is_wrong(point: Point) -> str | None:
+def _what_is_wrong(point: Point, *, ours: bool) -> str | None:
     losses = list(point["loss"].values())
     if point["not_finite"]:
         return f"{point['not_finite']} of {len(losses)} steps are not finite"
-    if point["graph_breaks"]:
+    if ours and point["graph_breaks"]:
         return f"{point['graph_breaks']} graph breaks"
     if losses[-1] >= losses[0]:
         return f"the loss went from {losses[0]:.4f} to {losses[-1]:.4f}"

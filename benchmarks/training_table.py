@@ -5,7 +5,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-_RIGHT = ("parameters", "loss, first", "last", "not finite", "graph breaks", "memory, GiB", "tokens/s", "seconds")
+_RIGHT = (
+    "parameters",
+    "loss, first",
+    "last",
+    "not finite",
+    "graph breaks",
+    "memory, GiB",
+    "tokens/s",
+    "MFU",
+    "seconds",
+)
 
 
 def print_training(measured: list[dict[str, Any]], title: str) -> None:
@@ -15,7 +25,9 @@ def print_training(measured: list[dict[str, Any]], title: str) -> None:
         table.add_column(column, justify="right" if column in ("context", *_RIGHT) else "left")
     for run in measured:
         table.add_row(run["backend"], f"{run['context']:,}", *_figures(run))
-    Console(width=150).print(table)
+    Console(width=160).print(table)
+    if any("mfu_executed" in run for run in measured):
+        print("MFU: forward and backward passes, causal pairs alone, the head too, of the peak of dense bf16 products.")
 
 
 def _figures(run: dict[str, Any]) -> list[str]:
@@ -31,5 +43,6 @@ def _figures(run: dict[str, Any]) -> list[str]:
         f"{run['graph_breaks']}" if run["compiled"] else "not compiled",
         f"{run['peak_memory_bytes'] / 2**30:.2f}",
         "–" if run["tokens_per_second"] is None else f"{run['tokens_per_second']:,.0f}",
+        f"{run['mfu_executed']:.1%}" if "mfu_executed" in run else "–",
         f"{run['seconds']:.0f}",
     ]

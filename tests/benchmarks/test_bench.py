@@ -35,20 +35,23 @@ def bench_training(bench, tmp_path, *arguments, overrides=()):
     return result, record, {(run["backend"], run["context"]): run for run in record["runs"]}
 
 
-def test_training_is_measured_for_every_backend_asked_for(bench, tmp_path):
+def test_training_is_measured_for_every_backend_asked_for_and_a_stock_model_beside_them(bench, tmp_path):
     result, record, runs = bench_training(
-        bench, tmp_path, "backends=[mha,dma]", "contexts=[32,64]", "steps=8", "tokens_per_step=256"
+        bench, tmp_path, "backends=[dma]", "stock=true", "contexts=[32,64]", "steps=8", "tokens_per_step=256"
     )
+    llama = "transformers' Llama"
+    said = {"dma": ("attention=dma", "interval attention (PyTorch)"), llama: (llama, "PyTorch's SDPA")}
     assert result.returncode == 0, result.stderr
     assert record["suite"] == "training"
     assert record["packages"]["torch"] == importlib.metadata.version("torch")
-    assert record["command"].startswith("python bench.py training backends=[mha,dma]")
-    assert list(runs) == [("mha", 32), ("dma", 32), ("mha", 64), ("dma", 64)]
+    assert record["command"].startswith("python bench.py training backends=[dma] stock=true")
+    assert list(runs) == [("dma", 32), (llama, 32), ("dma", 64), (llama, 64)]
     for number, run in enumerate(runs.values(), 1):
-        assert f"[{number}/4] attention={run['backend']}, {run['context']} tokens" in result.stderr
+        name, kernels = said[run["backend"]]
+        assert f"[{number}/4] {name}, {run['context']} tokens" in result.stderr
         assert list(run["loss"]) == [str(step) for step in range(1, 9)]
         assert 0 < run["loss"]["8"] < run["loss"]["1"]
-        assert (run["wrong"], run["not_finite"], run["kernels"]) == (None, 0, "interval attention (PyTorch)")
+        assert (run["wrong"], run["not_finite"], run["kernels"]) == (None, 0, kernels)
         assert (run["compiled"], run["graphs"], run["graph_breaks"]) == (False, 0, 0)
         assert run["tokens_per_second"] > 0
         assert run["seconds"] > 0
