@@ -20,19 +20,18 @@ def main(config: DictConfig) -> None:
         from dma_lab.report.write import write_laws, write_report
     output = Path(settings.output_dir)
     if settings.tune is not None:
-        write_tuned(Path(settings.runs), Path(settings.tune))
+        write_tuned(settings.folders, Path(settings.tune))
         print(f"tuned rates: {settings.tune}")
         return
     if settings.points is not None:
         print(f"report: {write_laws(settings.points, output)}")
         return
-    forecast = None if settings.forecast is None else Path(settings.forecast)
 
     def write() -> None:
-        print(f"report: {write_report(Path(settings.runs), output, forecast, settings.larger)}", flush=True)
+        print(f"report: {write_report(settings.folders, output, settings.forecasts, settings.larger)}", flush=True)
 
     if settings.watch:
-        watch(Path(settings.runs), write, settings.watch_every)
+        watch(settings.folders, write, settings.watch_every)
     else:
         write()
 

@@ -1,5 +1,22 @@
 """The ladder's arithmetic: how many parameters a rung has."""
 
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from dma_lab.settings import CONFIG_DIR
+
+_SHAPE = ("n_layers", "d_model", "n_heads", "n_kv_heads", "head_dim", "d_ff")
+
+
+def rung_parameters(name: str) -> int | None:
+    """Non-embedding parameters, with MHA, of the rung in conf/model/ of this name; None where there is none."""
+    file = CONFIG_DIR / "model" / f"{name}.yaml"
+    if not file.exists():
+        return None
+    rung: Any = OmegaConf.load(file)
+    return reference_parameters(*(int(rung[part]) for part in _SHAPE))
+
 
 def reference_parameters(n_layers: int, d_model: int, n_heads: int, n_kv_heads: int, head_dim: int, d_ff: int) -> int:
     """Non-embedding parameters of a rung with MHA: what other backends are matched to, and what budgets count.

@@ -18,9 +18,17 @@ def cohorts(runs: Iterable[Run]) -> dict[str, list[Run]]:
     groups: dict[frozenset[tuple[str, Any]], list[Run]] = {}
     for run in runs:
         groups.setdefault(shared_by_a_study(run.conditions), []).append(run)
-    said = {"study", "data_fingerprint", "match", "precision", "trainer.validation_tokens"}
-    further = _varied([dict(group) for group in groups], said)
+    further = _varied([dict(group) for group in groups], _SAID)
     return {_cohort_name(members[0], further): name_runs(members) for members in groups.values()}
+
+
+_SAID = frozenset({"study", "data_fingerprint", "match", "precision", "trainer.validation_tokens"})
+"""Of every cohort."""
+
+
+def telling_apart(groups: Mapping[str, Sequence[Run]]) -> list[str]:
+    """Names of the conditions in which cohorts differ, but for those that every cohort's name says."""
+    return _varied([dict(shared_by_a_study(members[0].conditions)) for members in groups.values()], _SAID)
 
 
 def _cohort_name(run: Run, further: Sequence[str]) -> str:

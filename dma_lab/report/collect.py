@@ -1,6 +1,7 @@
 """Run directories to runs: what can be read of each, and what it came to."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,19 +105,23 @@ class Unreadable:
     reason: str
 
 
-def read_runs(root: Path) -> tuple[list[Run], list[Unreadable]]:
-    """All runs under ``root``, by size, budget, seed and backend.
+def read_runs(*roots: Path) -> tuple[list[Run], list[Unreadable]]:
+    """All runs under ``roots``, by size, budget, seed and backend; a folder below another's is read once.
 
     Raises:
-        UserError: there is no such directory, or no run in it.
+        UserError: there is no such directory, or no run in one of them.
     """
-    if not root.is_dir():
-        raise UserError(f"runs={root}: there is no such directory; train.py writes runs to output_dir, outputs/.")
-    # A run's directory has a lock from its first moment, and a summary soon after.
-    paths = sorted({file.parent for name in ("run.lock", "summary.json") for file in root.rglob(name)})
-    if not paths:
-        raise UserError(f"runs={root}: it holds no run; `python train.py output_dir={root}` makes one.")
-    read = [read_run(path, str(path.relative_to(root))) for path in paths]
+    names: dict[Path, str] = {}
+    base = Path(os.path.commonpath([root.absolute() for root in roots]))
+    for root in roots:
+        if not root.is_dir():
+            raise UserError(f"runs={root}: there is no such directory; train.py writes runs to output_dir, outputs/.")
+        # A run's directory has a lock from its first moment, and a summary soon after.
+        paths = sorted({file.parent for name in ("run.lock", "summary.json") for file in root.absolute().rglob(name)})
+        if not paths:
+            raise UserError(f"runs={root}: it holds no run; `python train.py output_dir={root}` makes one.")
+        names |= {path: str(path.relative_to(base)) for path in paths}
+    read = [read_run(path, name) for path, name in names.items()]
     runs = [run for run in read if isinstance(run, Run)]
     size: dict[frozenset[tuple[str, Any]], int] = {}
     for run in runs:

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from math import exp, log
 from typing import Literal
 
+ROWS, LINES = 20, 8
+"""Longer tables and lists are folded."""
+
 
 @dataclass(frozen=True)
 class Notice:

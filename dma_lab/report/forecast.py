@@ -1,7 +1,7 @@
 """Forecasts that are registered: what the laws predict of a larger run is written down before that is trained."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +10,8 @@ import numpy as np
 
 from dma_lab.files import write_whole
 from dma_lab.messages import UserError
-from dma_lab.report.cohorts import cohorts
+from dma_lab.model.ladder import rung_parameters
+from dma_lab.report.cohorts import telling_apart
 from dma_lab.report.collect import Run
 from dma_lab.report.document import Block, Notice, Section, Table
 from dma_lab.report.laws import best_runs, fit_laws, training_of
@@ -21,6 +22,8 @@ from dma_lab.train.runs import git_commit
 
 _SAME = 0.02
 """Largest relative difference of parameters and of tokens to those forecast: matching and whole steps move both."""
+TOKENS_PER_PARAMETER = 20
+"""Where none are given: conf/train.yaml's."""
 _GROUP = ("study", "data_fingerprint", "match", "precision")
 """What a run must have in common with those that the forecast is made of."""
 
@@ -41,6 +44,16 @@ class Entry:
     high: float
     trainings: int
     """That the law was fitted to."""
+    conditions: dict[str, str]
+    """Of its runs, those in which runs differ that the report keeps apart: a rate tuned or shared, a window, …."""
+
+    def is_of(self, run: Run) -> bool:
+        """Whether it is for a run like this, size and length apart."""
+        return (
+            run.backend == self.backend
+            and all(run.summary[name] == getattr(self, name) for name in _GROUP)
+            and all(str(run.conditions.get(name)) == value for name, value in self.conditions.items())
+        )
 
 
 @dataclass(frozen=True)
@@ -62,52 +75,78 @@ class Forecast:
         return all(abs(np.log(ratio)) <= _SAME for ratio in apart)
 
 
-def register(path: Path, larger: Larger, runs: Sequence[Run]) -> None:
-    """Write to ``path`` what the laws of ``runs`` predict of the run ``larger``; a file that is there stays as it is.
+def register(paths: Sequence[Path], larger: Larger, groups: Mapping[str, Sequence[Run]]) -> None:
+    """Write what the laws of ``groups``, cohorts, predict of the run ``larger`` to the one of ``paths`` that is not
+    there; a file that is there stays as it is.
 
     Raises:
-        UserError: the larger run is not named, is another than the file's, or has been begun; no backend has a law.
+        UserError: the larger run is not named, is another than the file's, or has been begun; no backend has a law;
+            several files are not there.
     """
-    if path.exists():
-        there = read_forecast(path)
+    new = [path for path in paths if not path.exists()]
+    if len(new) > 1:
+        raise UserError(f"forecast={new[0]} and {new[1]} do not exist yet; make one forecast at a time.")
+    if not new:
+        there = [read_forecast(path) for path in paths]
         given = {name: value for name, value in asdict(larger).items() if value is not None}
-        if any(value != getattr(there, name) for name, value in given.items()):
+        if there and all(any(value != getattr(own, name) for name, value in given.items()) for own in there):
             raise UserError(
-                f"forecast={path} holds the forecast of {there.name}, made {there.made}, which is not changed "
-                "afterwards; name another file for another run."
+                f"forecast={paths[0]} holds the forecast of {there[0].name}, made {there[0].made}, which is not "
+                "changed afterwards; name another file for another run."
             )
         return
-    if larger.name is None or larger.params is None or larger.tokens is None:
-        raise UserError(
-            f"forecast={path} does not exist yet, and no run to forecast is given; add for example larger.name=10m "
-            "larger.params=1e7 larger.tokens=2e8, say (non-embedding parameters)."
-        )
+    name, params, tokens = _size_of(larger, new[0])
     entries: list[Entry] = []
     without: list[str] = []
-    for members in cohorts(runs).values():
-        finished = [run for run in members if run.finished]
-        best = best_runs(finished)
+    apart = telling_apart(groups)
+    for members in groups.values():
+        best = best_runs([run for run in members if run.finished])
         for backend, law in fit_laws(best, lambda step: None).items():
             if isinstance(law, str):
                 without.append(f"{backend}: {law}")
                 continue
-            summary = next(run.summary for run in best if run.backend == backend)
-            group = {name: summary[name] for name in _GROUP}
-            entries.append(_entry(backend, law, larger.params, larger.tokens, group))
+            of = next(run for run in best if run.backend == backend)
+            conditions = {own: str(of.conditions.get(own)) for own in apart}
+            entries.append(_entry(backend, law, params, tokens, of, conditions))
     made = datetime.now(UTC).isoformat(timespec="seconds")
-    forecast = Forecast(larger.name, larger.params, larger.tokens, git_commit(), made, entries, without)
-    if begun := [run.name for run in runs if forecast.is_of(run)]:
+    forecast = Forecast(name, params, tokens, git_commit(), made, entries, without)
+    if begun := [run.name for members in groups.values() for run in members if forecast.is_of(run)]:
         raise UserError(
-            f"forecast={path}: {begun[0]} is such a run, and what has begun can no longer be forecast; name a larger."
+            f"forecast={new[0]}: {begun[0]} is such a run, and what has begun can no longer be forecast; name a larger."
         )
     if not entries:
-        raise UserError(f"forecast={path}: no backend has a law to forecast by ({'; '.join(without) or 'no runs'}).")
-    write_whole(path, json.dumps(asdict(forecast), indent=1) + "\n")
+        raise UserError(f"forecast={new[0]}: no backend has a law to forecast by ({'; '.join(without) or 'no runs'}).")
+    write_whole(new[0], json.dumps(asdict(forecast), indent=1) + "\n")
 
 
-def _entry(backend: str, law: TrainingsFit, params: float, tokens: float, group: dict[str, str]) -> Entry:
+def _size_of(larger: Larger, path: Path) -> tuple[str, float, float]:
+    """Name, parameters and tokens: of a rung its own parameters and 20 tokens for each, where they are not given."""
+    own = None if larger.name is None else rung_parameters(larger.name)
+    params = larger.params if larger.params is not None else own
+    if larger.name is None or params is None or (own is None and larger.tokens is None):
+        raise UserError(
+            f"forecast={path} does not exist yet, and no run to forecast is given; add for example larger.name=30m, or "
+            "for what is no rung larger.name=40m larger.params=4e7 larger.tokens=8e8 (non-embedding parameters)."
+        )
+    if own is not None and abs(np.log(params / own)) > _SAME:
+        raise UserError(
+            f"larger.params={params:g} are not those of larger.name={larger.name}, which has {own:,} non-embedding "
+            "parameters; leave larger.params out, or choose another name."
+        )
+    return larger.name, float(params), float(TOKENS_PER_PARAMETER * params if larger.tokens is None else larger.tokens)
+
+
+def _entry(backend: str, law: TrainingsFit, params: float, tokens: float, of: Run, conditions: dict[str, str]) -> Entry:
     low, high = law.predicted_interval(params, tokens)
-    return Entry(backend, **group, loss=float(law.predict(params, tokens)), low=low, high=high, trainings=law.trainings)
+    return Entry(
+        backend,
+        **{name: of.summary[name] for name in _GROUP},
+        loss=float(law.predict(params, tokens)),
+        low=low,
+        high=high,
+        trainings=law.trainings,
+        conditions=conditions,
+    )
 
 
 def read_forecast(path: Path) -> Forecast:
@@ -125,29 +164,24 @@ def read_forecast(path: Path) -> Forecast:
         ) from None
 
 
-def forecast_section(path: Path, runs: Sequence[Run]) -> Section:
-    """What was forecast, and what the runs that were trained since came to."""
-    forecast = read_forecast(path)
+def forecast_section(forecast: Forecast, groups: Mapping[str, Sequence[Run]]) -> Section:
+    """What was forecast, and what the runs of ``groups``, cohorts, that were trained since came to."""
+    such = [run for members in groups.values() for run in members if run.finished and forecast.is_of(run)]
+    named = sorted({name for entry in forecast.backends for name in entry.conditions})
     rows = []
     held, scored = 0, 0
     for entry in forecast.backends:
-        own = [
-            run
-            for run in runs
-            if run.finished
-            and run.backend == entry.backend
-            and forecast.is_of(run)
-            and all(run.summary[name] == getattr(entry, name) for name in _GROUP)
-        ]
+        own = [run for run in such if entry.is_of(run)]
         # Of one training each: the interval is of one.
         losses = [float(run.summary["val_loss"]) for run in {training_of(run): run for run in own}.values()]
         inside = [entry.low <= loss <= entry.high for loss in losses]
         held, scored = held + sum(inside), scored + len(inside)
         rows.append(
             (
-                *(entry.backend, f"{entry.loss:.4f} [{entry.low:.4f}, {entry.high:.4f}]", f"{entry.trainings}"),
+                *(entry.backend, *(entry.conditions[name] for name in named)),
+                *(f"{entry.loss:.4f} [{entry.low:.4f}, {entry.high:.4f}]", f"{entry.trainings}"),
                 ", ".join(f"{loss:.4f}" for loss in losses) or "not trained yet",
-                f"{np.mean(losses) - entry.loss:+.4f}" if losses else "-",
+                _error(float(np.mean(losses)), entry.loss) if losses else "-",
                 f"{sum(inside)} of {len(inside)}" if losses else "-",
             )
         )
@@ -157,9 +191,12 @@ def forecast_section(path: Path, runs: Sequence[Run]) -> Section:
             f"Registered {forecast.made} at commit {short_commit(forecast.commit)}, before it was trained: the loss of "
             f"{forecast.name}, {forecast.params:,.0f} non-embedding parameters on {forecast.tokens:,.0f} tokens, by "
             f"each backend's law, with an interval that holds 95 % of single trainings; and what came since.{said}",
-            ("attention", "forecast [95 %]", "from trainings", "measured, by training", "mean − forecast", "within"),
+            (
+                *("attention", *named, "forecast [95 %]", "from trainings"),
+                *("measured, by training", "mean − forecast", "within"),
+            ),
             rows,
-            frozenset(("attention",)),
+            frozenset(("attention", *named)),
             title=f"Forecast of {forecast.name}",
             unit="intervals are of a single training to come",
         )
@@ -167,3 +204,7 @@ def forecast_section(path: Path, runs: Sequence[Run]) -> Section:
     if forecast.without:
         blocks.append(Notice("Without a law, and so without a forecast:", forecast.without))
     return Section("Forecast", blocks)
+
+
+def _error(measured: float, forecast: float) -> str:
+    return f"{measured - forecast:+.4f} ({(measured - forecast) / forecast:+.2%})"

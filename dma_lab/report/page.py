@@ -11,11 +11,8 @@ from pathlib import Path
 from plotly.offline import get_plotlyjs
 
 from dma_lab.figures.palette import colours_of
-from dma_lab.report.document import Block, Document, Figure, Heatmap, Notice, Table, Verdict, Verdicts
+from dma_lab.report.document import LINES, ROWS, Block, Document, Figure, Heatmap, Notice, Table, Verdict, Verdicts
 from dma_lab.report.interactive import plotly_figure
-
-_ROWS, _LINES = 20, 8
-"""Longer tables and lists are folded."""
 
 
 def write_page(document: Document, path: Path) -> None:
@@ -65,7 +62,7 @@ def _block(block: Block, colours: dict[str, str]) -> str:
         return f"<p>{escape(block)}</p>"
     if isinstance(block, Notice):
         items = f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in block.items)}</ul>" if block.items else ""
-        items = _folded(items, len(block.items), "lines", _LINES)
+        items = _folded(items, len(block.items), "lines", LINES)
         return f'<div class="notice"><p>{escape(block.text)}</p>{items}</div>'
     if isinstance(block, Table):
         return _table(block)
@@ -117,7 +114,7 @@ def _table(table: Table) -> str:
     inside = (
         f'<div class="scroll{wide}"><table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
     )
-    return f"{_heading(table)}\n{_folded(inside, len(table.rows), 'rows', _ROWS)}"
+    return f"{_heading(table)}\n{_folded(inside, len(table.rows), 'rows', ROWS)}"
 
 
 def _side(column: str, table: Table) -> str:

@@ -22,7 +22,7 @@ def _to_match(found: Statistics) -> list[Block]:
     for (backend, beside), match in sorted((plain | found.beside_variants).items()):
         assert match.law.intervals is not None
         low, high = match.law.intervals["E"]
-        cells = [multiplier.text for multiplier in match.multipliers]
+        cells = [multiplier.text for multiplier in (match.over[len(match.over) // 2], *match.multipliers)]
         of_both = f"{trainings[backend]} / {trainings[beside]}", f"[{low:.3g}, {high:.3g}]"
         rows.append((backend, *([beside] if named else []), *of_both, *cells))
     blocks: list[Block] = []
@@ -30,13 +30,14 @@ def _to_match(found: Statistics) -> list[Block]:
         blocks.append(
             Table(
                 f"How much executed compute a backend needs to match the loss of compute-optimally trained "
-                f"{BASELINE.upper()}, as a multiple of MHA's: below 1 × it needs less. At the largest budget run and, "
-                "by extrapolation, at 10 and 100 times that. Both laws share one E, the text's. The middle and 95 % of "
+                f"{BASELINE.upper()}, as a multiple of MHA's: below 1 × it needs less. In the (geometric) middle "
+                "of MHA's budgets, at the largest and, by extrapolation, at 10 and 100 times that. Both laws share one "
+                "E, the text's. The middle and 95 % of "
                 "what the trainings of both leave open, whose luck is taken to be independent."
                 + (" Beside: what stands for MHA there." if named else ""),
                 (
                     *("attention", *(["beside"] if named else []), "trainings / MHA's", "shared E"),
-                    *("at the largest", "at 10 ×", "at 100 ×"),
+                    *("in the middle", "at the largest", "at 10 ×", "at 100 ×"),
                 ),
                 rows,
                 frozenset(("attention", "beside")),

@@ -16,6 +16,7 @@ from dma_lab.report.document import Block, Document, Figure, Heatmap, Notice, Se
 from dma_lab.report.evaluations import evaluations
 from dma_lab.report.evidence import evidence
 from dma_lab.report.lifetimes import lifetimes_section
+from dma_lab.report.missing import missing_points
 from dma_lab.report.pairs import Difference
 from dma_lab.report.predictions import predictions
 from dma_lab.report.scaling_figures import envelope, isoflop, loss_against_compute
@@ -125,9 +126,8 @@ def _overview(runs: Sequence[Run], problems: Sequence[Unreadable], groups: dict[
         lines += [f"{problem.name}: unreadable, {problem.reason}" for problem in problems]
         blocks.append(Notice(f"Not finished or not readable, and so in no table or fit: {_runs(len(lines))}.", lines))
     for name, members in groups.items():
-        missing = tables.missing_points(members)
-        if missing:
-            blocks.append(Notice(f"Missing in {name}, where another backend has a run:", missing))
+        if missing := missing_points(name, members):
+            blocks.append(missing)
     return Section("What to know of the runs", blocks or ["All runs are finished, of one data set and one commit."])
 
 

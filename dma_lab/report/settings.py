@@ -1,8 +1,14 @@
 """The typed form of conf/report.yaml: checked once, at the entry point."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from dma_lab.settings import STRICT, Count, Positive, Text
+
+Texts = Annotated[list[Text], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -11,9 +17,11 @@ class Larger:
 
     __pydantic_config__ = STRICT
     name: Text | None
+    """A rung's, or any where both others are given."""
     params: Positive | None
-    """Non-embedding."""
+    """Non-embedding; None: the rung's."""
     tokens: Positive | None
+    """None: 20 per parameter, as train.py takes unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +29,9 @@ class ReportSettings:
     """Everything ``report.py`` takes."""
 
     __pydantic_config__ = STRICT
-    runs: Text
+    runs: Text | Texts
     points: Text | None
-    forecast: Text | None
+    forecast: Text | Texts | None
     tune: Text | None
     """A file that the best learning rates are written to."""
     larger: Larger
@@ -31,6 +39,20 @@ class ReportSettings:
     watch_every: Count
     """Seconds."""
     output_dir: Text
+
+    @property
+    def folders(self) -> list[Path]:
+        """Of runs."""
+        return [Path(folder) for folder in _listed(self.runs)]
+
+    @property
+    def forecasts(self) -> list[Path]:
+        """Files of them."""
+        return [Path(file) for file in _listed(self.forecast or [])]
+
+
+def _listed(given: str | list[str]) -> list[str]:
+    return [given] if isinstance(given, str) else given
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from dma_lab.report.comparison import (
     difference_cell,
     documents_cell,
 )
-from dma_lab.report.conditions import SHAPED, without
 from dma_lab.report.document import Table
 from dma_lab.report.pairs import Difference
 from dma_lab.scaling.documents import LEAST_DOCUMENTS
@@ -164,24 +163,6 @@ def unreadable(problems: Sequence[Unreadable]) -> Table:
     rows = [(problem.name, problem.reason) for problem in problems]
     caption, columns = "Run directories that could not be read.", ("run", "why")
     return Table(caption, columns, rows, frozenset(columns), title="Unreadable", unit="a row is one directory")
-
-
-def missing_points(runs: Sequence[Run]) -> list[str]:
-    """Points at which some backend of the cohort has a run and another has no finished one."""
-    # Without what makes a variant of a backend: no variant has the other's context.
-    point_of = {run.path: without(run.conditions, SHAPED) for run in runs}
-    finished = {(run.backend, point_of[run.path]) for run in runs if run.finished}
-    state = {(run.backend, point_of[run.path]): run.status for run in runs if not run.finished}
-    seeds: dict[tuple[str, str, str], list[int]] = {}
-    for point, run in {point_of[run.path]: run for run in runs}.items():
-        for backend in dict.fromkeys(run.backend for run in runs):
-            if (backend, point) not in finished:
-                at = f"{run.rung}, {run.summary['tokens']:,} tokens{f', {run.setting}' if run.setting else ''}"
-                seeds.setdefault((backend, at, state.get((backend, point), "not run")), []).append(run.summary["seed"])
-    return [
-        f"{backend} at rung {at}, seed{'s' if len(of) > 1 else ''} {', '.join(map(str, sorted(of)))}: {why}"
-        for (backend, at, why), of in seeds.items()
-    ]
 
 
 def write_points(path: Path, compared: Sequence[tuple[Run, Difference]]) -> None:

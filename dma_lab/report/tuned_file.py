@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from dma_lab.model.ladder import reference_parameters
 from dma_lab.report.cohorts import name_runs
 from dma_lab.report.collect import Run, read_runs
 from dma_lab.report.draw import draw
-from dma_lab.report.tuning import CELL_COLUMNS, Tuning, attention_of, seed_noise, tune
+from dma_lab.report.tuning import CELL_COLUMNS, Tuning, attention_of, seed_noise, swept_runs, tune
 from dma_lab.report.tuning_figure import tuning_figure
 from dma_lab.scaling.tuning import BestRate
 
@@ -27,14 +28,18 @@ _HEAD = """\
 """
 
 
-def write_tuned(root: Path, file: Path) -> None:
-    """Write the best rate of every backend under ``root``, by the rungs it was swept at, to ``file``, a figure of each
+def write_tuned(roots: Sequence[Path], file: Path) -> None:
+    """Write the best rate of every backend under ``roots``, by the rungs it was swept at, to ``file``, a figure of each
     rung beside it, and print a table of them.
 
     Raises:
         UserError: the runs are no such sweep.
+
+    Where the rate was not swept at a rung, that is said and left out: the runs may be of a whole study, from which the
+    recipe's own rate comes, beside a folder with the rates around it.
     """
-    read, unreadable = read_runs(root)
+    read, unreadable = read_runs(*roots)
+    shown = ",".join(map(str, roots))
     runs = name_runs([run for run in read if run.finished or run.summary["status"] == "diverged"])
     taken = {run.path for run in runs}
     warnings = [f"{run.name} is left out: {run.status}" for run in read if run.path not in taken]
@@ -44,17 +49,23 @@ def write_tuned(root: Path, file: Path) -> None:
         cells.setdefault(yaml.safe_dump(attention_of(run)), {}).setdefault(_parameters(run), []).append(run)
     finished = [run for run in runs if run.finished]
     if not finished:
-        raise UserError(f"runs={root} holds no finished run; train the sweep first.")
+        raise UserError(f"runs={shown} holds no finished run; train the sweep first.")
     if without_recipe := [run.name for run in finished if "recipe_learning_rate" not in run.summary]:
         raise UserError(f"{without_recipe[0]} does not say what the recipe's rate was; train it again.")
     optimizers = {str(run.config.optimizer.name) for run in runs}
     if len(optimizers) > 1:
-        raise UserError(f"runs={root} holds runs of {' and '.join(sorted(optimizers))}; tune one optimizer at a time.")
+        raise UserError(f"runs={shown} holds runs of {' and '.join(sorted(optimizers))}; tune one optimizer at a time.")
     noise = seed_noise(finished)
-    found = {
-        written: {size: tune(own, noise) for size, own in sorted(by_size.items())}
-        for written, by_size in sorted(cells.items())
-    }
+    found: dict[str, dict[int, Tuning]] = {}
+    for written, by_size in sorted(cells.items()):
+        for size, own in sorted(by_size.items()):
+            swept = swept_runs(own)
+            if isinstance(swept, str):
+                warnings.append(swept)
+            else:
+                found.setdefault(written, {})[size] = tune(swept, noise)
+    if not found:
+        raise UserError(f"runs={shown} holds no sweep of the learning rate: {warnings[-1]}.")
     file.parent.mkdir(parents=True, exist_ok=True)
     head = _HEAD.format(freedom=0 if noise is None else noise.freedom)
     content = {"optimizer": optimizers.pop(), "backends": [_backend(*own) for own in found.items()]}
@@ -62,8 +73,8 @@ def write_tuned(root: Path, file: Path) -> None:
     every = [tuning for by_size in found.values() for tuning in by_size.values()]
     colours = colours_of(tuning.runs[0].backend for tuning in every)
     for size in sorted({size for by_size in found.values() for size in by_size}):
-        own = [by_size[size] for by_size in found.values() if size in by_size]
-        draw(tuning_figure(f"{file.stem}-{own[0].runs[0].rung}", own), file.parent, colours)
+        of_size = [by_size[size] for by_size in found.values() if size in by_size]
+        draw(tuning_figure(f"{file.stem}-{of_size[0].runs[0].rung}", of_size), file.parent, colours)
     table = Table(title="tuned learning rates", title_justify="left")
     for column in ("attention", "rung", *CELL_COLUMNS):
         table.add_column(column)

@@ -9,8 +9,9 @@ from omegaconf import OmegaConf
 
 from dma_lab.messages import UserError
 from dma_lab.report.collect import Run
-from dma_lab.report.conditions import without
+from dma_lab.report.conditions import OF_THE_MACHINE, WARMUP, differing, without
 from dma_lab.scaling.tuning import LEAST_RATES, BestRate, SeedNoise, best_rate, pool_noise
+from dma_lab.train.hardware import MACHINE
 
 SEARCHED = frozenset({"optimizer.learning_rate", "seed"})
 
@@ -69,25 +70,42 @@ def seed_noise(finished: Sequence[Run]) -> SeedNoise | None:
     return pool_noise(list(alike.values()))
 
 
-def tune(runs: list[Run], noise: SeedNoise | None) -> Tuning:
-    """The best rate of one attention's runs at one rung, which are finished or diverged.
+def swept_runs(runs: list[Run]) -> list[Run] | str:
+    """Of one attention's runs at one rung, finished or diverged, those that are a sweep of the rate; or why none are.
+
+    They are alike but in rate, seed and machine, whichever folders they lie in. Of several budgets the longest stands.
 
     Raises:
-        UserError: they differ in more than rate and seed, or have too few rates.
+        UserError: there are several sweeps, which differ in more.
     """
+    alike: dict[Any, list[Run]] = {}
+    for run in runs:
+        alike.setdefault(without(run.conditions, SEARCHED | OF_THE_MACHINE), []).append(run)
+    sweeps = [own for own in alike.values() if count_rates(own) >= LEAST_RATES]
+    place = f"{runs[0].attention} at {runs[0].rung}"
+    if not sweeps:
+        most = max(map(count_rates, alike.values()))
+        return f"{place} has finished runs at {most} learning rates, and a curve takes {LEAST_RATES} or more"
+    longest = max(sweeps, key=lambda own: int(own[0].summary["tokens"]))
+    for own in sweeps:
+        apart = set(differing(own[0].conditions, longest[0].conditions)) - SEARCHED - OF_THE_MACHINE
+        if apart - {"tokens", WARMUP}:
+            raise UserError(
+                f"{place} was swept in runs that differ in more than learning rate and seed ({', '.join(sorted(apart))}"
+                "); give runs= the folders of one sweep."
+            )
+    return longest
+
+
+def count_rates(runs: Sequence[Run]) -> int:
+    """Different learning rates of finished runs."""
+    return len({float(run.config.optimizer.learning_rate) for run in runs if run.finished})
+
+
+def tune(runs: list[Run], noise: SeedNoise | None) -> Tuning:
+    """The best rate of one attention's runs at one rung, which are a sweep of it, finished or diverged."""
     finished = [run for run in runs if run.finished]
-    conditions = {without(run.conditions, SEARCHED) for run in finished}
-    if len(conditions) > 1:
-        raise UserError(
-            f"{runs[0].attention} at {runs[0].rung} has runs that differ in more than learning rate and seed; give "
-            "runs= the folder of one sweep."
-        )
     rates = [float(run.config.optimizer.learning_rate) for run in finished]
-    if len(set(rates)) < LEAST_RATES:
-        raise UserError(
-            f"{runs[0].attention} at {runs[0].rung} has finished runs at {len(set(rates))} learning rates; a curve "
-            f"takes {LEAST_RATES} or more."
-        )
     best = best_rate(rates, [float(run.summary["val_loss"]) for run in finished], noise)
     notes = []
     if best.edge in ("lowest", "highest"):
@@ -97,6 +115,8 @@ def tune(runs: list[Run], noise: SeedNoise | None) -> Tuning:
     elif best.interval is None:
         notes.append("the noise over seeds leaves the optimum open")
     found = Tuning(runs, best, notes)
+    if (machines := len({tuple(run.conditions[name] for name in MACHINE) for run in finished})) > 1:
+        notes.append(f"trained on {machines} kinds of machine, whose rounding is taken for noise")
     if found.diverged:
         notes.append(f"diverged at {', '.join(f'{rate:g}' for rate in found.diverged)}")
     return found

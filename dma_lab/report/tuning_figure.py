@@ -8,7 +8,7 @@ import numpy as np
 from dma_lab.report.collect import Run
 from dma_lab.report.conditions import without
 from dma_lab.report.document import Block, Figure, Section, Series, Table
-from dma_lab.report.tuning import CELL_COLUMNS, SEARCHED, Tuning, seed_noise, tune
+from dma_lab.report.tuning import CELL_COLUMNS, SEARCHED, Tuning, count_rates, seed_noise, tune
 from dma_lab.scaling.tuning import LEAST_RATES
 
 
@@ -63,7 +63,7 @@ def learning_rates(members: Sequence[Run]) -> Section | None:
     blocks: list[Block] = []
     rows: list[tuple[str, ...]] = []
     for by_backend in swept.values():
-        tunings = [tune(own, noise) for own in by_backend.values() if _rates(own) >= LEAST_RATES]
+        tunings = [tune(own, noise) for own in by_backend.values() if count_rates(own) >= LEAST_RATES]
         if tunings:
             blocks.append(tuning_figure(f"tuning-{len(blocks) + 1}", tunings))
             rows += [
@@ -82,7 +82,3 @@ def learning_rates(members: Sequence[Run]) -> Section | None:
         unit="trainings (seeds), their noise pooled over all settings",
     )
     return Section("Learning rates", [*blocks, table])
-
-
-def _rates(runs: Sequence[Run]) -> int:
-    return len({float(run.config.optimizer.learning_rate) for run in runs if run.finished})

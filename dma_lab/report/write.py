@@ -1,6 +1,6 @@
 """A directory of runs to a directory with the whole report."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -11,7 +11,7 @@ from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
 from dma_lab.report.document import Document
 from dma_lab.report.draw import draw
-from dma_lab.report.forecast import forecast_section, register
+from dma_lab.report.forecast import forecast_section, read_forecast, register
 from dma_lab.report.markdown import figures_linked, write_markdown
 from dma_lab.report.page import write_page
 from dma_lab.report.points import points_document
@@ -22,36 +22,35 @@ from dma_lab.report.tables import write_points
 _NO_RUN = Larger(None, None, None)
 
 
-def write_report(root: Path, output: Path, forecast: Path | None = None, larger: Larger = _NO_RUN) -> Path:
-    """Write index.html, report.md, points.csv and figures/ of the runs under ``root`` to ``output``.
+def write_report(roots: Sequence[Path], output: Path, forecasts: Sequence[Path] = (), larger: Larger = _NO_RUN) -> Path:
+    """Write index.html, report.md, points.csv and figures/ of the runs under ``roots`` to ``output``.
 
     Args:
-        root: where runs are.
+        roots: where runs are.
         output: what is written to.
-        forecast: a file that the report scores; where it is not there, the forecast of ``larger`` is written to it.
+        forecasts: files that the report scores; to one that is not there, the forecast of ``larger`` is written.
         larger: a run that is to be trained.
 
     Returns:
         The page.
 
     Raises:
-        UserError: there is no run under ``root``; nothing can be forecast.
+        UserError: there is no run under one of ``roots``; nothing can be forecast.
     """
-    runs, problems = read_runs(root)
-    if forecast is not None:
-        register(forecast, larger, [run for members in cohorts(runs).values() for run in members])
+    runs, problems = read_runs(*roots)
+    groups = cohorts(runs)
+    register(forecasts, larger, groups)
     columns = (TextColumn("report"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True)) as progress:
         # Fits and lifetimes take the time; that a fit is refused at once only shows when it is tried.
-        finished = [run for members in cohorts(runs).values() for run in members if run.finished]
+        finished = [run for members in groups.values() for run in members if run.finished]
         steps = 3 * len({run.backend for run in finished}) + sum(run.attention == "dma" for run in finished)
         task = progress.add_task("reading", total=steps)
         document, compared = build_document(
             runs, problems, lambda name: progress.update(task, description=name, advance=1)
         )
-        if forecast is not None:
-            named = [run for members in cohorts(runs).values() for run in members]
-            document.sections.insert(-1, forecast_section(forecast, named))  # before the list of runs
+        # Before the list of runs.
+        document.sections[-1:-1] = [forecast_section(read_forecast(file), groups) for file in forecasts]
         progress.update(task, description="drawing", completed=steps, total=steps + len(document.figures))
         _write_document(document, output, lambda: progress.advance(task))
     write_points(output / "points.csv", compared)

@@ -29,7 +29,7 @@ def page(write, tmp_path_factory):
         write(folder / "runs", control, tokens=500_000)
     write(folder / "runs", "nsa", status="failed", reason="RuntimeError: " + "a long story " * 30)
     _note_lifetimes(next((folder / "runs").glob("*-dma-s0-2200000")))
-    return write_report(folder / "runs", folder / "report")
+    return write_report([folder / "runs"], folder / "report")
 
 
 def _note_lifetimes(run: Path) -> None:

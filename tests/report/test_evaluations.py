@@ -187,7 +187,7 @@ def test_the_whole_report_holds_them(add_run, tmp_path, drawn):
     record(run := add_run("mha"), "needle", needle(64, 0.0, 1.0, 2.5), needle(64, 1.0, 0.0, float("nan")))
     record(run, "context", context(32, 12.0), context(64, 10.0))
     record(run, "local", task("piqa", acc=0.25))
-    write_report(tmp_path / "runs", tmp_path / "report")
+    write_report([tmp_path / "runs"], tmp_path / "report")
     figures = drawn()
     (gain,) = figures["needle-1-gain"]["data"]
     assert gain["z"] == [[2.5], [None]]

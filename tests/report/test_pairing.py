@@ -13,8 +13,9 @@ from dma_lab.report.comparison import compare, comparison_table
 from dma_lab.report.context_figures import at_one_point
 from dma_lab.report.growth import curves_of
 from dma_lab.report.laws import best_runs
+from dma_lab.report.missing import missing_points
 from dma_lab.report.pairs import baseline_of
-from dma_lab.report.tables import comparison, missing_points, over_trainings, write_points
+from dma_lab.report.tables import comparison, over_trainings, write_points
 from tests.report.conftest import vouch
 
 
@@ -68,7 +69,7 @@ def test_a_wider_and_deeper_model_is_not_held_against_the_plain_rung(add_run, ru
     assert dma.rung == "14k n_layers=3 d_ff=288"
     assert difference.endswith("in all but the attention: the nearest differs in model.d_ff, model.n_layers")
     (members,) = cohorts(runs()).values()
-    assert missing_points(members) == [
+    assert missing_points("these", members).items == [
         "dma at rung 14k, 1,000,000 tokens, seed 0: not run",
         "mha at rung 14k n_layers=3 d_ff=288, 1,000,000 tokens, seed 0: not run",
     ]
@@ -80,13 +81,18 @@ def test_missing_seeds_of_a_point_are_one_line(add_run, runs):
     add_run("dma", seed=1)
     add_run("dma", seed=0, status="stopped")
     (members,) = cohorts(runs()).values()
-    assert missing_points(members) == [
+    assert missing_points("these", members).items == [
         "dma at rung nano, 1,000,000 tokens, seed 0: stopped",
         "dma at rung nano, 1,000,000 tokens, seed 2: not run",
     ]
     add_run("swa", seed=1)
+    add_run("mha", seed=0, tokens=500_000)
+    add_run("mha", seed=2, tokens=500_000)
     (members,) = cohorts(runs()).values()
-    assert "swa at rung nano, 1,000,000 tokens, seeds 0, 2: not run" in missing_points(members)
+    found = missing_points("these", members)
+    assert "swa at rung nano, 500,000 and 1,000,000 tokens, seeds 0, 2: not run" in found.items
+    assert found.text == "8 points are missing where another backend has a run (dma 4, swa 4), in these."
+    assert missing_points("these", [run for run in members if run.attention == "mha"]) is None
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ def test_the_page_is_written_anew_when_a_run_ends_until_ctrl_c(add_run, tmp_path
         else:  # a third look finds nothing new
             threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 
-    watch(tmp_path / "runs", write, 0.01)
+    watch([tmp_path / "runs"], write, 0.01)
     assert written == [0, 1, 2]
     said = capsys.readouterr().out
     assert said.startswith("waiting: there is no run yet")

@@ -37,7 +37,7 @@ def compared(write, tmp_path_factory):
         for attention in ("mha", "dma", "nsa")
         for seed in (0, 1)
     }
-    write_report(root, report)
+    write_report([root], report)
     return paths, report
 
 
@@ -122,7 +122,7 @@ def test_differences_over_trainings_are_those_of_the_runs_documents(compared):
 def test_one_seed_each_gives_no_interval_over_trainings_but_the_words(add_run, tmp_path):
     for attention in ("mha", "dma"):
         add_run(attention)
-    write_report(tmp_path / "runs", tmp_path / "report")
+    write_report([tmp_path / "runs"], tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text()
     assert "so nothing tells what other trainings would have given" in text
     assert "std. over seeds" not in text
@@ -134,7 +134,7 @@ def test_a_rung_of_one_seed_takes_the_spread_of_a_rung_of_two_and_that_is_said(a
             for attention in ("mha", "dma"):
                 add_run(attention, model, seed=seed)
     add_run("swa")
-    write_report(tmp_path / "runs", tmp_path / "report")
+    write_report([tmp_path / "runs"], tmp_path / "report")
     rows = {row["rung"]: row for row in markdown_table(tmp_path / "report", "attention") if row["attention"] == "dma"}
     assert rows["1m"]["seeds"] == "1"
     assert rows["1m"]["std. over seeds"] == f"~{rows['nano']['std. over seeds']}"
@@ -150,7 +150,7 @@ def test_runs_that_scored_other_tokens_are_not_subtracted(add_run, tmp_path):
     scores["document_tokens"][[0, 1]] += [1, -1]
     np.savez(path / "validation.npz", **scores)
     vouch(path)
-    write_report(tmp_path / "runs", tmp_path / "report")
+    write_report([tmp_path / "runs"], tmp_path / "report")
     reasons = {row["attention"]: row["no_difference_because"] for row in points(tmp_path / "report")}
     assert reasons == {
         "mha": "",
@@ -162,13 +162,13 @@ def test_figures_are_files_and_those_of_an_older_report_go(add_run, tmp_path):
     add_run("mha")
     extra = add_run("mha", "1m", data_fingerprint="b" * 32)
     output = tmp_path / "report"
-    write_report(tmp_path / "runs", output)
+    write_report([tmp_path / "runs"], output)
     mine = output / "figures" / "mine.png"
     mine.touch()
     assert (output / "figures" / "group2-training.svg").exists()
     for file in extra.iterdir():
         file.unlink()
-    write_report(tmp_path / "runs", output)
+    write_report([tmp_path / "runs"], output)
     linked = set(re.findall(r"\(figures/(.*?)\.svg\)", (output / "report.md").read_text()))
     assert linked == {"evidence", "loss-executed", "loss-dense-equivalent", "training", "position"}
     files = {path.name for path in (output / "figures").iterdir()} - {mine.name}
@@ -180,7 +180,7 @@ def test_the_same_runs_give_the_same_report(add_run, tmp_path):
     add_run("mha")
     add_run("dma")
     for name in ("first", "second"):
-        write_report(tmp_path / "runs", tmp_path / name)
+        write_report([tmp_path / "runs"], tmp_path / name)
     files = [file.relative_to(tmp_path / "first") for file in (tmp_path / "first").rglob("*") if file.is_file()]
     assert len(files) == 3 + 2 * 5
     for file in files:

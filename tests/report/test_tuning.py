@@ -49,7 +49,7 @@ def tuned(write, tmp_path_factory):
     for attention in ("mha", "dma"):
         write_sweep(partial(write, folder / "runs"), attention)
     file = folder / "tuned.yaml"
-    write_tuned(folder, file)
+    write_tuned([folder], file)
     return file
 
 
@@ -110,7 +110,7 @@ def test_edges_and_divergence_are_said_in_the_file_and_beside_the_table(sweep, a
         status="diverged",
         settings={"optimizer": {"name": "muon", "learning_rate": 0.5}},
     )
-    write_tuned(tmp_path, tmp_path / "tuned.yaml")
+    write_tuned([tmp_path], tmp_path / "tuned.yaml")
     (backend,) = yaml.safe_load((tmp_path / "tuned.yaml").read_text())["backends"]
     edge, diverged = "nano: the best is the highest rate tried, so the optimum may lie beyond", "nano: diverged at 0.5"
     assert backend["notes"] == [edge, diverged]
@@ -120,9 +120,49 @@ def test_edges_and_divergence_are_said_in_the_file_and_beside_the_table(sweep, a
 
 
 def test_too_few_rates_make_no_curve(sweep, tmp_path):
+    sweep("mha", rungs=["nano"], rates=RATES[:2])
+    with pytest.raises(UserError, match="mha at nano has finished runs at 2 learning rates"):
+        write_tuned([tmp_path], tmp_path / "tuned.yaml")
+
+
+def test_the_recipes_rate_comes_from_a_study_and_its_neighbours_from_another_folder(write, tmp_path, capsys):
+    """The study has three budgets, more seeds, rungs that were not swept, and another machine."""
+    add = {folder: partial(write, tmp_path / folder) for folder in ("study", "neighbours")}
+
+    right = {"mha": 0.004, "dma": 0.005}
+
+    def run(folder, attention, rate, seed, tokens=1_000_000, rung="nano", **more):
+        # A budget of its own has another best rate, which no sweep is of.
+        best = right[attention] if tokens == 1_000_000 else 0.03
+        loss = 3 + 0.1 * math.log(rate / best) ** 2 + 1e-4 * (seed - 0.5)
+        shape = {"recipe_learning_rate": RECIPE["nano"], "params_non_embedding": PARAMETERS.get(rung, 1_000_000)}
+        settings = {"optimizer": {"name": "muon", "learning_rate": rate}}
+        add[folder](attention, rung, tokens, seed=seed, val_loss=loss, settings=settings, **shape, **more)
+
+    for attention in ("mha", "dma"):
+        for seed in (0, 1, 2):
+            for tokens in (250_000, 500_000, 1_000_000):
+                run("study", attention, 0.0045, seed, tokens)
+            run("study", attention, 0.0045, seed, rung="1m")
+        for rate in (0.0045 / 1.5, 0.0045 * 1.5):
+            run("neighbours", attention, rate, 0, hardware="1 x H200")
+    file = tmp_path / "tuned.yaml"
+    write_tuned([tmp_path / "study", tmp_path / "neighbours"], file)
+    by_name = {own["attention"]["name"]: own for own in yaml.safe_load(file.read_text())["backends"]}
+    for attention in ("mha", "dma"):
+        (point,) = by_name[attention]["points"]
+        assert point["multiplier"] == pytest.approx(right[attention] / RECIPE["nano"], rel=0.01)
+        assert by_name[attention]["notes"] == ["nano: trained on 2 kinds of machine, whose rounding is taken for noise"]
+    assert "warning: mha at 1m has finished runs at 1 learning rates" in capsys.readouterr().err
+
+
+def test_two_sweeps_that_differ_in_more_are_refused(sweep, add_run, tmp_path):
     sweep("mha", rungs=["nano"], rates=RATES[:3])
-    with pytest.raises(UserError, match="mha at nano has finished runs at 3 learning rates"):
-        write_tuned(tmp_path, tmp_path / "tuned.yaml")
+    for rate in RATES[:3]:
+        settings = {"optimizer": {"name": "muon", "learning_rate": rate, "weight_decay": 0.0}}
+        add_run("mha", "nano", settings=settings, recipe_learning_rate=0.008, params_non_embedding=PARAMETERS["nano"])
+    with pytest.raises(UserError, match=r"differ in more than learning rate and seed \(optimizer.weight_decay\)"):
+        write_tuned([tmp_path], tmp_path / "tuned.yaml")
 
 
 def test_runs_of_one_file_pair_in_a_cohort_that_says_so(add_run, tmp_path):
@@ -145,7 +185,7 @@ def test_the_curves_stand_in_the_report_and_beside_the_file(sweep, add_run, tmp_
     shape = {"recipe_learning_rate": 0.008, "params_non_embedding": PARAMETERS["nano"]}
     own = {"optimizer": {"name": "muon", "learning_rate": 0.04}}
     add_run("dma", "nano", status="diverged", settings=own, **shape)
-    write_tuned(tmp_path, tmp_path / "tuned.yaml")
+    write_tuned([tmp_path], tmp_path / "tuned.yaml")
     assert {path.name for path in tmp_path.glob("tuned*")} == {"tuned.yaml", "tuned-nano.svg", "tuned-nano.png"}
     (members,) = cohorts(read_runs(tmp_path / "runs")[0]).values()
     figure, table = learning_rates(members).blocks
@@ -172,7 +212,7 @@ def test_the_curves_stand_in_the_report_and_beside_the_file(sweep, add_run, tmp_
 
 
 def test_without_a_sweep_there_are_no_curves(add_run, tmp_path):
-    for rate in (0.01, 0.02, 0.04):
+    for rate in (0.01, 0.02):
         add_run("mha", settings={"optimizer": {"learning_rate": rate}})
     assert learning_rates(read_runs(tmp_path / "runs")[0]) is None
 
