@@ -40,10 +40,10 @@ def run_entry_point(
 
     In a multirun a point that fails does not stop the others: it returns a ``FailedPoint``. One that another process
     trains is left to that: it returns a ``HeldPoint``. At the end ``show_runs`` gets the directories of finished runs.
-    SIGTERM and SIGUSR1 unwind as Ctrl-C does: status 128 + signal.
+    SIGTERM, SIGUSR1 and SIGUSR2 unwind as Ctrl-C does: status 128 + signal.
     """
     SweepCallback.show_runs = staticmethod(show_runs)
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, end_at_once)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors and exits by itself, with status 1
     sys.argv[1:] = agents_arguments(sys.argv[1:])

@@ -29,14 +29,14 @@ def main(config: DictConfig) -> None:
 
         branches = plan_branches(settings, plan.shape.vocab_size, hardware)
     if settings.flops_per_second is None:
-        refuse_beyond_memory(plan, settings.model.name, settings.trainer.devices, hardware)
+        refuse_beyond_memory(plan, settings.model.name, settings.trainer, hardware)
         use_threads(plan.micro_batch_flops, hardware.device)
         with phase("importing Lightning"):
             from dma_lab.train.probe import probe_run
         with phase("taking some steps to time them"):
             time = probed_time(probe_run(settings, plan, hardware))
     else:
-        time = stated_time(plan, settings.flops_per_second, settings.trainer.devices)
+        time = stated_time(plan, settings.flops_per_second, settings.trainer.processes)
     print_plan(settings, plan, hardware, time)
     if branches:
         print_branches(branches, Console())

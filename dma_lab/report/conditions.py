@@ -31,6 +31,7 @@ _NOT_COMPARED = (
     "init_from",  # a path: the digest of what lay there is compared
     *("output_dir", "logger", "trainer.log_every", "trainer.validate_every", "trainer.checkpoint_every"),
     "trainer.loader_workers",
+    "trainer.num_nodes",  # which trainer.devices and the count of devices in `hardware` tell, of older runs too
 )
 INIT_FROM = "init_from_digest"
 """Of the weights that the run began with; None of one that began with chance."""

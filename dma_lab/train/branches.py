@@ -125,7 +125,7 @@ def fit_branches(settings: TrainSettings) -> list[dict[str, Any]]:
     branches = plan_branches(settings, padded_vocabulary(task.vocab_size), hardware)
     for branch in branches:
         task.draw(branch.plan)  # else a corpus too small for the last branch would be noticed after all the others
-    if find_ranks(settings.trainer.devices).first:
+    if find_ranks(settings.trainer.devices, settings.trainer.num_nodes).first:
         print_branches(branches, console=Console(file=sys.stderr, width=None if sys.stderr.isatty() else 120))
     summaries: list[dict[str, Any]] = []
     shorter: list[tuple[Path, int]] = []

@@ -47,7 +47,7 @@ def fit_run(
 ) -> dict[str, Any]:
     """Train the run that ``settings`` define, or continue it where it was cut; returns its summary.
 
-    A finished run is not trained again. A run that is asked to stop (SIGINT, SIGTERM, SIGUSR1) ends this process, if it
+    A finished run is not trained again. A run that is asked to stop (``signals.STOPPING``) ends this process, if it
     trains after saving. It is held while it trains: of several processes that are given one run, one trains it.
 
     Args:
@@ -64,7 +64,7 @@ def fit_run(
     """
     with StopRequest() as stop:
         timing = Timing()
-        ranks = ranks or find_ranks(settings.trainer.devices)
+        ranks = ranks or find_ranks(settings.trainer.devices, settings.trainer.num_nodes)
         rank_zero_only.rank = ranks.rank  # type: ignore[attr-defined] # Lightning took it from any launcher's variables
         hardware = resolve_hardware(settings.trainer)
         require_logger(settings.logger)
@@ -84,7 +84,7 @@ def fit_run(
         known = _known_before(run, settings, plan, task, hardware) | (beginning.facts if beginning else {})
         if not ranks.launched and (finished := _ended_before(run, settings, known)):
             return finished
-        refuse_beyond_memory(plan, settings.model.name, settings.trainer.devices, hardware)
+        refuse_beyond_memory(plan, settings.model.name, settings.trainer, hardware)
         others = partial(fit_run, settings, keep_step=keep_step, shorter=shorter)
         with hold_run(run, ranks, hardware.device, others) as peers:
             # Again, for whoever held it until now may have finished it.
@@ -107,7 +107,7 @@ def fit_run(
                     f"earlier steps of {run.path} were taken on {'; '.join(summary['earlier_machines'])}: machines "
                     "round differently, so the report will compare this run with no other."
                 )
-            device = device_in_words(hardware.device.type, hardware.device.index, settings.trainer.devices)
+            device = device_in_words(hardware.device.type, hardware.device.index, settings.trainer.processes)
             run.write_summary(summary | {"status": "running", "process": this_process() | {"device": device}})
             try:
                 with run_log(settings, run, logged) as log:
@@ -131,12 +131,12 @@ def fit_run(
                     run.write_summary(summary | _cut_off(run, end))
                 raise end from (None if end is error else error)
             run.write_summary(summary)
-    diverged = _diverged("diverged", run, summary, settings) if summary["status"] == "diverged" else None
-    if stop.number is not None:  # also of a finished run: what would come after it was not to begin
-        if ranks.first:
-            how = "finished before it stopped" if summary["status"] == "finished" else "stopped and saved"
-            print(diverged or f"{how}; the same command continues {run.path}", file=sys.stderr)
-        raise SystemExit(128 + stop.number)
+        diverged = _diverged("diverged", run, summary, settings) if summary["status"] == "diverged" else None
+        if stop.number is not None:  # also of a finished run: what would come after it was not to begin
+            if ranks.first:
+                how = "finished before it stopped" if summary["status"] == "finished" else "stopped and saved"
+                print(diverged or f"{how}; the same command continues {run.path}", file=sys.stderr)
+            raise SystemExit(128 + stop.number)
     if diverged:
         raise diverged
     return summary
@@ -217,6 +217,6 @@ def _known_before(
         "flops_executed": plan.flops.executed,
         **task.facts,
         "data_fingerprint": task.fingerprint,
-        **machine_facts(hardware, settings.trainer.devices),
+        **machine_facts(hardware, settings.trainer.processes),
         "git_commit": git_commit(),
     }

@@ -161,7 +161,7 @@ def _launchers_store(ranks: Ranks) -> dist.Store:
             except OSError as error:
                 if time.monotonic() > deadline:
                     raise UserError(
-                        f"The first of trainer.devices={ranks.count} processes does not listen at {where} ({error}); "
+                        f"The first of {ranks.count} processes does not listen at {where} ({error}); "
                         "see what it said, or set MASTER_ADDR and MASTER_PORT to where it can."
                     ) from error
                 time.sleep(0.1)
@@ -181,13 +181,13 @@ def _connect(peers: Peers, store: dist.Store, device: torch.device) -> None:
             raise peers.end_of(lost)
         if time.monotonic() > deadline:
             raise UserError(
-                f"Some of trainer.devices={ranks.count} processes did not connect within "
+                f"Some of {ranks.count} processes did not connect within "
                 f"{_TIMEOUT.total_seconds():.0f} s: start that many with the launcher, or one process without it, "
                 "which starts the others itself."
             )
         time.sleep(0.02)
     if device.type == "cuda":
-        device = torch.device("cuda", ranks.rank)
+        device = torch.device("cuda", ranks.local)
         torch.cuda.set_device(device)
         # Objects and signals go over the CPU, where nobody has to wait for the GPU.
         dist.init_process_group(

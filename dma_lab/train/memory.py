@@ -11,6 +11,7 @@ import torch
 from dma_lab.messages import UserError
 from dma_lab.train.hardware import Hardware
 from dma_lab.train.plan import RunPlan
+from dma_lab.train.settings import TrainerSettings
 
 _CONTAINER = Path("/sys/fs/cgroup/memory.max")  # of Linux
 _PROCESS = Path("/proc/self")  # of Linux
@@ -47,14 +48,14 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def refuse_beyond_memory(plan: RunPlan, rung: str, devices: int, hardware: Hardware) -> None:
+def refuse_beyond_memory(plan: RunPlan, rung: str, trainer: TrainerSettings, hardware: Hardware) -> None:
     """Raises UserError if the run of ``plan`` needs more memory than the device, or the machine, has at all."""
     on_gpu = hardware.device.type == "cuda"
     there = torch.cuda.get_device_properties(hardware.device).total_memory if on_gpu else _machine_bytes()
-    needed = plan.memory.total * (1 if on_gpu else devices)
+    needed = plan.memory.total * (1 if on_gpu else trainer.devices)
     if needed > there:
         states = plan.memory.total - plan.memory.activations
-        sequences = plan.sequences_per_step // devices // plan.accumulate
+        sequences = plan.sequences_per_step // trainer.processes // plan.accumulate
         raise UserError(
             f"model={rung}: training it needs about {needed / 2**30:,.0f} GiB ({states / 2**30:,.0f} for weights, "
             f"gradients and optimizer, the rest for {sequences:,} sequences of {plan.shape.max_seq_len:,} tokens) "

@@ -48,10 +48,10 @@ def train_within_memory(
         try:
             return train(used, plan)
         except torch.OutOfMemoryError as error:
-            tried = sequences // settings.trainer.devices // plan.accumulate
+            tried = sequences // settings.trainer.processes // plan.accumulate
             smaller = max((size for size in divisors(sequences) if size <= tried / 2), default=None)
             if chosen is not None or ranks.count > 1 or smaller is None:
-                raise out_of_memory(plan, settings.trainer.devices, hardware) from error
+                raise out_of_memory(plan, settings.trainer.processes, hardware) from error
         # Here, where the error is gone, and with it all that its frames hold.
         print(
             f"dma_lab: {hardware.name} has no memory left for micro-batches of {tried:,} sequences: trained with "

@@ -56,10 +56,10 @@ class OneRun(ClusterEnvironment):
         assert rank == self.ranks.rank
 
     def local_rank(self) -> int:
-        return self.ranks.rank
+        return self.ranks.local
 
     def node_rank(self) -> int:
-        return 0
+        return self.ranks.rank // self.ranks.devices
 
 
 class Peers:

@@ -72,15 +72,15 @@ def plan_run(settings: TrainSettings, vocab_size: int, hardware: Hardware) -> Ru
     model = matched_model(settings, vocab_size)
     tokens = budget_tokens(settings, vocab_size)
     sequences_per_step = trainer.tokens_per_step // trainer.context
-    accumulate = count_micro_batches(settings, model, sequences_per_step // trainer.devices, hardware)
+    accumulate = count_micro_batches(settings, model, sequences_per_step // trainer.processes, hardware)
     per_sequence = training_flops_per_sequence(model, trainer.context)
     sequences = tokens // trainer.context
     memory = estimate_memory(
-        model, sequences_per_step // trainer.devices // accumulate, trainer.context, hardware.activation_dtype
+        model, sequences_per_step // trainer.processes // accumulate, trainer.context, hardware.activation_dtype
     )
     memory = replace(memory, optimizer=optimizer_bytes(model, settings.optimizer))
     if trainer.strategy == "fsdp":
-        memory = _shared(memory, model, trainer.devices)
+        memory = _shared(memory, model, trainer.processes)
     return RunPlan(
         shape=model.shape,
         parameters=count_parameters(model),

@@ -66,7 +66,7 @@ def print_plan(settings: TrainSettings, plan: RunPlan, hardware: Hardware, time:
         (
             "batch",
             f"{plan.tokens_per_step:,} tokens: {plan.sequences_per_step} sequences of {shape.max_seq_len}, "
-            f"{plan.accumulate} micro-batch(es) on {settings.trainer.devices} device(s)",
+            f"{plan.accumulate} micro-batch(es) on {settings.trainer.processes} device(s)",
         ),
         (
             "learning rate",
@@ -83,7 +83,7 @@ def print_plan(settings: TrainSettings, plan: RunPlan, hardware: Hardware, time:
         ("memory: activations", f"{_bytes(memory.activations)} (estimate, scores not stored)"),
         ("memory: total", f"{_bytes(memory.total)} a device"),
         None,
-        ("device", f"{settings.trainer.devices} x {hardware.name}, {hardware.precision}"),
+        ("device", f"{settings.trainer.processes} x {hardware.name}, {hardware.precision}"),
         ("time", time),
     ]
     table = Table(title=f"plan: {settings.study}", show_header=False, title_justify="left")

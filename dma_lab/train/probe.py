@@ -53,7 +53,7 @@ def probe_run(settings: TrainSettings, plan: RunPlan, hardware: Hardware, budget
     module = language_model(settings, plan, hardware)
     warm_up = STEPS_UNTIL_REPLAYED if hardware.compile or hardware.device.type == "cuda" else 1
     timer = _StepTimer(warm_up, settings.trainer.log_every, budget, plan.steps)
-    rows = plan.sequences_per_step // settings.trainer.devices
+    rows = plan.sequences_per_step // settings.trainer.processes
     hush_lightning()
     trainer = L.Trainer(
         accelerator="gpu" if hardware.device.type == "cuda" else "cpu",

@@ -1,8 +1,9 @@
-"""Which part of a run this process is: all of it, or one of ``trainer.devices`` processes that train it together.
+"""Which part of a run this process is: all of it, or one of those that train it together, one for each of
+``trainer.devices`` of each of ``trainer.num_nodes`` machines.
 
-The settings decide, not the environment: with ``trainer.devices=1`` every process is its run's only one and claims what
-it trains, however many a launcher started. Nothing here imports Lightning, which reads the same variables as it is
-imported and holds every process but the first for a silent helper of that one.
+The settings decide, not the environment: with one device of one machine every process is its run's only one and claims
+what it trains, however many a launcher started. Lightning is imported where several machines are asked for alone: it
+reads the same variables as it is imported and holds every process but the first for a silent helper of that one.
 """
 
 import os
@@ -58,6 +59,17 @@ class Ranks:
     address: str = "127.0.0.1"
     port: int = 0
     """Where the first listens."""
+    num_nodes: int = 1
+
+    @property
+    def devices(self) -> int:
+        """Processes of one machine."""
+        return self.count // self.num_nodes
+
+    @property
+    def local(self) -> int:
+        """This process's place among those of its machine."""
+        return self.rank % self.devices
 
     @property
     def first(self) -> bool:
@@ -65,14 +77,18 @@ class Ranks:
         return self.rank == 0
 
 
-def find_ranks(devices: int) -> Ranks:
-    """This process's part in a run on ``devices`` devices.
+def find_ranks(devices: int, num_nodes: int = 1) -> Ranks:
+    """This process's part in a run on ``devices`` devices of each of ``num_nodes`` machines.
 
     Raises:
-        UserError: a launcher started several processes, and not those that the run needs.
+        UserError: a launcher started several processes, and not those that the run needs; or none did, and the run
+            needs several machines.
     """
-    if devices == 1:
+    needed = devices * num_nodes
+    if needed == 1:
         return Ranks()
+    asked = f"trainer.devices={devices}" + (f" on each of trainer.num_nodes={num_nodes}" if num_nodes > 1 else "")
+    one = num_nodes == 1
     for launcher in _LAUNCHERS:
         rank, count, hosts = _number([launcher.rank]), _number(launcher.counts), _number(launcher.hosts)
         if rank is None or (rank + 1 if count is None else count) == 1:
@@ -81,21 +97,40 @@ def find_ranks(devices: int) -> Ranks:
             continue
         named = [name for name in (launcher.rank, *launcher.counts, *launcher.hosts) if name in os.environ]
         told = ", ".join(f"{name}={os.environ[name]}" for name in named)
-        mend = f"have {launcher.name} start {devices} on one, or start one process, which starts the others itself"
-        if count != devices or not 0 <= rank < count or (hosts or 1) > 1:
+        there = f"have {launcher.name} start {devices} on {'one' if one else f'each of {num_nodes}'}"
+        mend = f"{there}, or start one process, which starts the others itself" if one else there
+        if count != needed or not 0 <= rank < count or (hosts or 1) != num_nodes:
+            are = "are processes of one machine" if one else f"are {needed} processes"
+            raise UserError(f"{asked} {are}, and that is not what {launcher.name} started ({told}): {mend}.")
+        address, port = os.environ.get("MASTER_ADDR"), _number(["MASTER_PORT"])
+        if launcher.name == "srun":
+            if port is None:  # one that all tasks of a job know, and other jobs hardly use
+                port = 15_000 + (_number(["SLURM_JOB_ID"]) or 0) % 10_000
+            if address is None and not one and (machines := os.environ.get("SLURM_STEP_NODELIST")):
+                address = _first_machine(machines)
+        if port is None or (address is None and not one):
+            variable = "MASTER_PORT" if port is None else "MASTER_ADDR"
+            raise UserError(f"{variable} is not set, and {launcher.name} started {count} processes ({told}): {mend}.")
+        ranks = Ranks(rank, count, True, address or "127.0.0.1", port, num_nodes)
+        place = _number([launcher.local_rank])
+        if not one and place not in (None, ranks.local):
             raise UserError(
-                f"trainer.devices={devices} are processes of one machine, and that is not what {launcher.name} started "
-                f"({told}): {mend}."
+                f"{launcher.local_rank}={place} of {launcher.rank}={rank}: processes are counted machine by machine; "
+                "start them so (srun --distribution=block)."
             )
-        port = _number(["MASTER_PORT"])
-        if port is None and launcher.name == "srun":  # one that all tasks of a job know, and other jobs hardly use
-            port = 15_000 + (_number(["SLURM_JOB_ID"]) or 0) % 10_000
-        if port is None:
-            raise UserError(f"MASTER_PORT is not set, and {launcher.name} started {count} processes ({told}): {mend}.")
-        return Ranks(rank, count, True, os.environ.get("MASTER_ADDR", "127.0.0.1"), port)
+        return ranks
     if _number(["LOCAL_RANK"]):
         raise UserError(f"LOCAL_RANK={os.environ['LOCAL_RANK']} is set without RANK and WORLD_SIZE: unset it.")
+    if not one:
+        raise UserError(f"{asked} machines: start them there, with torchrun --nnodes={num_nodes} or srun.")
     return Ranks(count=devices)
+
+
+def _first_machine(machines: str) -> str:
+    """The first of ``node[07-08],other``, as SLURM writes it."""
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    return SLURMEnvironment.resolve_root_node_address(machines)
 
 
 def is_launched_first() -> bool:

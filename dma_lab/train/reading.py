@@ -128,10 +128,12 @@ def _check_values(settings: TrainSettings) -> None:
             f"trainer.context={trainer.context}; a step takes whole sequences."
         )
     sequences, micro = trainer.tokens_per_step // trainer.context, trainer.micro_batch_sequences
-    if sequences % trainer.devices or (micro is not None and (micro < 1 or sequences // trainer.devices % micro)):
+    each, left = divmod(sequences, trainer.processes)
+    if left or (micro is not None and (micro < 1 or each % micro)):
+        machines = f" x trainer.num_nodes={trainer.num_nodes}" if trainer.num_nodes > 1 else ""
         raise UserError(
-            f"a step's {sequences} sequences do not split over trainer.devices={trainer.devices} into micro-batches of "
-            f"trainer.micro_batch_sequences={micro}; choose numbers that divide it."
+            f"a step's {sequences} sequences do not split over trainer.devices={trainer.devices}{machines} into micro-"
+            f"batches of trainer.micro_batch_sequences={micro}; choose numbers that divide it."
         )
     if settings.tokens is not None and settings.flops is not None:
         raise UserError(

@@ -90,6 +90,8 @@ class TrainerSettings:
     activation_checkpointing: bool
     device: Literal["auto", "cpu", "cuda"]
     devices: Annotated[int, Field(gt=0, le=1024)]
+    num_nodes: Annotated[int, Field(gt=0, le=1024)]
+    """Machines with so many devices each."""
     strategy: Literal["ddp", "fsdp"]
     """What several devices hold: each the whole state, or each a part of it."""
     precision: Literal["auto", "fp32", "bf16"]
@@ -99,6 +101,11 @@ class TrainerSettings:
     validation_tokens: Count
     checkpoint_every: Count
     loader_workers: Annotated[int, Field(ge=0, le=256)]
+
+    @property
+    def processes(self) -> int:
+        """That train together: one for each device of every machine."""
+        return self.devices * self.num_nodes
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,11 @@
-"""What SIGINT, SIGTERM and SIGUSR1 do: between steps a run is saved and stopped, at all other times it ends at once.
+"""What SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 do: between steps a run is saved and stopped, at all other times it ends at
+once.
 
-Either way the process exits with status 128 + the signal's number. SIGUSR1 is what SLURM is usually asked to send ahead
-of a job's end (``sbatch --signal=USR1@90``). Lightning's own handlers are kept out: they write checkpoints into the
-working directory, end with status 0, and call other processes from within a handler.
+Either way the process exits with status 128 + the signal's number, unless a launcher had a handler of its own for it:
+submitit's is called once the run is saved, and queues the job again. SIGUSR1 is what SLURM is usually asked to send
+ahead of a job's end (``sbatch --signal=USR1@90``), SIGUSR2 what submitit asks for. Lightning's own handlers are kept
+out: they write checkpoints into the working directory, end with status 0, and call other processes from within a
+handler.
 """
 
 import signal
@@ -10,7 +13,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def end_at_once(number: int, frame: FrameType | None) -> None:
@@ -21,7 +24,7 @@ def end_at_once(number: int, frame: FrameType | None) -> None:
 
 
 class StopRequest:
-    """Heeds the signals within its context, and puts back what heeded them before."""
+    """Heeds the signals within its context, puts back what heeded them before, and hands the one that came to that."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -37,8 +40,11 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: object) -> None:
+        before = self._before.get(self.number) if self.number is not None else None
         while self._before:
             signal.signal(*self._before.popitem())
+        if callable(before) and before not in (end_at_once, signal.default_int_handler):
+            before(self.number, None)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         again, self.number = self.number is not None, self.number or number

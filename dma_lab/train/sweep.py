@@ -1,6 +1,7 @@
 """How a multirun ends: its finished runs are shown, its failed points are named with their reasons (status 1)."""
 
 import atexit
+import concurrent.futures.thread  # noqa: F401 # which cannot be imported as Python exits, when _end imports the report
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -121,7 +121,7 @@ class RecallTask:
     def draw(self, plan: RunPlan) -> DrawSequences:
         numbers, micro = (
             len(self.data.pairs),
-            plan.sequences_per_step // plan.accumulate // self.settings.trainer.devices,
+            plan.sequences_per_step // plan.accumulate // self.settings.trainer.processes,
         )
         if micro % numbers:
             # Then micro-batches would hold unequal numbers of queries, and their split would weigh on the gradient.

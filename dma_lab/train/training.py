@@ -76,7 +76,7 @@ def train_model(
         module = language_model(settings, plan, hardware, beginning, sharded=sharded)
 
     def validate(device: torch.device) -> Score:
-        sequences = plan.sequences_per_step // settings.trainer.devices // plan.accumulate
+        sequences = plan.sequences_per_step // settings.trainer.processes // plan.accumulate
         if not sharded:
             module.to(device)  # Lightning took it from there, if training is over
         with torch.autocast(hardware.device.type, torch.bfloat16, enabled=hardware.precision == "bf16"):
@@ -106,6 +106,7 @@ def train_model(
     trainer = L.Trainer(
         accelerator="gpu" if on_gpu else "cpu",
         devices=[hardware.device.index] if on_gpu and alone else settings.trainer.devices,
+        num_nodes=settings.trainer.num_nodes,
         strategy="auto" if alone else ShardedStrategy() if sharded else DDPStrategy(gradient_as_bucket_view=True),
         precision="bf16-mixed" if hardware.precision == "bf16" else "32-true",
         max_steps=plan.steps,
@@ -139,14 +140,14 @@ def train_model(
     except torch.OutOfMemoryError as error:
         if not writer.used:
             raise
-        raise out_of_memory(plan, settings.trainer.devices, hardware) from error
+        raise out_of_memory(plan, settings.trainer.processes, hardware) from error
 
     rate = steady_rate(run.lines[run.speed.name])
     outcome: dict[str, Any] = {
         "step": trainer.global_step,
         "steps_skipped": module.watch.steps_skipped,
         "tokens_per_second": rate,
-        **utilization(rate, plan, settings.trainer.devices, hardware),
+        **utilization(rate, plan, settings.trainer.processes, hardware),
         "seconds": timing.seconds,
         "peak_memory_bytes": peak_bytes(hardware.device),
     }

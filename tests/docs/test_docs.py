@@ -11,7 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from dma_lab.train.reading import read_settings
+from tests.made_up import configuration
 from tests.plugins import EXAMPLE, install, look_again
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,6 +102,25 @@ def test_the_tutorial_runs_in_its_order(scripts, tmp_path: Path) -> None:
     assert {summary["status"] for summary in summaries} == {"finished"}
     assert "anchored" in (tmp_path / "tuned.yaml").read_text()
     assert "anchored" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_what_skypilot_would_run_can_be_run(tmp_path: Path) -> None:
+    task = yaml.safe_load((ROOT / "examples" / "skypilot.yaml").read_text(encoding="utf-8"))
+    assert set(task) == {"name", "resources", "workdir", "file_mounts", "setup", "run"}, "the names that SkyPilot has"
+    (target,) = re.findall(r"^make (\w+)$", task["setup"], flags=re.MULTILINE)
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    (mounted,) = task["file_mounts"]
+    train, report = (shlex.split(line) for line in task["run"].splitlines())
+    assert train[:3] == [".venv/bin/python", "train.py", "-m"]
+    points = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(train[3:]), None)[0]
+    read = [read_settings(configuration(point)) for point in points]
+    assert {(one.model.name, one.attention.name, one.seed) for one in read} == {
+        (rung, attention, seed) for rung in ("1m", "3m") for attention in ("mha", "dma") for seed in (0, 1)
+    }
+    assert {one.output_dir for one in read} == {mounted}
+    assert all(one.data.cache_dir.startswith(f"{mounted}/") for one in read), "else the next machine tokenizes again"
+    assert report[:2] == [".venv/bin/python", "report.py"]
+    assert configuration(report[2:], "report").runs == mounted
 
 
 def test_the_site_leads_to_every_page() -> None:

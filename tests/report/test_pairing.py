@@ -138,7 +138,7 @@ def test_what_differs_in_more_than_the_attention_is_not_paired_and_the_differenc
         {"kernels": "dma_lab::interval_attention (Triton)"},
         {"steps_shared": 40},
         {"settings": {"output_dir": "elsewhere", "logger": {"name": "wandb"}, "tokens": 1_000_000}},
-        {"settings": {"trainer": {"log_every": 1, "loader_workers": 2, "device": "cpu"}}},
+        {"settings": {"trainer": {"log_every": 1, "loader_workers": 2, "device": "cpu", "num_nodes": 1}}},
         {"settings": {"data": {"path": "elsewhere", "cache_dir": "elsewhere"}}},
         {"settings": {"schedule": {"warmup_steps": 5}}},  # the default's 5 % of 100 steps
         {"settings": {"model": {"name": "my_nano"}}},

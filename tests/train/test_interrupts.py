@@ -60,7 +60,7 @@ MOMENTS = {
 }
 
 
-SIGNALS = itertools.cycle([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+SIGNALS = itertools.cycle([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 
 
 @pytest.mark.parametrize(("moment", "sent"), list(zip(MOMENTS.values(), SIGNALS, strict=False)), ids=MOMENTS)

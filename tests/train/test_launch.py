@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -222,13 +223,29 @@ def test_finished_is_what_took_all_its_steps(read, overrides, capsys):
     assert "finished before" not in capsys.readouterr().err
 
 
+def free_port() -> int:
+    with socket.socket() as listens:
+        listens.bind(("127.0.0.1", 0))
+        return listens.getsockname()[1]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "srun"])
+@pytest.mark.parametrize("launcher", ["torchrun", "srun", "torchrun of two machines"])
 def test_a_launchers_processes_train_one_run_together(overrides, alone, tmp_path, launcher):
     command = ["train.py", *overrides, *CALM, "trainer.devices=2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run"]
     if launcher == "torchrun":
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+        torchrun += ["--nproc_per_node=2", "--standalone"]
         processes = [subprocess.Popen([*torchrun, *command], cwd=ROOT, stderr=subprocess.PIPE, text=True)]
+    elif launcher == "torchrun of two machines":
+        command[-1:] = ["trainer.devices=2", "trainer.num_nodes=2"]
+        torchrun += ["--nnodes=2", "--nproc_per_node=2", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
+        processes = [
+            subprocess.Popen(
+                [*torchrun, f"--node_rank={machine}", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True
+            )
+            for machine in (0, 1)
+        ]
     else:
         processes = [
             subprocess.Popen(

@@ -39,6 +39,6 @@ def test_more_memory_than_there_is_is_refused_before_it_is_taken(read, monkeypat
     with pytest.raises(
         UserError, match=rf"model=1\.7b: training it needs about .* \({states:,.0f} for weights.* has 16;"
     ):
-        refuse_beyond_memory(plan, "1.7b", 1, hardware)
+        refuse_beyond_memory(plan, "1.7b", settings.trainer, hardware)
     small = read(["model=14k", "trainer.device=cpu"])
-    refuse_beyond_memory(plan_run(small, small.model.vocab_size, hardware), "14k", 1, hardware)
+    refuse_beyond_memory(plan_run(small, small.model.vocab_size, hardware), "14k", small.trainer, hardware)

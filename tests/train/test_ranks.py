@@ -9,19 +9,32 @@ import pytest
 
 from dma_lab import phases
 from dma_lab.messages import UserError
+from dma_lab.train.peers import OneRun
 from dma_lab.train.ranks import Ranks, find_ranks, is_launched_first, local_rank
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "1234"}
 BATCH = {"SLURM_JOB_ID": "123456", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
 SRUN = BATCH | {"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}
+TORCHRUN_OF_TWO = TORCHRUN | {
+    "RANK": "3",
+    "WORLD_SIZE": "4",
+    "GROUP_WORLD_SIZE": "2",
+    "LOCAL_RANK": "1",
+}
+SRUN_OF_TWO = SRUN | {
+    "SLURM_PROCID": "3",
+    "SLURM_NTASKS": "4",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+}
 JSRUN = {"JSM_NAMESPACE_RANK": "1", "JSM_NAMESPACE_SIZE": "2", "JSM_NAMESPACE_LOCAL_RANK": "1"}
 
 
 @pytest.fixture
 def launched(monkeypatch):
     def by(variables: dict[str, str]) -> None:
-        for name in {*TORCHRUN, *SRUN, *JSRUN}:
+        for name in {*TORCHRUN_OF_TWO, *SRUN_OF_TWO, *JSRUN}:
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
@@ -71,6 +84,42 @@ def test_one_process_of_a_launcher_says_what_all_are_at(launched, monkeypatch, c
 def test_a_launchers_processes_are_the_run_that_they_were_meant_as(launched, variables, ranks):
     launched(variables)
     assert find_ranks(2) == ranks
+
+
+@pytest.mark.parametrize(
+    ("variables", "ranks"),
+    [
+        (TORCHRUN_OF_TWO, Ranks(3, 4, True, "here", 1234, 2)),
+        (SRUN_OF_TWO, Ranks(3, 4, True, "gpu07", 18456, 2)),
+        (SRUN_OF_TWO | {"MASTER_ADDR": "there"}, Ranks(3, 4, True, "there", 18456, 2)),
+    ],
+)
+def test_processes_of_two_machines_are_one_run(launched, variables, ranks):
+    launched(variables)
+    found = find_ranks(2, num_nodes=2)
+    assert found == ranks
+    environment = OneRun(found)
+    assert (environment.node_rank(), environment.local_rank()) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({}, "on each of trainer.num_nodes=2 machines: start them there"),
+        (TORCHRUN, "are 4 processes, and that is not what torchrun started (RANK=1, WORLD_SIZE=2)"),
+        (
+            TORCHRUN_OF_TWO | {"GROUP_WORLD_SIZE": "1"},
+            "WORLD_SIZE=4, GROUP_WORLD_SIZE=1): have torchrun start 2 on each",
+        ),
+        (SRUN_OF_TWO | {"SLURM_PROCID": "2"}, "SLURM_LOCALID=1 of SLURM_PROCID=2"),
+        (SRUN_OF_TWO | {"SLURM_STEP_NODELIST": ""}, "MASTER_ADDR is not set"),
+    ],
+)
+def test_other_processes_of_two_machines_are_refused(launched, variables, named):
+    launched(variables)
+    with pytest.raises(UserError) as refusal:
+        find_ranks(2, num_nodes=2)
+    assert named in str(refusal.value)
 
 
 @pytest.mark.parametrize(
