@@ -1,12 +1,11 @@
-"""Seconds by part and the steady rate, against sleeps and a clock of the test's own."""
+"""Seconds by part and the steady rate, by a clock that the test winds, against hand arithmetic."""
 
-import itertools
 import json
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +13,8 @@ import torch
 from dma_lab.model.loss import LinearCrossEntropy
 from dma_lab.model.transformer import Block
 from dma_lab.report.collect import Run, read_run
-from dma_lab.train import task
+from dma_lab.train import fit_run as fitting
+from dma_lab.train import task, timing
 from dma_lab.train.callbacks import RunRecorder
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.hardware import Hardware, resolve_hardware
@@ -24,56 +24,56 @@ from dma_lab.train.step_graph import STEPS_UNTIL_REPLAYED
 from dma_lab.train.timing import PARTS, StepClock, Timing, steady_rate
 from dma_lab.train.utilization import utilization
 
-COMPILING, STEADY, VALIDATING, SAVING = 0.2, 0.03, 0.15, 0.1
+PREPARING, PLANNING, COMPILING, STEADY, DISTURBED, VALIDATING, SAVING = 5.0, 64.0, 8.0, 0.5, 4.0, 3.0, 2.0
 RUN = ["attention=mha", "trainer.compile=true", "trainer.validate_every=7", "trainer.checkpoint_every=7"]
 
 
-def slow(monkeypatch, owner, name, seconds):
-    """``owner.name`` takes so many seconds more (a number, or a function of how often it was called)."""
-    original, calls = getattr(owner, name), []
-
-    def slowed(*args, **options):
-        calls.append(time.perf_counter())
-        time.sleep(seconds(len(calls)) if callable(seconds) else seconds)
-        return original(*args, **options)
-
-    monkeypatch.setattr(owner, name, slowed)
-    return calls
-
-
 @pytest.fixture
-def slowed(monkeypatch):
-    """A run that says it is compiled, whose first steps are slow as if they were; gives when its steps began."""
+def clock(monkeypatch):
+    """A run that says it is compiled, each part of which takes its seconds by a clock that nothing else moves."""
+    now = [0.0]
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(timing, "_imported", [])
+
+    def wind(owner, name, seconds):
+        original, calls = getattr(owner, name), []
+
+        def timed(*args, **options):
+            calls.append(1)
+            now[0] += seconds(len(calls))
+            return original(*args, **options)
+
+        monkeypatch.setattr(owner, name, timed)
+
     for part in (Block, LinearCrossEntropy):
         monkeypatch.setattr(part, "compile", lambda self, **options: None)
-    slow(monkeypatch, task, "score_validation", VALIDATING)
-    slow(monkeypatch, RunRecorder, "_save", SAVING)
-    return slow(
-        monkeypatch, LanguageModel, "take_step", lambda call: COMPILING if call <= STEPS_UNTIL_REPLAYED else STEADY
-    )
+    wind(fitting, "prepare_task", lambda call: PREPARING)
+    wind(fitting, "prepare_beginning", lambda call: PLANNING)
+    first = STEPS_UNTIL_REPLAYED
+    wind(LanguageModel, "take_step", lambda call: COMPILING if call <= first else DISTURBED if call == 11 else STEADY)
+    wind(task, "score_validation", lambda call: VALIDATING)
+    wind(RunRecorder, "_save", lambda call: SAVING)
+    return now
 
 
 @pytest.mark.parametrize("log_every", [1, 3])
-def test_compiling_is_in_no_rate_and_every_part_in_its_own_place(read, overrides, slowed, log_every):
-    began = time.perf_counter()
+def test_compiling_is_in_no_rate_and_every_part_in_its_own_place(read, overrides, clock, log_every):
     summary = fit_run(read([*overrides, *RUN, f"trainer.log_every={log_every}", "tokens=8192"]))  # 16 steps
-    wall = time.perf_counter() - began
-    seconds, steps = summary["seconds"], len(slowed)
-    assert steps == 16
-    assert set(seconds) == set(PARTS)
-    assert sum(seconds.values()) <= wall
-    assert sum(seconds.values()) > 0.8 * wall - 1, "little is left over"
-    assert seconds["compiling"] == pytest.approx(slowed[STEPS_UNTIL_REPLAYED] - slowed[0], rel=0.1)
-    assert seconds["compiling"] >= STEPS_UNTIL_REPLAYED * COMPILING
-    assert (steps - STEPS_UNTIL_REPLAYED) * STEADY <= seconds["steps"] < steps * STEADY + 1
-    assert 3 * VALIDATING <= seconds["validation"] < 3 * VALIDATING + 1
-    assert 3 * SAVING <= seconds["checkpoints"] < 3 * SAVING + 1
-    assert seconds["data"] > 0
-    by_hand = statistics.median(b - a for a, b in itertools.pairwise(slowed[5:]))
-    assert summary["tokens_per_second"] == pytest.approx(512 / by_hand, rel=0.1)
+    assert summary["seconds"] == {
+        "importing": 0,
+        "data": PREPARING,
+        "compiling": STEPS_UNTIL_REPLAYED * COMPILING,
+        "steps": (15 - STEPS_UNTIL_REPLAYED) * STEADY + DISTURBED,
+        "validation": 3 * VALIDATING,
+        "checkpoints": 3 * SAVING,
+    }
+    assert clock[0] - sum(summary["seconds"].values()) == PLANNING, "of no part"
+    assert summary["tokens_per_second"] == 512 / STEADY, "which one disturbed step does not move"
+    last = json.loads((Path(summary["run"]) / "speed.jsonl").read_text().splitlines()[-1])
+    assert last["training_seconds"] == summary["seconds"]["compiling"] + summary["seconds"]["steps"]
 
 
-def test_seconds_go_on_in_the_process_that_continues(read, overrides, slowed, monkeypatch):
+def test_seconds_go_on_in_the_process_that_continues(read, overrides, clock, monkeypatch):
     settings = read([*overrides, *RUN, "trainer.log_every=1", "tokens=8192"])
     ended = RunRecorder.on_train_batch_end
 
@@ -87,19 +87,22 @@ def test_seconds_go_on_in_the_process_that_continues(read, overrides, slowed, mo
         with pytest.raises(SystemExit):
             fit_run(settings)
     (run,) = Path(settings.output_dir).iterdir()
-    before = json.loads((run / "summary.json").read_text())
+    before = json.loads((run / "summary.json").read_text())["seconds"]
+    first = STEPS_UNTIL_REPLAYED
+    assert (before["compiling"], before["steps"]) == (first * COMPILING, (7 - first) * STEADY)
+    assert (before["data"], before["validation"], before["checkpoints"]) == (PREPARING, VALIDATING, SAVING)
     summary = fit_run(settings)
-    assert before["seconds"]["compiling"] >= STEPS_UNTIL_REPLAYED * COMPILING
-    assert summary["seconds"]["steps"] > before["seconds"]["steps"] >= 3 * STEADY
+    after = summary["seconds"]
+    assert after["compiling"] - before["compiling"] == 3 * STEADY + DISTURBED, "this process's first steps, to step 11"
+    assert after["steps"] - before["steps"] == 5 * STEADY
+    assert (after["data"], after["validation"]) == (2 * PREPARING, 3 * VALIDATING)
     lines = [json.loads(line) for line in (run / "speed.jsonl").read_text().splitlines()]
     without = [line["step"] for line in lines if "tokens_per_second" not in line]
     assert without == [1, 2, 3, 4, 8, 9, 10, 11], "what a process compiles first has no rate"
-    assert summary["tokens_per_second"] == statistics.median(
-        line["tokens_per_second"] for line in lines if "tokens_per_second" in line
-    )
+    assert summary["tokens_per_second"] == 512 / STEADY
 
 
-def test_a_run_of_few_steps_has_no_rate_and_is_reported(read, overrides, slowed):
+def test_a_run_of_few_steps_has_no_rate_and_is_reported(read, overrides, clock):
     summary = fit_run(read([*overrides, *RUN, "tokens=1024"]))
     assert summary["tokens_per_second"] is None
     run = read_run(Path(summary["run"]), "run")
