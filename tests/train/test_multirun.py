@@ -1,5 +1,6 @@
 """``train.py -m``: every point is run, by one process, to one end; one table, and failures with their reasons."""
 
+import functools
 import json
 import os
 import pickle
@@ -21,6 +22,8 @@ from dma_lab.run_summary import read_summary
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.runs import RunDirectory
 from dma_lab.train.sweep_points import Point, SweepPoints, read_sweep
+from tests.moments import signal_at
+from tests.scripts import KILLED
 
 ROOT = Path(__file__).resolve().parents[2]
 POINTS = ["attention=mha,swa,dma", "tokens=15360", "trainer.log_every=1", "trainer.checkpoint_every=7"]
@@ -85,17 +88,11 @@ def test_a_sweep_ends_with_one_table_and_names_what_failed(run_script, overrides
     assert float(effective) == pytest.approx(tokens.sum() ** 2 / (tokens**2).sum(), abs=0.06)
 
 
-def test_a_killed_sweep_started_again_ends_where_an_uninterrupted_one_ends(scripts, run_script, overrides, tmp_path):
+def test_a_killed_sweep_started_again_ends_where_an_uninterrupted_one_ends(run_script, overrides, tmp_path):
     cut, uncut = tmp_path / "cut", tmp_path / "uncut"
-    process = scripts.start("train.py", ["-m", *overrides, *POINTS, f"output_dir={cut}"])
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.running:
-        metrics = runs_of(cut).get("swa", cut) / "metrics.jsonl"
-        if metrics.exists() and len(metrics.read_text().splitlines()) >= 16:
-            break
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.ended(60).returncode == -signal.SIGKILL
+    third_of_swa = "dma_lab.train.runs:RunDirectory.advance", 5 + 3  # checkpoints: of steps 7, 14, 21, 28 and 30
+    killed = functools.partial(signal_at, *third_of_swa, signal.SIGKILL, "first")
+    assert run_script("train.py", ["-m", *overrides, *POINTS, f"output_dir={cut}"], before=killed).returncode == KILLED
     status = {name: json.loads((run / "summary.json").read_text())["status"] for name, run in runs_of(cut).items()}
     assert status == {"mha": "finished", "swa": "running"}, "one was finished, one was cut, one is missing"
     assert list(cut.glob(".sweep-*")), "a killed process tidies nothing up"
