@@ -13,6 +13,7 @@ GROUND = {
     "messages.py": set(),
     "plugins.py": set(),
     "files.py": set(),
+    "locks.py": set(),
     "phases.py": set(),
     "seals.py": set(),
     "threads.py": set(),

@@ -6,15 +6,16 @@ suite's settings. So a second evaluation computes what is missing and nothing tw
 checkpoint adds cells beside the old ones.
 """
 
-import fcntl
 import hashlib
 import json
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 
 from dma_lab.evaluation.checkpoint import TrainedRun
 from dma_lab.files import write_whole
+from dma_lab.locks import hold
 from dma_lab.messages import MishapError, UserError
 from dma_lab.seals import sealed, unsealed
 
@@ -38,9 +39,15 @@ class EvaluationRecord:
 
     def __enter__(self) -> "EvaluationRecord":
         self.folder.mkdir(exist_ok=True)
-        self._lock = (self.folder / f"{self.suite}.lock").open("w")
+        with ExitStack() as refused:
+            self._lock = refused.enter_context((self.folder / f"{self.suite}.lock").open("w"))
+            self._begin()
+            refused.pop_all()
+        return self
+
+    def _begin(self) -> None:
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            hold(self._lock)
         except BlockingIOError:
             raise UserError(f"{self.file} is being written by another evaluation; wait for it or stop it.") from None
         except OSError as error:
@@ -53,7 +60,6 @@ class EvaluationRecord:
                 self._cells = unsealed(self.file.read_text(encoding="utf-8"))["cells"]
             except ValueError as error:
                 raise UserError(f"{self.file} is damaged ({error}); delete it to evaluate again.") from error
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._lock.close()

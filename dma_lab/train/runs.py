@@ -11,27 +11,23 @@ one that is lost is not lost for good.
 """
 
 import contextlib
-import fcntl
 import json
-import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from omegaconf import OmegaConf
 
 from dma_lab.data.build import NO_ROOM
 from dma_lab.files import copy_whole, make_directory, remove_partials, sync, write_whole
+from dma_lab.locks import hold
 from dma_lab.messages import MishapError, RunHeldError, UserError
 from dma_lab.run_summary import SUMMARY, read_summary, write_summary
 from dma_lab.seals import finite
-
-_ATTEMPTS = 3
 
 
 class RunDirectory:
@@ -57,8 +53,6 @@ class RunDirectory:
     def claimed(self) -> Iterator[None]:
         """Hold the run within the context, and no longer than this process lives, however it ends.
 
-        Holds among all machines that share the directory, where its file system passes ``flock`` on (NFS does).
-
         Raises:
             RunHeldError: another process holds it.
             UserError: the directory cannot be written.
@@ -76,9 +70,8 @@ class RunDirectory:
                 "that can."
             ) from error
         with lock:
-            os.register_at_fork(after_in_child=lock.close)  # a loader's worker would hold it longer than this process
             try:
-                _lock(lock)
+                hold(lock)
             except BlockingIOError:
                 raise RunHeldError(self.path) from None
             except OSError as error:
@@ -173,18 +166,6 @@ class RunDirectory:
         """Tell the user what befell the run; one process speaks for all that train it."""
         if self.writer:
             print(f"dma_lab: {message}.", file=sys.stderr, flush=True)
-
-
-def _lock(lock: TextIO) -> None:
-    """Hold ``lock``. Whoever looks whether a run is held (status.py) holds it for a moment: it is tried again."""
-    for attempt in range(_ATTEMPTS):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if attempt + 1 == _ATTEMPTS:
-                raise
-            time.sleep(0.05)
 
 
 def git_commit() -> str:

@@ -1,8 +1,9 @@
 """What became of a run, in words."""
 
-import fcntl
 from pathlib import Path
 from typing import Any
+
+from dma_lab.locks import is_held
 
 
 def status_in_words(path: Path, summary: dict[str, Any]) -> str:
@@ -15,19 +16,15 @@ def status_in_words(path: Path, summary: dict[str, Any]) -> str:
     if status == "failed":
         return f"failed: {summary.get('reason', 'no reason given')}"
     if status == "running":
-        return "running" if _is_held(path / "run.lock") else "killed before its end; the same command continues it"
+        return "running" if _trained_now(path) else "killed before its end; the same command continues it"
     if status == "interrupted":
         return f"interrupted at step {summary.get('step', '?')} of {summary['steps']}; the same command continues it"
     return str(status)
 
 
-def _is_held(lock: Path) -> bool:
-    """Whether a process holds the run."""
+def _trained_now(path: Path) -> bool:
+    """Whether a process holds the run; not where that cannot be told."""
     try:
-        with lock.open() as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return is_held(path / "run.lock")
     except OSError:
         return False
-    return False

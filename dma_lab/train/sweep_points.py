@@ -1,7 +1,6 @@
 """What became of each point of a multirun, in files: points may run in other processes and on other machines."""
 
 import contextlib
-import fcntl
 import json
 import shutil
 import tempfile
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dma_lab.files import write_whole
+from dma_lab.locks import hold, is_held
 
 _ALL, _LOCK = "all.json", "lock"
 
@@ -74,7 +74,7 @@ class SweepPoints:
         begun = Path(tempfile.mkdtemp(prefix=".begun-", dir=sweep_dir.resolve()))
         write_whole(begun / _ALL, json.dumps(points))
         self._lock = (begun / _LOCK).open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        hold(self._lock)
         self.folder = begun.rename(begun.with_name(begun.name.replace(".begun-", ".sweep-")))
 
     def __getstate__(self) -> dict[str, Path]:
@@ -125,19 +125,10 @@ def read_sweep(folder: Path) -> SweepRecord:
     """Of a multirun that lives or has ended. One of which not all can be read (it may be just removed) is empty."""
     try:
         every = json.loads((folder / _ALL).read_text(encoding="utf-8"))
-        return SweepRecord(folder, _is_locked(folder / _LOCK), every, _read_points(folder))
+        return SweepRecord(folder, is_held(folder / _LOCK), every, _read_points(folder))
     except (OSError, ValueError):
         return SweepRecord(folder, False, [], [])
 
 
 def _read_points(folder: Path) -> list[Point]:
     return [Point(**json.loads(file.read_text())) for file in sorted(folder.glob("[0-9]*.json"))]
-
-
-def _is_locked(lock: Path) -> bool:
-    with lock.open() as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
