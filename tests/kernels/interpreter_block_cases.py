@@ -183,9 +183,9 @@ def layer_of(heads, options):
 
 @pytest.mark.parametrize(("heads", "options", "lengths"), LAYERS)
 def test_a_layer_by_kernels_is_the_layer_by_masks(heads, options, lengths, monkeypatch, small_pieces):
-    layer, N = layer_of(heads, options), 40 if lengths is None else sum(lengths)
-    ids = bounds_of(2, N, lengths)[0]
-    x, d_out = torch.randn(2, N, 20), torch.randn(2, N, 20)
+    layer, (B, N) = layer_of(heads, options), (1, 40) if lengths is None else (2, sum(lengths))
+    ids = bounds_of(B, N, lengths)[0]
+    x, d_out = torch.randn(B, N, 20), torch.randn(B, N, 20)
     results = []
     for kernels in (True, False):
         monkeypatch.setattr(nsa, "choose_triton", lambda *_, kernels=kernels: kernels)
@@ -238,7 +238,7 @@ def test_moba_by_kernels_is_moba_by_masks(monkeypatch, small_pieces):
     torch.manual_seed(0)
     shape = {"d_model": 20, "n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "max_seq_len": 64}
     layer = build_attention("moba", **shape, block=12, selected_blocks=2)
-    ids, x, d_out = bounds_of(2, 40, [1, 3, 36])[0], torch.randn(2, 40, 20), torch.randn(2, 40, 20)
+    ids, x, d_out = bounds_of(1, 40, [1, 3, 36])[0], torch.randn(1, 40, 20), torch.randn(1, 40, 20)
     results = []
     for kernels, dtype in ((True, torch.float32), (False, torch.float64)):
         monkeypatch.setattr(moba, "choose_triton", lambda *_, kernels=kernels: kernels)

@@ -14,8 +14,7 @@ from dma_lab.kernels import interval_attention, prefix_topk_expiry
 @pytest.mark.parametrize(
     ("file", "part"),
     [
-        ("interpreter_cases.py", "expiry"),
-        ("interpreter_cases.py", "gradients"),
+        ("interpreter_cases.py", "expiry or gradients"),
         ("interpreter_cases.py", "not expiry and not gradients"),
         ("interpreter_block_cases.py", "test"),
     ],
