@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dma_lab.evaluation.splits import RARITIES
 from dma_lab.report.collect import BASELINE, Run
 from dma_lab.report.comparison import OverTrainings, compare, compare_parts
 from dma_lab.report.conditions import without
@@ -21,7 +22,8 @@ _TERMS = (
     "Mean difference to MHA over the trainings that share a point, by what is predicted. Units are trainings (seeds) "
     "and documents, as in the table over trainings; *: these few documents alone. A target repeats a bigram when it and"
     " the token before it stood side by side earlier in its document, within its window: what can be recalled from the "
-    "context. The tokens that it is predicted from are those of its own document in the window, where documents are "
+    "context; how rare that bigram is, the number of scored documents that it stands in says. The tokens that it is "
+    "predicted from are those of its own document in the window, where documents are "
     "masked. Of so many intervals a backend one in twenty misses by chance."
 )
 _KINDS = ("all targets", "that repeat a bigram", "all other")
@@ -48,13 +50,14 @@ def hidden_by_the_mean(finished: Sequence[Run]) -> Section | None:
     context = shown[0].run.summary["context"]
     by_kind = [Split(name, part) for name, part in zip(_KINDS, (whole, _repeats, _others), strict=True)]
     bands, of_repeats = (_bands(shown[0].run, repeating) for repeating in (False, True))
-    splits = [*by_kind, *_lengths(context), *bands, *of_repeats]
+    told = [*by_kind, *_rarities(), *_lengths(context), *bands]
+    splits = [*told, *of_repeats]
     compared = compare_parts(scored, [split.part for split in splits])
     found = {split.name: _at(own.cells, point) for split, own in zip(splits, compared, strict=True)}
     pairs = [(cell.run.backend, cell.beside) for cell in shown]
     baseline = baselines_of(shown[0].run, scored)[0]
     assert isinstance(baseline, Run)  # or it would have no cell
-    rows = [_row(split, found[split.name], pairs, baseline) for split in (*by_kind, *_lengths(context), *bands)]
+    rows = [_row(split, found[split.name], pairs, baseline) for split in told]
     columns = (
         "targets",
         "tokens",
@@ -121,6 +124,19 @@ def _length(low: int, high: float, scores: Scores) -> tuple[NDArray[Any], NDArra
     nats, tokens = whole(scores)
     within = (tokens >= low) & (tokens <= high)
     return nats * within, tokens * within
+
+
+def _of_rarity(rarity: int, scores: Scores) -> tuple[NDArray[Any], NDArray[Any]]:
+    if "repeat_nats" not in scores:  # a run from before these were kept
+        return np.zeros(1), np.zeros(1, dtype=np.int64)
+    return scores["repeat_nats"][:, rarity], scores["repeat_tokens"][:, rarity]
+
+
+def _rarities() -> list[Split]:
+    return [
+        Split(f"that repeat a bigram of {count} document{'' if count == '1' else 's'}", partial(_of_rarity, rarity))
+        for rarity, count in enumerate(RARITIES)
+    ]
 
 
 def _bands(run: Run, repeating: bool) -> list[Split]:

@@ -40,6 +40,28 @@ def test_large_vocabularies_do_not_collide():
     assert found.tolist() == [[False, False, False, False, True, True]]
 
 
+def check_rarities(splits, batches, nats):
+    """Against sets of documents, a bigram at a time."""
+    where = {}
+    for batch in batches:
+        for b, t in np.argwhere(batch["targets"].numpy() != -100):
+            bigram = int(batch["tokens"][b, t]), int(batch["targets"][b, t])
+            where.setdefault(bigram, set()).add(int(batch["target_documents"][b, t]))
+    sums, counts = np.zeros(splits.repeat_nats.shape), np.zeros(splits.repeat_tokens.shape, dtype=int)
+    for batch, own in zip(batches, nats, strict=True):
+        repeats = slow_repeats(batch["tokens"], batch["targets"], batch["document_ids"])
+        for b, t in np.argwhere((batch["targets"].numpy() != -100) & repeats):
+            stands_in = len(where[int(batch["tokens"][b, t]), int(batch["targets"][b, t])])
+            rarity = sum(stands_in >= edge for edge in (2, 4, 8, 16))
+            index = int(batch["target_documents"][b, t]), rarity
+            sums[index] += float(own[b, t])
+            counts[index] += 1
+    assert np.array_equal(splits.repeat_tokens, counts)
+    np.testing.assert_allclose(splits.repeat_nats, sums, rtol=1e-12)
+    assert (counts.sum(0) > 0).sum() >= 3
+    assert np.array_equal(counts.sum(1), splits.split_tokens[..., 1].sum(1))
+
+
 @pytest.mark.parametrize("mask_documents", [True, False])
 def test_sums_are_those_of_a_slow_count(trained_run, mask_documents):
     run = open_run(trained_run)
@@ -51,11 +73,13 @@ def test_sums_are_those_of_a_slow_count(trained_run, mask_documents):
     )
     splits = score.splits
     nats, tokens = np.zeros(splits.split_nats.shape), np.zeros(splits.split_tokens.shape, dtype=int)
+    own_nats = []
     with torch.no_grad():
         for batch in batches:
             ids = batch["document_ids"]
             own = model.nats(batch["tokens"], batch["targets"], ids if mask_documents else None).double()
             own = own.view(batch["targets"].shape)
+            own_nats.append(own)
             repeats = slow_repeats(batch["tokens"], batch["targets"], ids)
             for b, t in np.argwhere(batch["targets"].numpy() != -100):
                 begins = int((ids[b] < ids[b, t]).sum()) if mask_documents else 0
@@ -63,6 +87,7 @@ def test_sums_are_those_of_a_slow_count(trained_run, mask_documents):
                 index = int(batch["target_documents"][b, t]), band, int(repeats[b, t])
                 nats[index] += float(own[b, t])
                 tokens[index] += 1
+    check_rarities(splits, batches, own_nats)
     assert np.array_equal(splits.split_tokens, tokens)
     np.testing.assert_allclose(splits.split_nats, nats, rtol=1e-12)
     scored = score.document_tokens[: len(tokens)]

@@ -1,5 +1,7 @@
 """What the mean hides: differences by kind of target are those of the targets themselves."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -25,6 +27,11 @@ def split(path, seed, gap, gap_of_repeats):
     own = np.random.default_rng([seed, int(1000 * gap) + 2]).normal(0, 0.005, shape)
     loss = 3 + own + np.stack([gap * np.arange(BANDS), np.full(BANDS, gap_of_repeats)], axis=-1)
     scores |= {"split_tokens": tokens, "split_nats": tokens * loss, "document_tokens": tokens.sum((1, 2))}
+    # Of targets that repeat a bigram two in three are of rarity 0, the others of 3; there the gap is twice as wide.
+    repeats = tokens[..., 1].sum(1)
+    rare = 2 * repeats // 3
+    by_rarity = np.stack([rare, *np.zeros((2, len(rare)), int), repeats - rare, np.zeros(len(rare), int)], axis=1)
+    scores |= {"repeat_tokens": by_rarity, "repeat_nats": by_rarity * (3 + gap_of_repeats * np.array([1, 0, 0, 2, 0]))}
     np.savez(path / "validation.npz", **scores | {"document_nats": scores["split_nats"].sum((1, 2))})
     vouch(path)
     return scores["split_nats"], tokens
@@ -80,6 +87,24 @@ def test_every_kind_of_target_has_its_own_difference(study):
             assert rows[name][f"{backend} − MHA [95 %]"] == expected
     assert float(rows["that repeat a bigram"]["swa − MHA [95 %]"].split(" ")[0]) == pytest.approx(0.1, abs=0.005)
     assert "Rung nano, 1,000,000 tokens, 3 seeds" in table.caption
+    repeats = sums["mha", 0][1][..., 1].sum(1)
+    assert "that repeat a bigram of 2 to 3 documents" not in rows, "there is no such target"
+    for name, tokens, gap in (("1 document", 2 * repeats // 3, 0.1), ("8 to 15 documents", -(-repeats // 3), 0.2)):
+        row = rows[f"that repeat a bigram of {name}"]
+        assert (row["tokens"], row["documents"]) == (f"{tokens.sum():,}", f"{(tokens > 0).sum()}")
+        assert row["swa − MHA [95 %]"].startswith(f"{gap:+.4f}")
+
+
+def test_runs_from_before_rarity_was_counted_are_compared_in_all_else(study):
+    members, _ = study
+    without = [replace(run, scores={k: v for k, v in run.scores.items() if "repeat" not in k}) for run in members]
+    (table,) = [block for block in hidden_by_the_mean(without).blocks if isinstance(block, Table)]
+    names = [row[0] for row in table.rows]
+    assert "that repeat a bigram" in names
+    assert not any("of 1 document" in name for name in names)
+    mixed = [*members[: len(members) // 2], *without[len(members) // 2 :]]
+    (table,) = [block for block in hidden_by_the_mean(mixed).blocks if isinstance(block, Table)]
+    assert len(table.rows) >= len(names)
 
 
 def test_figures_show_the_gap_by_the_tokens_seen_and_leave_out_what_is_not_there(study):
