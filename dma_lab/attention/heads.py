@@ -73,15 +73,22 @@ class KeyValueCache:
 
 
 def attend_to_cache(
-    q: Tensor, k: Tensor, v: Tensor, recency: RecencySlope | None, *, sinks: int = 0, dropped: int = 0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    recency: RecencySlope | None,
+    *,
+    sinks: int = 0,
+    dropped: int = 0,
+    place_bks: Tensor | None = None,
 ) -> Tensor:
-    """The newest query, (B, H, 1, D), over the keys and values held, (B, K, S, D): those of consecutive positions, but
-    that after the first ``sinks`` there are ``dropped`` missing.
+    """The newest query, (B, H, 1, D), over the keys and values held, (B, K, S, D): those at ``place_bks``, or of
+    consecutive positions, but that after the first ``sinks`` there are ``dropped`` missing.
     """
     if recency is None:
         return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
     B, K, S, _ = k.shape
     held_bks = torch.arange(S, dtype=torch.int32, device=k.device).expand(B, K, S).contiguous()
-    # Counted from the oldest key held: a query sees differences alone.
-    place_bks = held_bks + dropped * (held_bks >= sinks) if sinks else held_bks
+    if place_bks is None:  # counted from the oldest key held: a query sees differences alone
+        place_bks = held_bks + dropped * (held_bks >= sinks) if sinks else held_bks
     return interval_attention_decode(q, k, v, held_bks, bias=recency(place_bks))

@@ -9,17 +9,18 @@
 The query is shared, and so is its rotation. Keys of the selected and sliding branches are rotated as anywhere. Keys are
 compressed *before* they are rotated, and a compressed key turns as its block's last token: φ is not linear, so on
 rotated keys it would see absolute positions, and a block's summary would change with where its document lies. Order
-within the block is what φ's own position embeddings are for.
+within the block is what φ's own position embeddings are for. A slope (``recency``) is one for the three branches, and
+a compressed key has its block's last token's place for it, too; the choice of blocks sees it as the compressed branch's
+weights do.
 """
 
 from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dma_lab.attention.base import AttentionBackend, AttentionFlops, AttentionShape, causal_pairs
-from dma_lab.attention.heads import HeadProjections, KeyValueCache, QKNorm
+from dma_lab.attention.heads import HeadProjections, KeyValueCache, QKNorm, attend_to_cache
 from dma_lab.attention.nsa_blocks import (
     BlockCompression,
     Places,
@@ -33,6 +34,8 @@ from dma_lab.attention.nsa_blocks import (
     selected_pairs,
 )
 from dma_lab.attention.nsa_sizes import NativeSparseOptions, choose_sizes
+from dma_lab.attention.places import places
+from dma_lab.attention.recency import RecencySlope
 from dma_lab.attention.recomputed import recomputed
 from dma_lab.kernels import Documents, causal_attention, document_bounds
 from dma_lab.kernels.blocks.attention import choose_blocks, selected_attention, unsupported
@@ -85,45 +88,58 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
         self.compress_v = BlockCompression(self.block, shape.head_dim)
         self.gate_proj = nn.Linear(shape.d_model, 3 * shape.n_heads, bias=False)
         self.o_proj = nn.Linear(shape.n_heads * shape.head_dim, shape.d_model, bias=False)
+        self.recency = RecencySlope(shape.n_kv_heads) if options.recency else None
 
     def forward(self, x: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
         self.check_input(x, document_ids)
         B, N, _ = x.shape
         q, k, v = self.heads(x)
         keys_values = self._sliding_keys_values(x)
-        sliding = causal_attention(q, *keys_values, window=self.window, document_ids=document_ids)
+        bias_bkn = None if self.recency is None else self.recency(places(k, document_ids))
+        sliding = causal_attention(q, *keys_values, window=self.window, document_ids=document_ids, bias=bias_bkn)
 
         start_bn, end_bn = document_bounds(document_ids, B, N, x.device)
         first_bc, before_bn = locate_blocks(start_bn, end_bn, self.block, self.stride)
-        places = Places(start_bn, end_bn, first_bc + self.block - 1, before_bn)
+        blocks = Places(start_bn, end_bn, first_bc + self.block - 1, before_bn)
         k_blocks, v_blocks = (
             gather_blocks(raw_bknd, first_bc, self.block, self.stride) for raw_bknd in self.compressed(x)
         )
-        summaries = self._compress(k_blocks, v_blocks, places.last_bc.clamp(max=N - 1)[:, None])
-        if choose_triton("auto", x.device, unsupported(q, self.selected_blocks)):
-            compressed, selected = self._attend_by_kernels(q, k, v, *summaries, places)
+        summaries = self._compress(k_blocks, v_blocks, blocks.last_bc.clamp(max=N - 1)[:, None])
+        reason = "attention.recency" if self.recency else unsupported(q, self.selected_blocks)
+        if choose_triton("auto", x.device, reason):
+            compressed, selected = self._attend_by_kernels(q, k, v, *summaries, blocks)
         else:
-            compressed, selected = self._attend_in_chunks(q, k, v, *summaries, places)
+            compressed, selected = self._attend_in_chunks(q, k, v, *summaries, blocks, bias_bkn)
         return self._mix(x, compressed, selected, sliding)
 
     def _attend_by_kernels(
-        self, q: Tensor, k: Tensor, v: Tensor, k_bkcd: Tensor, v_bkcd: Tensor, places: Places
+        self, q: Tensor, k: Tensor, v: Tensor, k_bkcd: Tensor, v_bkcd: Tensor, blocks: Places
     ) -> tuple[Tensor, Tensor]:
         """The compressed and the selected branch, (B, H, N, D) each, in memory linear in N."""
-        compressed, lse = compressed_attention(q, k_bkcd, v_bkcd, places.last_bc, places.end_bn)
+        compressed, lse = compressed_attention(q, k_bkcd, v_bkcd, blocks.last_bc, blocks.end_bn)
         start_bn, end_bn, before_bn = (
-            place.to(torch.int32) for place in (places.start_bn, places.end_bn, places.before_bn)
+            place.to(torch.int32) for place in (blocks.start_bn, blocks.end_bn, blocks.before_bn)
         )
         sizes = {"block": self.block, "stride": self.stride, "selected_block": self.selected_block}
         chosen = choose_blocks(q.detach(), k_bkcd.detach(), lse, start_bn, before_bn, self.selected_blocks, **sizes)
         return compressed, selected_attention(q, k, v, chosen, end_bn, block=self.selected_block)
 
     def _attend_in_chunks(
-        self, q: Tensor, k: Tensor, v: Tensor, k_bkcd: Tensor, v_bkcd: Tensor, places: Places
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        k_bkcd: Tensor,
+        v_bkcd: Tensor,
+        blocks: Places,
+        bias_bkn: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """The same in plain PyTorch, by masks: the work of dense attention, a chunk of queries at a time."""
         note_kernel("block-sparse attention (PyTorch)")
-        N, (start_bn, _, last_bc, before_bn) = q.shape[2], places
+        N, (start_bn, _, last_bc, before_bn) = q.shape[2], blocks
+        bias_bkc = None
+        if bias_bkn is not None:
+            bias_bkc = bias_bkn.gather(2, last_bc.clamp(max=N - 1)[:, None].expand(-1, bias_bkn.shape[1], -1))
         first_bc = last_bc - self.block + 1
         position_n = torch.arange(N, device=q.device)
         block_bn = (position_n - start_bn) // self.selected_block
@@ -132,12 +148,13 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
             t1 = min(t0 + _QUERY_CHUNK, N)
             q_bhtd, start_bt1, position_t1 = q[:, :, t0:t1], start_bn[:, t0:t1, None], position_n[t0:t1, None]
             visible_btc = (first_bc[:, None] >= start_bt1) & (last_bc[:, None] <= position_t1)
-            blocks = before_bn[:, t0:t1], block_bn[:, t0:t1], -(-N // self.selected_block)
-            out_bhtd, selected_bktj = recomputed(self._attend_and_select, q_bhtd, k_bkcd, v_bkcd, visible_btc, *blocks)
+            where = before_bn[:, t0:t1], block_bn[:, t0:t1], -(-N // self.selected_block), bias_bkc
+            out_bhtd, selected_bktj = recomputed(self._attend_and_select, q_bhtd, k_bkcd, v_bkcd, visible_btc, *where)
             compressed.append(out_bhtd)
             visible_bts = (position_n[:t1] >= start_bt1) & (position_n[:t1] <= position_t1)
             keys = k[:, :, :t1], v[:, :, :t1], selected_bktj, block_bn[:, :t1], visible_bts
-            selected.append(recomputed(attend_selected, q_bhtd, *keys, self.head_dim**-0.5))
+            bias_bks = None if bias_bkn is None else bias_bkn[:, :, :t1]
+            selected.append(recomputed(attend_selected, q_bhtd, *keys, self.head_dim**-0.5, bias_bks))
         return torch.cat(compressed, dim=2), torch.cat(selected, dim=2)
 
     def _sliding_keys_values(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
@@ -159,9 +176,10 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
         before_bt: Tensor,
         own_bt: Tensor,
         n_selection: int,
+        bias_bkc: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """The compressed branch's output (B, H, T, D), and the selection that its weights make, bool (B, K, T, J)."""
-        out_bhtd, weights_bktc = attend_compressed(q_bhtd, k_bkcd, v_bkcd, visible_btc, self.head_dim**-0.5)
+        out_bhtd, weights_bktc = attend_compressed(q_bhtd, k_bkcd, v_bkcd, visible_btc, self.head_dim**-0.5, bias_bkc)
         sizes = self.block, self.stride, self.selected_block
         importance_bktj = block_importance(weights_bktc, before_bt, n_selection, *sizes)
         return out_bhtd, select_blocks(importance_bktj, own_bt, self.selected_blocks)
@@ -182,7 +200,7 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
         q, k, v = self.heads(x_t, start=t)
         k, v = cache.selected.append(k, v)
         k_sliding, v_sliding = cache.sliding.append(*self._sliding_keys_values(x_t, start=t), keep=self.window)
-        sliding = F.scaled_dot_product_attention(q, k_sliding, v_sliding, enable_gqa=True)
+        sliding = attend_to_cache(q, k_sliding, v_sliding, self.recency)
 
         raw = cache.open.append(*self.compressed(x_t))
         if raw[0].shape[2] == self.block:
@@ -192,17 +210,21 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
         selected_bk1j = q.new_ones(B, self.n_kv_heads, 1, own + 1, dtype=torch.bool)
         compressed = torch.zeros_like(sliding)
         if cache.compressed.k_bksd is not None and cache.compressed.v_bksd is not None:
-            visible_b1c = q.new_ones(B, 1, cache.compressed.position, dtype=torch.bool)
+            C = cache.compressed.position
+            visible_b1c = q.new_ones(B, 1, C, dtype=torch.bool)
+            last_11c = self.block - 1 + self.stride * torch.arange(C, device=q.device)[None, None]
+            bias_bkc = None if self.recency is None else self.recency(last_11c)
             before_b1, own_b1 = (torch.full((B, 1), block, device=q.device) for block in (0, own))
             compressed, selected_bk1j = self._attend_and_select(
-                q, cache.compressed.k_bksd, cache.compressed.v_bksd, visible_b1c, before_b1, own_b1, own + 1
+                q, cache.compressed.k_bksd, cache.compressed.v_bksd, visible_b1c, before_b1, own_b1, own + 1, bias_bkc
             )
         # Every head reads as many blocks, its own the last of them, which ends at this token.
         block_bks1 = selected_bk1j.nonzero()[:, -1].view(B, self.n_kv_heads, -1, 1)
         token_bks = (block_bks1 * self.selected_block + torch.arange(self.selected_block, device=q.device)).flatten(2)
         unwritten = (own + 1) * self.selected_block - cache.position
-        index = token_bks[..., : token_bks.shape[2] - unwritten, None].expand(-1, -1, -1, self.head_dim)
-        selected = F.scaled_dot_product_attention(q, k.gather(2, index), v.gather(2, index), enable_gqa=True)
+        token_bks = token_bks[..., : token_bks.shape[2] - unwritten]
+        index = token_bks[..., None].expand(-1, -1, -1, self.head_dim)
+        selected = attend_to_cache(q, k.gather(2, index), v.gather(2, index), self.recency, place_bks=token_bks)
         return self._mix(x_t, compressed, selected, sliding)
 
     def flops(self, seq_len: int) -> AttentionFlops:

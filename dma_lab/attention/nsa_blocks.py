@@ -105,9 +105,15 @@ class BlockCompression(nn.Module):
 
 
 def attend_compressed(
-    q_bhtd: Tensor, k_bkcd: Tensor, v_bkcd: Tensor, visible_btc: Tensor, scale: float
+    q_bhtd: Tensor,
+    k_bkcd: Tensor,
+    v_bkcd: Tensor,
+    visible_btc: Tensor,
+    scale: float,
+    bias_bkc: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention over block summaries (equation 7's branch): zeros for a query that sees no block.
+    """Attention over block summaries (equation 7's branch): zeros for a query that sees no block. ``bias_bkc`` (B or 1,
+    K, C) is added to the logits of its block.
 
     Returns:
         (B, H, T, D), and p_cmp (equation 8), summed over the query heads of each group, detached, float32 or better
@@ -117,6 +123,8 @@ def attend_compressed(
     K, C = k_bkcd.shape[1:3]
     logits = (q_bhtd * scale).reshape(B, K, H // K * T, D) @ k_bkcd.mT
     logits = logits.view(B, K, H // K, T, C).to(torch.promote_types(logits.dtype, torch.float32))
+    if bias_bkc is not None:
+        logits = logits + bias_bkc[:, :, None, None]
     visible = visible_btc[:, None, None]
     # A query that sees nothing keeps finite logits, so that its zeros carry no NaN into the backward pass.
     logits = logits.masked_fill(~visible & visible.any(-1, keepdim=True), -torch.inf)
@@ -190,12 +198,14 @@ def attend_selected(
     block_bs: Tensor,
     visible_bts: Tensor,
     scale: float,
+    bias_bks: Tensor | None = None,
 ) -> Tensor:
     """Attention of each query over the visible keys of its selected blocks, by a mask over all S keys: (B, H, T, D).
 
     Args:
         block_bs: int64 (B, S), the selection block that each key lies in.
         visible_bts: bool (B, T, S), keys of the query's document that are not after it.
+        bias_bks: (B, K, S), added to the logits of its key.
     """
     B, H, T, D = q_bhtd.shape
     K, S = k_bksd.shape[1:3]
@@ -203,5 +213,7 @@ def attend_selected(
     dtype = torch.promote_types(q_bhtd.dtype, torch.float32)
     q, k, v = q_bhtd.to(dtype), k_bksd.to(dtype), v_bksd.to(dtype)
     logits = ((q * scale).reshape(B, K, H // K * T, D) @ k.mT).view(B, K, H // K, T, S)
+    if bias_bks is not None:
+        logits = logits + bias_bks[:, :, None, None]
     weights = logits.masked_fill(~live[:, :, None], -torch.inf).softmax(dim=-1).reshape(B, K, H // K * T, S)
     return (weights @ v).view(B, H, T, -1).to(v_bksd.dtype)

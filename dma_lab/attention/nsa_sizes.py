@@ -1,9 +1,10 @@
 """NSA's options: sizes left open follow the paper's ratios to the context, and impossible ones are refused."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from dma_lab.attention.base import AttentionOptions
+from dma_lab.attention.base import LATER, AttentionOptions
+from dma_lab.attention.recency import Recency
 from dma_lab.attention.rope import RopeBase
 from dma_lab.messages import UserError, warn_once
 from dma_lab.settings import Count
@@ -26,6 +27,8 @@ class NativeSparseOptions(AttentionOptions):
     qk_norm: bool = True
     """RMSNorm over each head's query and each branch's keys, compressed ones as they come from φ."""
     rope_base: RopeBase = 10_000.0
+    recency: Recency | None = field(default=None, metadata=LATER)
+    """``slope``: a learned slope per key/value head on logits of all three branches (``recency.py``)."""
 
 
 class Sizes(NamedTuple):

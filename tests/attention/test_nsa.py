@@ -18,6 +18,7 @@ SIZES = {
     "no overlap": {"block": 3, "stride": 3, "selected_block": 3, "selected_blocks": 5, "window": 1},
     "much overlap": {"block": 6, "stride": 2, "selected_block": 6, "selected_blocks": 4, "window": 40},
     "uneven, no norms": {"block": 2, "stride": 1, "selected_block": 5, "selected_blocks": 3, "qk_norm": False},
+    "a slope": {"block": 4, "stride": 2, "selected_block": 8, "selected_blocks": 3, "window": 7, "recency": "slope"},
 }
 
 
@@ -46,8 +47,9 @@ def rotate(vector: Tensor, position: int) -> Tensor:
     return torch.stack(rotated)
 
 
-def softmax_attention(query: Tensor, keys: list[Tensor], values: list[Tensor]) -> tuple[Tensor, Tensor]:
-    weights = (torch.stack([query @ key for key in keys]) / D**0.5).softmax(0)
+def softmax_attention(query: Tensor, keys: list[Tensor], values: list[Tensor], behind: Tensor) -> tuple[Tensor, Tensor]:
+    """``behind``: what a key's logit loses, by how far the key lies behind the query."""
+    weights = (torch.stack([query @ key for key in keys]) / D**0.5 - behind).softmax(0)
     return weights @ torch.stack(values), weights
 
 
@@ -81,6 +83,11 @@ def literal_nsa(attention: nsa.NativeSparseAttention, x: Tensor) -> Tensor:
         k_slc, v_slc = keys_values(attention.heads, group)
         k_win, v_win = keys_values(attention.sliding, group)
         for t in range(N):
+
+            def behind(places: list[int]) -> Tensor:
+                slope = torch.zeros(K) if attention.recency is None else attention.recency.slope_k
+                return slope[group] * (t - torch.tensor(places))  # noqa: B023 - called within the loop
+
             queries = {
                 h: rotate(rms_norm(by_head(attention.heads.q_proj, t, h), attention.heads.q_norm), t) for h in heads
             }
@@ -88,7 +95,9 @@ def literal_nsa(attention: nsa.NativeSparseAttention, x: Tensor) -> Tensor:
             compressed = {h: torch.zeros(D, dtype=torch.float64) for h in heads}
             importance = dict.fromkeys(range(t // size + 1), 0.0)
             for h in heads if seen else []:
-                compressed[h], p_cmp = softmax_attention(queries[h], [k_cmp[i] for i in seen], [v_cmp[i] for i in seen])
+                ends = behind([i * d + length - 1 for i in seen])
+                kv_seen = [k_cmp[i] for i in seen], [v_cmp[i] for i in seen]
+                compressed[h], p_cmp = softmax_attention(queries[h], *kv_seen, ends)
                 for i, j in itertools.product(seen, importance):
                     shared = set(range(i * d, i * d + length)) & set(range(j * size, (j + 1) * size))
                     importance[j] += p_cmp[i].item() * len(shared) / d
@@ -97,12 +106,14 @@ def literal_nsa(attention: nsa.NativeSparseAttention, x: Tensor) -> Tensor:
             others = sorted(set(importance) - always, key=lambda j: (importance[j], j), reverse=True)
             chosen = always | set(others[: n - len(always)])
             read = [s for s in range(t + 1) if s // size in chosen]
-            window = range(max(0, t - attention.window + 1), t + 1)
+            window = list(range(max(0, t - attention.window + 1), t + 1))
             for h in heads:
                 branches = (
                     compressed[h],
-                    softmax_attention(queries[h], [k_slc[s] for s in read], [v_slc[s] for s in read])[0],
-                    softmax_attention(queries[h], [k_win[s] for s in window], [v_win[s] for s in window])[0],
+                    softmax_attention(queries[h], [k_slc[s] for s in read], [v_slc[s] for s in read], behind(read))[0],
+                    softmax_attention(
+                        queries[h], [k_win[s] for s in window], [v_win[s] for s in window], behind(window)
+                    )[0],
                 )
                 gates = torch.sigmoid(attention.gate_proj.weight @ x[t]).view(3, H)[:, h]
                 outs[t][h] = sum(gate * out for gate, out in zip(gates, branches, strict=True))

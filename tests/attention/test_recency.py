@@ -80,7 +80,7 @@ def test_in_mla_every_head_has_a_slope_for_its_own_keys(packed):
     torch.testing.assert_close(layer(x, ids), layer.o_proj(out.flatten(1))[None], rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", ["mha", "swa", "mla", "dma"])
+@pytest.mark.parametrize("name", ["mha", "swa", "mla", "nsa", "dma"])
 def test_slopes_begin_at_alibis(name):
     shape = SHAPE | {"n_heads": 8, "n_kv_heads": 8}
     layer = build_attention(name, **shape, recency="slope")
@@ -101,7 +101,7 @@ def test_a_large_slope_makes_dma_a_sliding_window_and_none_leaves_it_to_content(
         assert (expiry.tolist() == [[window] * K]) is slides
 
 
-@pytest.mark.parametrize("name", ["mha", "mla", "dma"])
+@pytest.mark.parametrize("name", ["mha", "mla", "nsa", "dma"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_steps_far_into_a_text_give_what_the_whole_gives(name, dtype):
     """Where r · j is large beside what tells keys apart; and in bfloat16, which could not hold it."""
@@ -117,7 +117,7 @@ def test_steps_far_into_a_text_give_what_the_whole_gives(name, dtype):
 
 def test_runs_without_it_keep_their_names():
     """It came later than the first runs: only where it is set does it define one."""
-    for name in ("mha", "swa", "mla", "dma"):
+    for name in ("mha", "swa", "mla", "nsa", "dma"):
         plain, sloped = (AttentionConfig.of(name, {"recency": recency}) for recency in (None, "slope"))
         assert (plain.written()["recency"], sloped.written()["recency"]) == (None, "slope")
         assert "recency" not in plain.defining()

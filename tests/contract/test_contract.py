@@ -21,7 +21,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "nsa": [
         {},
         {"block": 4, "stride": 1, "selected_block": 5, "selected_blocks": 3, "qk_norm": False},
-        {"block": 4, "stride": 4, "selected_block": 4, "selected_blocks": 4, "window": 5},
+        {"block": 4, "stride": 4, "selected_block": 4, "selected_blocks": 4, "window": 5, "recency": "slope"},
     ],
     "moba": [{}, {"block": 5, "selected_blocks": 1, "qk_norm": False}],
     "dsa": [{}, {"top_k": 5, "index_heads": 3, "index_dim": 6, "qk_norm": False}],
