@@ -5,7 +5,9 @@ they take: at a million parameters a GPU waits for 85 % of the step. A graph lau
 same kernels on the same numbers, so a step is bit-identical.
 """
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -67,7 +69,7 @@ class StepGraph:
         # A copy of a weight in bf16 that was made before would be stale in every replay.
         torch.clear_autocast_cache()
         try:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with _nothing_collected(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._result = self.take_step(self._inputs)
             self.graph = graph
         except RuntimeError as error:
@@ -91,6 +93,19 @@ class StepGraph:
                 if not fits:
                     return False
         return True
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """The graph of an earlier training that is collected during a capture ends the capture."""
+    collects = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _tensors(batch: MicroBatch) -> dict[str, Tensor]:

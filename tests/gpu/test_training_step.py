@@ -1,5 +1,6 @@
 """A training step on the GPU: nothing in it waits for the device, and captured as a graph it is the same to the bit."""
 
+import gc
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch._inductor.utils import fresh_cache
 from dma_lab.attention import registered_backends
 from dma_lab.data.module import TokenDataModule
 from dma_lab.model import ModelShape, Transformer
+from dma_lab.model.transformer import Block
 from dma_lab.train import module as module_file
 from dma_lab.train.module import LanguageModel
 from dma_lab.train.optim import build_optimizers
@@ -153,6 +155,41 @@ def test_activation_checkpointing_is_captured_and_changes_no_bit(backend):
     assert again.graphs
     assert again.figures == plain.figures
     assert all(map(torch.equal, again.state(), plain.state()))
+
+
+@pytest.mark.parametrize("backend", ["dma", "mla"])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_capture_that_fails_half_way_leaves_no_trace(monkeypatch, backend, again):
+    captured = trained(backend, again=again)
+    forward, calls = Block.forward, []
+
+    def which_waits(self: Block, *inputs: Any) -> Tensor:
+        if torch.cuda.is_current_stream_capturing():
+            calls.append(inputs)
+            if len(calls) == (3 if again else 2):  # with checkpoints in the backward pass, in its thread
+                torch.cuda.current_stream().synchronize()
+        return forward(self, *inputs)
+
+    monkeypatch.setattr(Block, "forward", which_waits)
+    plain = trained(backend, again=again)
+    assert captured.graphs
+    assert calls
+    assert not plain.graphs
+    assert plain.figures == captured.figures
+    assert all(map(torch.equal, plain.state(), captured.state()))
+
+
+def test_an_earlier_trainings_graph_is_not_collected_during_a_capture():
+    for backend in ("mha", "dma"):
+        earlier = [trained(backend)]
+        earlier.append(earlier)  # a circle, which is collected whenever Python likes
+        del earlier
+        threshold = gc.get_threshold()
+        gc.set_threshold(1, 1, 1)
+        try:
+            assert trained(backend).graphs
+        finally:
+            gc.set_threshold(*threshold)
 
 
 def test_a_batch_is_copied_while_the_gpu_works():
