@@ -70,13 +70,18 @@ def require_spread(points: Points) -> None:
         )
 
 
-def require_identified(minimum: Vector, groups: list[Points], slots: NDArray[np.intp]) -> None:
-    """Refuse (UserError) a minimum at a bound of the law, or at which the runs do not fix every parameter."""
+def require_identified(
+    minimum: Vector, groups: list[Points], slots: NDArray[np.intp], *, floor_given: bool = False
+) -> None:
+    """Refuse (UserError) a minimum at a bound of the law, or at which the runs do not fix every parameter.
+
+    ``floor_given``: E was not fitted, and the runs need fix the four others alone.
+    """
     jacobian = np.zeros((sum(len(points.log_l) for points in groups), len(minimum)))
     names = [""] * len(minimum)
     row = 0
     for own, points in zip(slots, groups, strict=True):
-        _require_inside(minimum[own], points)
+        _require_inside(minimum[own], points, floor_given=floor_given)
         _, derivative = residuals(minimum[own], points)
         # A and B at the runs' middle, not at one parameter and one token: no column then follows another for no reason
         # but the distance.
@@ -86,8 +91,11 @@ def require_identified(minimum: Vector, groups: list[Points], slots: NDArray[np.
         row += len(points.log_l)
         for slot, name in zip(own, NAMES, strict=True):
             names[slot] = name
+    if floor_given:
+        kept = [i for i in range(len(minimum)) if i not in slots[:, NAMES.index("E")]]
+        jacobian, names = jacobian[:, kept], [names[i] for i in kept]
     _, singular, directions = np.linalg.svd(jacobian / np.linalg.norm(jacobian, axis=0), full_matrices=False)
-    if len(jacobian) >= len(minimum) and singular[-1] * _LARGEST_CONDITION >= singular[0]:
+    if len(jacobian) >= len(names) and singular[-1] * _LARGEST_CONDITION >= singular[0]:
         return
     open_ = np.abs(directions[-1]) > 0.3
     which = ", ".join(dict.fromkeys(name for name, is_open in zip(names, open_, strict=True) if is_open))
@@ -98,7 +106,7 @@ def require_identified(minimum: Vector, groups: list[Points], slots: NDArray[np.
     )
 
 
-def _require_inside(point: Vector, points: Points) -> None:
+def _require_inside(point: Vector, points: Points, *, floor_given: bool) -> None:
     """The law's bounds: alpha and beta above 0, and each of its three terms."""
     alpha, beta, e, a, b = point
     for name, value, what in (("alpha", alpha, "sizes"), ("beta", beta, "numbers of tokens")):
@@ -113,7 +121,7 @@ def _require_inside(point: Vector, points: Points) -> None:
         ("A", share_n, "size matters: run sizes further apart"),
         ("B", share_d, "tokens matter: run numbers of tokens further apart"),
     ):
-        if share.max() < np.log(_LEAST_SHARE):
+        if share.max() < np.log(_LEAST_SHARE) and not (name == "E" and floor_given):
             raise UserError(
                 f"the closest law has {name} at its bound, 0: these runs do not show where {what}, or more seeds."
             )

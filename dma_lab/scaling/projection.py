@@ -39,9 +39,19 @@ class Normal:
     def best(self) -> tuple[Vector, Vector]:
         """Coefficients (m, 3) of least squares, and the weighted squares (m,) that they leave."""
         found = np.linalg.solve(self.linear, self.right[..., None])[..., 0]
-        left = self.total - (self.right * found).sum(axis=1)
+        return np.asarray(found), self._left(self.total - (self.right * found).sum(axis=1))
+
+    def best_given(self, floor: float) -> tuple[Vector, Vector]:
+        """``best`` where E, the first coefficient, is ``floor``."""
+        right = self.right[:, 1:] - floor * self.matrix[:, 1:3, 0]
+        found = np.linalg.solve(self.linear[:, 1:, 1:], right[..., None])[..., 0]
+        total = self.total - 2 * floor * self.right[:, 0] + floor**2 * self.matrix[:, 0, 0]
+        left = self._left(total - (right * found).sum(axis=1))
+        return np.column_stack((np.full(len(found), floor), found)), left
+
+    def _left(self, squares: Vector) -> Vector:
         # Below a billionth of the loss noise cannot be told from rounding.
-        return np.asarray(found), np.asarray(np.maximum(left, 1e-18 * self.total))
+        return np.asarray(np.maximum(squares, 1e-18 * self.total))
 
 
 class Trainings:

@@ -65,6 +65,8 @@ def fit_trainings(
     in the logarithms of the two noises), with E, A and B above 0: of such intervals the share that holds the truth is
     near their name, which simulations check (tests/scaling/coverage.py). E, A, B and the noise are drawn exactly given
     exponents and ratio of the noises; those by an affine-invariant ensemble (Goodman and Weare 2010).
+    Runs that do not show where the loss would end may be closest to a law whose E is below 0. Then E is the median of
+    its draws, and the rest of the law that of least squares given it.
 
     Args:
         params: (runs,) parameters of each run's model.
@@ -74,7 +76,7 @@ def fit_trainings(
         seed: of the draws.
 
     Raises:
-        UserError: as ``fit_parametric`` with intervals, and for fewer than 4 trainings.
+        UserError: as ``fit_parametric`` with intervals, but for an E below 0; and for fewer than 4 trainings.
     """
     points = take_points(params, tokens, loss)
     require_enough(points)
@@ -91,11 +93,18 @@ def fit_trainings(
     generator = np.random.default_rng(seed)
     ratio = float(np.median(_ratios(runs, start, generator, 500))) if runs.branched else 0.0
     best = _lowest(runs, ratio, start)
+    floor = None if _law(runs, best, ratio)[0][0] > 0 else 0.0
+    if floor is not None:
+        best = _lowest(runs, ratio, best, floor)
     _require_within(best)
-    row, objective = _law(runs, best, ratio)
-    at = np.array([row[3], row[4], *np.log(np.maximum(row[:3], 1e-300))])
-    require_identified(at, [points], ONE_LAW)
     samples, noise = _draws(runs, best, ratio, generator)
+    if floor is not None:
+        floor = float(np.median(samples[:, 0]))
+        best = _lowest(runs, ratio, best, floor)
+        _require_within(best)
+    row, objective = _law(runs, best, ratio, floor)
+    at = np.array([row[3], row[4], *np.log(np.maximum(row[:3], 1e-300))])
+    require_identified(at, [points], ONE_LAW, floor_given=floor is not None)
     intervals = {name: percentile_interval(samples[:, i]) for i, name in enumerate(_SHARES)}
     E, A, B, alpha, beta = map(float, row)
     return TrainingsFit(E, A, B, alpha, beta, objective, intervals, samples, noise, runs.trainings)
@@ -111,12 +120,13 @@ def _require_within(log_exponents: Vector) -> None:
             )
 
 
-def _lowest(runs: Trainings, ratio: float, start: Vector | None = None) -> Vector:
-    """Logarithms of the exponents (2,) of least squares: the best of a fine grid, polished."""
+def _lowest(runs: Trainings, ratio: float, start: Vector | None = None, floor: float | None = None) -> Vector:
+    """Logarithms of the exponents (2,) of least squares: the best of a fine grid, polished. ``floor``: E, if given."""
 
     def squares(log_exponents: Vector) -> Vector:
         a, b = np.clip(log_exponents, *_LOG_EXPONENTS).T
-        return runs.normal(a, b, np.full(len(a), ratio)).best[1]
+        normal = runs.normal(a, b, np.full(len(a), ratio))
+        return (normal.best if floor is None else normal.best_given(floor))[1]
 
     if start is None:
         axis = np.linspace(np.log(0.01), np.log(4.0), 48)
@@ -133,10 +143,10 @@ def _lowest(runs: Trainings, ratio: float, start: Vector | None = None) -> Vecto
     return values
 
 
-def _law(runs: Trainings, exponents: Vector, ratio: float) -> tuple[Vector, float]:
-    """E, A, B, alpha, beta (5,) of least squares given exponents, and the squares left."""
+def _law(runs: Trainings, exponents: Vector, ratio: float, floor: float | None = None) -> tuple[Vector, float]:
+    """E, A, B, alpha, beta (5,) of least squares given exponents, and E where it is given, and the squares left."""
     normal = runs.normal(*(np.array([value]) for value in (*exponents, ratio)))
-    (coefficients,), (left,) = normal.best
+    (coefficients,), (left,) = normal.best if floor is None else normal.best_given(floor)
     A, B = coefficients[1:] * np.exp(normal.scale[0])
     return np.array([coefficients[0], A, B, *np.exp(exponents)]), float(left)
 

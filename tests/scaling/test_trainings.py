@@ -1,5 +1,7 @@
 """Laws of least squares over trainings: against other libraries, covariances written out, and known noise."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.optimize import curve_fit, minimize
@@ -99,6 +101,23 @@ def test_a_training_to_come_varies_by_law_and_noise():
     together, apart = ((drawn[:, 0] - drawn[:, i]).std() for i in (1, 2))
     assert together < 0.4 * apart, "branches of one training have its luck"
     assert spread == pytest.approx([np.hypot(0.02, 0.004)] * 3, rel=0.4)
+
+
+def test_where_the_end_of_the_loss_does_not_show_it_is_drawn_and_the_rest_fitted_to_it():
+    """Loss falls a little faster than any law with E above 0, as far as these runs go."""
+    params, tokens, loss, _ = runs(of_branch=0.02, law=replace(LAW, E=-0.1, A=90.0, alpha=0.2))
+    fit = fit_trainings(params, tokens, loss, np.arange(len(loss)))
+    low, high = fit.intervals["E"]
+    assert 0 < low < fit.E == np.median(fit.samples[:, 0]) < high
+    start = 90 * 1e9**-0.2, 2000 * 1e10**-0.37, 0.2, 0.37
+    best, _ = curve_fit(lambda points, *rest: law(points, fit.E, *rest), (params, tokens), loss, start)
+    assert (fit.alpha, fit.beta) == pytest.approx(tuple(best[2:]), rel=1e-4)
+    assert (1e9**-fit.alpha * fit.A, 1e10**-fit.beta * fit.B) == pytest.approx(tuple(best[:2]), rel=1e-4)
+    assert fit.objective == pytest.approx(np.square(law((params, tokens), fit.E, *best) - loss).sum(), rel=1e-6)
+    low, high = fit.predicted_interval(params.max() * 3, tokens.max() * 3)
+    assert low < fit.predict(params.max() * 3, tokens.max() * 3) < high
+    free, _ = curve_fit(law, (params, tokens), loss, (0.0, *start))
+    assert free[0] < 0
 
 
 def test_three_trainings_and_runs_that_follow_no_power_are_refused():
