@@ -63,17 +63,24 @@ def test_a_rung_is_called_what_it_is(read, changed, name):
     assert rung_name(model | changed) == name
 
 
-def test_kernels_are_named_as_they_ran():
-    shape = {"d_model": 32, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16, "max_seq_len": 64}
-    layers = {name: build_attention(name, **shape) for name in ("mha", "nsa", "dma")}
-    interval = "interval attention (PyTorch)"
-    for name, packed, unpacked in (
-        ("mha", interval, "PyTorch's SDPA"),
-        ("nsa", *2 * [f"{interval}, block-sparse attention (PyTorch)"]),
-        ("dma", *2 * [interval]),
-    ):
-        assert layers[name].kernels(64, packed=True, bf16=False) == packed
-        assert layers[name].kernels(64, packed=False, bf16=True) == unpacked
+INTERVAL = "interval attention (PyTorch)"
+RAN = {  # with document ids, and without
+    "mha": (INTERVAL, "PyTorch's SDPA"),
+    "mla": (INTERVAL, "PyTorch's SDPA"),
+    "swa": (INTERVAL, INTERVAL),
+    "dma": (INTERVAL, INTERVAL),
+    "nsa": 2 * (f"{INTERVAL}, block-sparse attention (PyTorch)",),
+    "moba": 2 * ("block-sparse attention (PyTorch)",),
+    "dsa": 2 * ("token-sparse attention (PyTorch)",),
+}
+
+
+@pytest.mark.parametrize("name", sorted(RAN))
+def test_kernels_are_named_as_they_ran(name):
+    layer = build_attention(name, d_model=32, n_heads=2, n_kv_heads=1, head_dim=16, max_seq_len=64)
+    packed, unpacked = RAN[name]
+    assert layer.kernels(64, packed=True, bf16=False) == packed
+    assert layer.kernels(64, packed=False, bf16=True) == unpacked
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the capabilities are those of x86")
