@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 
 def main(config: DictConfig) -> None:
     with phase("importing PyTorch"):  # seconds, for which --help and a mistaken setting need not wait
+        import torch
+
         from dma_lab.threads import use_threads
         from dma_lab.train.hardware import resolve_hardware
         from dma_lab.train.memory import refuse_beyond_memory
         from dma_lab.train.plan import padded_vocabulary, plan_run
-        from dma_lab.train.plan_table import print_plan, probed_time, stated_time
+        from dma_lab.train.plan_table import print_plan, probed_time, stated_time, unknown_time
         from dma_lab.train.reading import read_plan_settings
     settings = read_plan_settings(config)
     hardware = resolve_hardware(settings.trainer)
@@ -34,7 +36,10 @@ def main(config: DictConfig) -> None:
         with phase("importing Lightning"):
             from dma_lab.train.probe import probe_run
         with phase("taking some steps to time them"):
-            time = probed_time(probe_run(settings, plan, hardware))
+            try:
+                time = probed_time(probe_run(settings, plan, hardware))
+            except torch.OutOfMemoryError:
+                time = unknown_time(settings, plan, hardware)
     else:
         time = stated_time(plan, settings.flops_per_second, settings.trainer.processes)
     print_plan(settings, plan, hardware, time)

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dma_lab.train.hardware import Hardware
+from dma_lab.train.memory import out_of_memory
 from dma_lab.train.plan import RunPlan
 from dma_lab.train.reading import recipe_rate
 from dma_lab.train.rung import rung_name
@@ -109,6 +110,17 @@ def probed_time(estimate: "Estimate") -> str:
         f"about {middle} {unit} ({low} to {high}), of which {', '.join(parts)} "
         f"(from {estimate.steps:,} steps here; reading the data not included)"
     )
+
+
+def unknown_time(settings: TrainSettings, plan: RunPlan, hardware: Hardware) -> str:
+    """What is said where the device had no memory left for the steps that were to be timed."""
+    devices = settings.trainer.processes
+    if settings.trainer.strategy == "fsdp" and devices > 1:
+        return (
+            f"not known: steps are timed on one device, and it has no memory for what {devices} are to share; "
+            "flops_per_second=... plans at a rate that you state"
+        )
+    return f"not known: {out_of_memory(plan, devices, hardware)}"
 
 
 def stated_time(plan: RunPlan, flops_per_second: float, devices: int) -> str:

@@ -3,7 +3,9 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from dma_lab.commands.plan import main
 from dma_lab.model.loss import LinearCrossEntropy
 from dma_lab.model.transformer import Block
 from dma_lab.train import probe
@@ -12,6 +14,7 @@ from dma_lab.train.module import LanguageModel
 from dma_lab.train.plan import plan_run
 from dma_lab.train.plan_table import probed_time
 from dma_lab.train.probe import Estimate, probe_run
+from tests.made_up import configuration
 
 
 @pytest.fixture
@@ -68,3 +71,25 @@ def test_the_time_is_said_with_its_spread():
         "the data not included)"
     )
     assert probed_time(Estimate(7000.0, 7400.0, 9000.0, 0.0, 1.0, 9)).startswith("about 2.1 h (1.9 to 2.5), of which")
+
+
+@pytest.mark.parametrize(
+    ("of", "said"),
+    [
+        (
+            ["trainer.devices=2", "trainer.strategy=fsdp"],
+            "steps are timed on one device, and it has no memory for what 2 are to share",
+        ),
+        (["trainer.micro_batch_sequences=4"], "has no memory left for micro-batches of 4 sequences of 64 tokens"),
+    ],
+)
+def test_where_memory_does_not_suffice_for_steps_the_rest_of_the_plan_is_said(tiny_run, monkeypatch, capsys, of, said):
+    def too_much(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(probe, "probe_run", too_much)
+    main(configuration([*tiny_run, "attention=mha", *of], "plan"))
+    table = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "time not known: " in table
+    assert said in table
+    assert "memory: optimizer" in table
