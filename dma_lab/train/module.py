@@ -12,6 +12,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
+from dma_lab.messages import warn_once
 from dma_lab.model import Transformer
 from dma_lab.train.divergence import DivergenceWatch
 from dma_lab.train.parts import own_part, whole
@@ -84,6 +85,11 @@ class LanguageModel(L.LightningModule):
             group["lr"], group["capturable"] = torch.zeros((), device=self.device) if on_gpu else 0.0, on_gpu
         if on_gpu and self.trainer.world_size == 1:
             self._take_step = StepGraph(self.take_step)
+        elif on_gpu and self.trainer.is_global_zero:
+            warn_once(
+                "steps of several processes are not captured as a CUDA graph; their kernels are launched one by one "
+                "instead, slowly for a small model."
+            )
 
     def training_step(self, batch: MicroBatch, batch_idx: int) -> None:
         self._micro_batches.append(batch)
