@@ -15,25 +15,30 @@ from dma_lab.settings import read_settings
 def main(config: DictConfig) -> None:
     settings = read_settings(ReportSettings, config)
     with phase("importing PyTorch and Matplotlib"):  # seconds, for which --help and a mistaken setting need not wait
+        from dma_lab.report.archive import unpacked, write_archive
         from dma_lab.report.tuned_file import write_tuned
         from dma_lab.report.watch import watch
         from dma_lab.report.write import write_laws, write_report
     output = Path(settings.output_dir)
-    if settings.tune is not None:
-        write_tuned(settings.folders, Path(settings.tune))
-        print(f"tuned rates: {settings.tune}")
-        return
     if settings.points is not None:
         print(f"report: {write_laws(settings.points, output)}")
         return
+    with unpacked(settings.folders) as folders:
+        if settings.tune is not None:
+            write_tuned(folders, Path(settings.tune))
+            print(f"tuned rates: {settings.tune}")
+            return
+        if settings.archive is not None:
+            print(f"archive: {settings.archive}, {write_archive(folders, Path(settings.archive))} runs")
+            return
 
-    def write() -> None:
-        print(f"report: {write_report(settings.folders, output, settings.forecasts, settings.larger)}", flush=True)
+        def write() -> None:
+            print(f"report: {write_report(folders, output, settings.forecasts, settings.larger)}", flush=True)
 
-    if settings.watch:
-        watch(settings.folders, write, settings.watch_every)
-    else:
-        write()
+        if settings.watch:
+            watch(folders, write, settings.watch_every)
+        else:
+            write()
 
 
 def show_status(config: DictConfig) -> None:

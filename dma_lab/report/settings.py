@@ -34,6 +34,8 @@ class ReportSettings:
     forecast: Text | Texts | None
     tune: Text | None
     """A file that the best learning rates are written to."""
+    archive: Text | None
+    """A file that the runs are packed to."""
     larger: Larger
     watch: bool
     watch_every: Count

@@ -1,0 +1,69 @@
+"""Runs as one file: what the report makes of it is what it makes of the runs, and it vouches for itself."""
+
+import numpy as np
+import pytest
+
+from dma_lab.messages import UserError
+from dma_lab.report.archive import unpacked, write_archive
+from dma_lab.report.cohorts import cohorts
+from dma_lab.report.collect import read_runs
+from dma_lab.report.comparison import compare
+from dma_lab.report.write import write_report
+
+
+@pytest.fixture
+def study(add_run, tmp_path):
+    for attention in ("mha", "dma"):
+        for seed in (0, 1, 2):
+            run = add_run(attention, seed=seed)
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "last.ckpt").write_bytes(b"w" * 1000)
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "needle.json").write_text("{}")
+    add_run("swa", status="running")
+    return tmp_path / "runs"
+
+
+def test_an_archive_gives_the_page_of_its_runs(study, tmp_path):
+    file = tmp_path / "runs.tar.xz"
+    assert write_archive([study], file) == 6
+    with unpacked([file]) as (folder,):
+        packed, problems = read_runs(folder)
+        assert not problems
+        named = {path.relative_to(folder).name for path in folder.rglob("*") if path.is_file()}
+        assert named == {"config.yaml", "metrics.jsonl", "summary.json", "validation.npz", "needle.json"}
+    assert not folder.exists()
+    original = {run.name: run for run in read_runs(study)[0] if run.finished}
+    assert {run.name for run in packed} == original.keys()
+    for run in packed:
+        for key, values in run.scores.items():
+            np.testing.assert_allclose(values, original[run.name].scores[key], rtol=2.0**-16, atol=0)
+    pages = []
+    for name, roots in (("whole", [study]), ("packed", [file])):
+        with unpacked(roots) as folders:
+            (members,) = [[run for run in own if run.finished] for own in cohorts(read_runs(*folders)[0]).values()]
+            pages.append(compare(members).cells)
+            write_report(folders, tmp_path / name)
+    for ours, theirs in zip(*pages, strict=True):
+        assert ours.difference.difference == pytest.approx(theirs.difference.difference, abs=1e-5)
+    with unpacked([file]) as folders:
+        write_report(folders, tmp_path / "again")
+    for name in ("index.html", "report.md", "points.csv"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "packed" / name).read_bytes()
+
+
+def test_the_same_runs_give_the_same_bytes(study, tmp_path):
+    files = [tmp_path / f"{number}.tar.xz" for number in range(2)]
+    for file in files:
+        write_archive([study], file)
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_what_is_no_archive_is_refused(study, tmp_path):
+    with pytest.raises(UserError, match=r"runs are packed as \.tar\.xz"):
+        write_archive([study], tmp_path / "runs.zip")
+    file = tmp_path / "broken.tar.xz"
+    file.write_bytes(b"no archive")
+    for path in (file, tmp_path / "absent.tar.xz"):
+        with pytest.raises(UserError, match=r"tar\.xz cannot be unpacked"), unpacked([path]):
+            pass
