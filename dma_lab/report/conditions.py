@@ -63,7 +63,7 @@ def conditions_of(config: DictConfig, summary: Mapping[str, Any]) -> Conditions:
     settings: Any = OmegaConf.to_container(config, resolve=True)
     found = {name: value for name, value in _flat("", settings) if not _is_left_out(name)}
     found[WARMUP] = schedule_phases(ScheduleSettings(**settings["schedule"]), summary["steps"])[0]
-    if settings["trainer"].get("devices") == 1:
+    if settings["trainer"].get("devices") == settings["trainer"].get("num_nodes", 1) == 1:
         found.pop("trainer.strategy", None)  # of how several devices share a run
     if settings.get("tuned") is not None:
         # Rates of one file are each backend's own: in that they are equal, and equal to no rate given by hand.

@@ -116,6 +116,7 @@ def test_missing_seeds_of_a_point_are_one_line(add_run, runs):
         ({"settings": {"schedule": {"warmup_steps": 9}}}, "schedule.warmup"),
         ({"settings": {"trainer": {"tokens_per_step": 1280}}}, "trainer.tokens_per_step"),
         ({"settings": {"data": {"mask_documents": False}}}, "data.mask_documents"),
+        ({"settings": {"trainer": {"strategy": "fsdp", "devices": 2}}}, "trainer.devices"),
         ({"settings": {"trainer": {"a_setting_of_tomorrow": 1}}}, "trainer.a_setting_of_tomorrow"),
     ],
     ids=str,
@@ -139,6 +140,7 @@ def test_what_differs_in_more_than_the_attention_is_not_paired_and_the_differenc
         {"steps_shared": 40},
         {"settings": {"output_dir": "elsewhere", "logger": {"name": "wandb"}, "tokens": 1_000_000}},
         {"settings": {"trainer": {"log_every": 1, "loader_workers": 2, "device": "cpu", "num_nodes": 1}}},
+        {"settings": {"trainer": {"strategy": "fsdp"}}},  # of one device
         {"settings": {"data": {"path": "elsewhere", "cache_dir": "elsewhere"}}},
         {"settings": {"schedule": {"warmup_steps": 5}}},  # the default's 5 % of 100 steps
         {"settings": {"model": {"name": "my_nano"}}},
