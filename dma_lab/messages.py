@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
+_silent = False
 
 
 def constant_in_graphs(function: _Function) -> _Function:
@@ -52,4 +53,15 @@ def warn_once(message: str) -> None:
 
 @functools.cache
 def print_once(message: str) -> None:
-    print(f"dma_lab: {message}", file=sys.stderr, flush=True)
+    if not left_to_the_first():
+        print(f"dma_lab: {message}", file=sys.stderr, flush=True)
+
+
+def leave_to_the_first() -> None:
+    """From here on say in this process nothing but why it ends, for it is not the first of several."""
+    global _silent
+    _silent = True
+
+
+def left_to_the_first() -> bool:
+    return _silent

@@ -7,21 +7,16 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
+from dma_lab.messages import left_to_the_first
+
 _SECONDS_UNSAID = 5.0
-_silent = False
-
-
-def leave_to_the_first() -> None:
-    """From here on say nothing in this process, for it is not the first of several."""
-    global _silent
-    _silent = True
 
 
 @contextmanager
 def phase(what: str) -> Iterator[None]:
     """Say ``what`` for as long as the context lasts: on a terminal at once, elsewhere in a line once it has taken some
     seconds."""
-    if _silent:
+    if left_to_the_first():
         yield
         return
     if sys.stderr.isatty():

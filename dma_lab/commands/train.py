@@ -9,8 +9,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from dma_lab.entry_point import run_entry_point
-from dma_lab.messages import UserError
-from dma_lab.phases import leave_to_the_first, phase
+from dma_lab.messages import UserError, leave_to_the_first
+from dma_lab.phases import phase
 from dma_lab.train.ranks import is_launched_first
 from dma_lab.train.timing import note_imports
 

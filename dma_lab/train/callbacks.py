@@ -81,8 +81,9 @@ class RunRecorder(L.Callback):
             with self.timing.measured("validation"):
                 self.loss_at_start = self.validate(trainer.strategy.root_device).metrics()["val_loss"]
             self.run.say(f"{self.run.path.name} begins at a validation loss of {self.loss_at_start:.4f}")
-        self.progress = TrainingProgress(self.steps, trainer.global_step, self.clock.compiling_steps)
-        self.progress.__enter__()
+        if trainer.is_global_zero:
+            self.progress = TrainingProgress(self.steps, trainer.global_step, self.clock.compiling_steps)
+            self.progress.__enter__()
         self.clock.resume()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

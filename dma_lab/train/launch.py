@@ -19,8 +19,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from dma_lab.messages import RunHeldError, UserError
-from dma_lab.phases import leave_to_the_first
+from dma_lab.messages import RunHeldError, UserError, leave_to_the_first
 from dma_lab.train.peers import LostRankError, Peers
 from dma_lab.train.ranks import Ranks
 from dma_lab.train.runs import RunDirectory
@@ -94,6 +93,8 @@ def _met(peers: Peers, device: torch.device, train: Callable[..., object]) -> It
         watch.start()
         _connect(peers, store, device)
         yield
+        # With the others, which do so as they exit: NCCL waits for all of a group to leave it.
+        dist.destroy_process_group()
         for process in peers.started:
             process.join(_SECONDS_TO_NOTICE)
     finally:
@@ -101,8 +102,8 @@ def _met(peers: Peers, device: torch.device, train: Callable[..., object]) -> It
         for process in peers.started:
             process.kill()
             process.join()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        if dist.is_initialized():  # after a failure, and the others will not come
+            dist.distributed_c10d._abort_process_group()
 
 
 def _follow(train: Callable[..., object], ranks: Ranks) -> None:

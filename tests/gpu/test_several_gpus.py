@@ -1,6 +1,10 @@
 """Several GPUs that train one run together, against one of them."""
 
+import subprocess
+import sys
+import time
 from itertools import chain
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,3 +33,21 @@ def test_sharded_steps_are_those_of_one_gpu_and_go_on_with_another_number(tmp_pa
     assert_close(ours["state_dict"], theirs["state_dict"], 2e-3)
     for losses in (continued, train(Ranks(), *KIND, 6, three, again)):
         assert list(chain(*losses)) == pytest.approx(list(chain(*expected[3:])), abs=5e-3)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_run_of_two_gpus_ends_once_it_is_finished_and_says_everything_once(tmp_path, strategy):
+    settings = (
+        *("model=14k", "attention=mha", "trainer.context=128", "trainer.tokens_per_step=512", "tokens=8192"),
+        *("trainer.validation_tokens=4096", "trainer.devices=2", f"trainer.strategy={strategy}"),
+        *(f"output_dir={tmp_path}", f"data.cache_dir={tmp_path}/data"),
+    )
+    root = Path(__file__).parents[2]
+    ended = subprocess.run([sys.executable, "train.py", *settings], cwd=root, capture_output=True, text=True)
+    since = time.time()
+    assert ended.returncode == 0, ended.stderr
+    (summary,) = tmp_path.glob("*/summary.json")
+    assert since - summary.stat().st_mtime < 12, "processes wait for each other's end"
+    said = [line for line in ended.stderr.splitlines() if line.strip()]
+    assert len(said) == len(set(said))
+    assert "destroy_process_group" not in ended.stderr

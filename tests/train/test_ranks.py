@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dma_lab import phases
+from dma_lab import messages, phases
 from dma_lab.messages import UserError
 from dma_lab.train.peers import OneRun
 from dma_lab.train.ranks import Ranks, find_ranks, is_launched_first, local_rank
@@ -55,12 +55,13 @@ def test_a_process_of_one_device_is_a_run_of_its_own(launched, variables):
 def test_one_process_of_a_launcher_says_what_all_are_at(launched, monkeypatch, capsys, variables, first):
     launched(variables)
     monkeypatch.setattr(phases, "_SECONDS_UNSAID", 0.0)
-    monkeypatch.setattr(phases, "_silent", False)
+    monkeypatch.setattr(messages, "_silent", False)
     if not is_launched_first():
-        phases.leave_to_the_first()
+        messages.leave_to_the_first()
     with phases.phase("reading data"):
         time.sleep(0.1)
-    assert capsys.readouterr().err == ("dma_lab: reading data\n" if first else "")
+    messages.warn_once(f"{variables} are slow")
+    assert capsys.readouterr().err == (f"dma_lab: reading data\ndma_lab: {variables} are slow\n" if first else "")
 
 
 @pytest.mark.parametrize(
