@@ -69,7 +69,7 @@ class StepGraph:
         # A copy of a weight in bf16 that was made before would be stale in every replay.
         torch.clear_autocast_cache()
         try:
-            with _nothing_collected(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with _nothing_collected(), _own_random_state(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._result = self.take_step(self._inputs)
             self.graph = graph
         except RuntimeError as error:
@@ -106,6 +106,19 @@ def _nothing_collected() -> Iterator[None]:
     finally:
         if collects:
             gc.enable()
+
+
+@contextmanager
+def _own_random_state() -> Iterator[None]:
+    """A capture that fails never tells the GPU's generator that it has ended, which then refuses every number: so the
+    capture is given another, and what it draws is not missed here."""
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    before = generator.graphsafe_get_state()
+    generator.graphsafe_set_state(generator.clone_state())
+    try:
+        yield
+    finally:
+        generator.graphsafe_set_state(before)
 
 
 def _tensors(batch: MicroBatch) -> dict[str, Tensor]:

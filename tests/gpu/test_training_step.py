@@ -177,6 +177,7 @@ def test_a_capture_that_fails_half_way_leaves_no_trace(monkeypatch, backend, aga
     assert not plain.graphs
     assert plain.figures == captured.figures
     assert all(map(torch.equal, plain.state(), captured.state()))
+    torch.rand(2, device="cuda")  # whose generator does not wait for the end of the capture
 
 
 def test_an_earlier_trainings_graph_is_not_collected_during_a_capture():
