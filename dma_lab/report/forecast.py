@@ -203,7 +203,7 @@ def forecast_section(forecast: Forecast, groups: Mapping[str, Sequence[Run]]) ->
     ]
     if forecast.without:
         blocks.append(Notice("Without a law, and so without a forecast:", forecast.without))
-    return Section("Forecast", blocks)
+    return Section(f"Forecast: {forecast.name}", blocks)
 
 
 def _error(measured: float, forecast: float) -> str:

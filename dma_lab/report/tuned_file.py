@@ -68,8 +68,12 @@ def write_tuned(roots: Sequence[Path], file: Path) -> None:
         raise UserError(f"runs={shown} holds no sweep of the learning rate: {warnings[-1]}.")
     file.parent.mkdir(parents=True, exist_ok=True)
     head = _HEAD.format(freedom=0 if noise is None else noise.freedom)
-    content = {"optimizer": optimizers.pop(), "backends": [_backend(*own) for own in found.items()]}
+    backends = [_backend(*own) for own in found.items()]
+    content = {"optimizer": optimizers.pop(), "backends": backends}
     write_whole(file, head + yaml.safe_dump(content, sort_keys=False))
+    spent = {own["trainings"] for own in backends}
+    if len(spent) > 1:
+        warnings.append(f"attentions were given {min(spent)} to {max(spent)} trainings, so not all had the same budget")
     every = [tuning for by_size in found.values() for tuning in by_size.values()]
     colours = colours_of(tuning.runs[0].backend for tuning in every)
     for size in sorted({size for by_size in found.values() for size in by_size}):
@@ -80,9 +84,9 @@ def write_tuned(roots: Sequence[Path], file: Path) -> None:
         table.add_column(column)
     for tuning in every:
         run = tuning.runs[0]
-        table.add_row(run.attention, run.rung, *tuning.cells)
-        warnings += [f"{run.attention} at {run.rung}: {note}" for note in tuning.notes]
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+        table.add_row(run.backend, run.rung, *tuning.cells)
+        warnings += [f"{run.backend} at {run.rung}: {note}" for note in tuning.notes]
+    Console(width=None if sys.stdout.isatty() else 240).print(table)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
 
@@ -99,7 +103,8 @@ def _backend(written: str, by_size: dict[int, Tuning]) -> dict[str, Any]:
         # The rungs do not differ beyond what the noise leaves open: one multiplier for all sizes.
         mean = math.exp(sum(math.log(point["multiplier"]) for point in points) / len(points))
         points = [{"parameters": points[-1]["parameters"], "multiplier": float(f"{mean:.4g}")}]
-    return {"attention": yaml.safe_load(written), "points": points, "notes": notes}
+    trainings = sum(len(own.runs) for own in by_size.values())
+    return {"attention": yaml.safe_load(written), "points": points, "trainings": trainings, "notes": notes}
 
 
 def _agree(found: list[tuple[BestRate, float]]) -> bool:

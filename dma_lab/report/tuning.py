@@ -51,14 +51,26 @@ class Tuning:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """Of a table: rates, seeds, the best and what it is as a multiple of the recipe's, notes."""
+        """Of a table: rates, seeds, trainings, the best and what it is as a multiple of the recipe's, the loss there,
+        notes.
+        """
         multiple = "-" if self.recipe is None else f"{self.best.rate / self.recipe:.3g}"
         seeds = len({run.summary["seed"] for run in self.finished})
         best = f"{self.best.rate:.3g} {_interval(self.best)}"
-        return f"{len(set(self.rates))}", f"{seeds}", best, multiple, "; ".join(self.notes)
+        spent = f"{len(set(self.rates))}", f"{seeds}", f"{len(self.runs)}"
+        return *spent, best, multiple, self.loss_there, "; ".join(self.notes)
+
+    @property
+    def loss_there(self) -> str:
+        """By the parabola, with 95 % by the noise over seeds."""
+        loss, half = float(self.best.loss(self.best.rate)), self.best.half_width(self.best.rate)
+        return f"{loss:.4f}" if half is None else f"{loss:.4f} [{loss - half:.4f}, {loss + half:.4f}]"
 
 
-CELL_COLUMNS = ("rates", "seeds", "best rate [95 %]", "multiple of the recipe's", "note")
+CELL_COLUMNS = (
+    *("rates", "seeds", "trainings", "best rate [95 %]", "multiple of the recipe's", "loss there [95 %]"),
+    "note",
+)
 
 
 def seed_noise(finished: Sequence[Run]) -> SeedNoise | None:

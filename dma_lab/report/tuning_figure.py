@@ -21,7 +21,8 @@ def tuning_figure(slug: str, tunings: Sequence[Tuning]) -> Figure:
     return Figure(
         slug,
         f"Loss over learning rate: {run.rung}",
-        f"{run.summary['tokens']:,} tokens. Points: every seed. Curves: the parabola in log rate of each attention. "
+        f"{run.summary['tokens']:,} tokens. Points: every seed. Curves: the parabola in log rate of each attention, "
+        "shaded: 95 % by the noise over seeds. "
         "Diamond: its lowest point, the bar 95 % of where that may lie by the noise over seeds. Triangle: the best "
         "rate tried, where that is the lowest or highest of them, or losses do not rise to both sides. Cross, at the "
         f"top: a run diverged.{'' if recipe is None else f' The recipe has {recipe:.3g}.'}",
@@ -40,8 +41,10 @@ def _series(own: Tuning, top: float) -> list[Series]:
         Series(name, "points", own.rates, own.losses, hover=[run.label for run in own.finished]),
         Series(name, "line", list(over), list(best.loss(over)), faint=True),
     ]
+    if (half := best.half_width(over)) is not None:
+        found.insert(0, Series(name, "band", list(over), list(best.loss(over) - half), list(best.loss(over) + half)))
     at = float(best.loss(best.rate))
-    said = f"{name}: best rate {own.cells[2]}"
+    said = f"{name}: best rate {own.cells[3]}, loss there {own.loss_there}"
     if best.interval is not None:
         # Beyond the rates tried nothing is drawn: the axis would be the interval's alone.
         low, high = np.clip(best.interval, over[0], over[-1])

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -33,12 +33,22 @@ class BestRate:
     """The best rate tried is the lowest or highest of them, or losses do not rise to both sides."""
     parabola: tuple[float, float, float, float]
     """Of (log rate − the first): the factors of its square and of itself, and what is added."""
+    covariance: NDArray[np.float64] | None = field(default=None, compare=False, repr=False)
+    """(3, 3), of these three, times the square of Student's t at 95 %; None where no noise is known."""
 
     def loss(self, rates: ArrayLike) -> NDArray[np.float64]:
         """The parabola at ``rates``, nats."""
         middle, curve, slope, level = self.parabola
         x = np.log(np.asarray(rates, float)) - middle
         return np.asarray(curve * x**2 + slope * x + level)
+
+    def half_width(self, rates: ArrayLike) -> NDArray[np.float64] | None:
+        """Half of the parabola's 95 % interval at ``rates``, nats, by the noise over seeds, if that is known."""
+        if self.covariance is None:
+            return None
+        x = np.log(np.asarray(rates, float)) - self.parabola[0]
+        powers = np.stack((x**2, x, np.ones_like(x)), axis=-1)
+        return np.asarray(np.sqrt(np.einsum("...i,ij,...j->...", powers, self.covariance, powers)))
 
 
 def pool_noise(cells: Sequence[Sequence[float]]) -> SeedNoise | None:
@@ -65,14 +75,16 @@ def best_rate(rates: Sequence[float], losses: Sequence[float], noise: SeedNoise 
     design = np.stack(((x - middle) ** 2, x - middle, np.ones_like(x)), axis=1)
     curve, slope, level = map(float, np.linalg.lstsq(design, y)[0])
     parabola = middle, curve, slope, level
-    if best in (tried[0], tried[-1]):
-        return BestRate(math.exp(best), None, "lowest" if best == tried[0] else "highest", parabola)
-    lowest = middle - slope / (2 * curve) if curve > 0 else math.inf
-    if not tried[0] <= lowest <= tried[-1]:
-        return BestRate(math.exp(best), None, "no parabola", parabola)
-    interval = None
+    covariance = None
     if noise is not None:
         covariance = noise.variance * np.linalg.inv(design.T @ design) * special.stdtrit(noise.freedom, 0.975) ** 2
+    if best in (tried[0], tried[-1]):
+        return BestRate(math.exp(best), None, "lowest" if best == tried[0] else "highest", parabola, covariance)
+    lowest = middle - slope / (2 * curve) if curve > 0 else math.inf
+    if not tried[0] <= lowest <= tried[-1]:
+        return BestRate(math.exp(best), None, "no parabola", parabola, covariance)
+    interval = None
+    if covariance is not None:
         # (slope + 2 curve z)² is at most t² times its variance.
         a = 4 * (curve**2 - covariance[0, 0])
         b = 4 * (curve * slope - covariance[0, 1])
@@ -80,4 +92,4 @@ def best_rate(rates: Sequence[float], losses: Sequence[float], noise: SeedNoise 
         if a > 0:
             root = math.sqrt(max(0.0, b * b - 4 * a * c))
             interval = (math.exp(middle + (-b - root) / (2 * a)), math.exp(middle + (-b + root) / (2 * a)))
-    return BestRate(math.exp(lowest), interval, None, parabola)
+    return BestRate(math.exp(lowest), interval, None, parabola, covariance)

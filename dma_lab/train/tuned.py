@@ -16,7 +16,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from dma_lab.messages import UserError
-from dma_lab.settings import STRICT, Positive, shown
+from dma_lab.settings import STRICT, Count, Positive, shown
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class TunedBackend:
     __pydantic_config__ = STRICT
     attention: dict[str, Any]
     points: Annotated[list[TunedPoint], Field(min_length=1)]
+    trainings: Count
+    """That were spent on it."""
     notes: list[str]
     """What a reader must know of it: an optimum at the grid's edge, runs that diverged."""
 

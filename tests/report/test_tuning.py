@@ -60,6 +60,7 @@ def test_rungs_that_disagree_have_a_multiplier_each(tuned):
     # 0.5 of 0.008 and 0.667 of 0.006.
     assert [point["multiplier"] for point in by_name["mha"]["points"]] == pytest.approx([0.5, 2 / 3], rel=1e-3)
     assert all(backend["notes"] == [] for backend in by_name.values())
+    assert all(backend["trainings"] == 28 for backend in by_name.values())
 
 
 def test_a_run_takes_its_backends_rate(tuned):
@@ -191,6 +192,8 @@ def test_the_curves_stand_in_the_report_and_beside_the_file(sweep, add_run, tmp_
     figure, table = learning_rates(members).blocks
     by_kind = {}
     for series in figure.series:
+        if series.kind == "band":
+            continue
         kind = series.mark if series.kind == "points" else "curve" if series.faint else "interval"
         by_kind[series.group, kind] = series
     for attention, best in (("mha", 0.004), ("dma", 0.006)):
@@ -206,9 +209,15 @@ def test_the_curves_stand_in_the_report_and_beside_the_file(sweep, add_run, tmp_
     assert by_kind["dma", "cross"].x == [0.04]
     rows = {row[0]: row[3:] for row in table.rows}
     assert rows["mha"][:2] == ("7", "2")
-    assert rows["mha"][3] == "0.5"
-    assert rows["dma"][4] == "diverged at 0.04"
-    assert "highest rate tried" in rows["swa"][4]
+    assert [rows[name][2] for name in ("mha", "dma")] == ["14", "15"], "the run that diverged was spent, too"
+    assert rows["mha"][4] == "0.5"
+    assert rows["mha"][5].startswith("3.0000 [")
+    assert rows["dma"][6] == "diverged at 0.04"
+    assert "highest rate tried" in rows["swa"][6]
+    (band,) = [series for series in figure.series if (series.group, series.kind) == ("mha", "band")]
+    curve = by_kind["mha", "curve"]
+    assert (np.array(band.y) < curve.y).all()
+    assert (np.array(band.high) > curve.y).all()
 
 
 def test_without_a_sweep_there_are_no_curves(add_run, tmp_path):
@@ -246,3 +255,23 @@ def shift(path, nats):
     scores["document_nats"] = scores["document_nats"] + nats * scores["document_tokens"]
     np.savez(path / "validation.npz", **scores)
     vouch(path)
+
+
+def test_unequal_budgets_are_said_and_settings_of_one_backend_have_rates_of_their_own(sweep, add_run, tmp_path, capsys):
+    sweep("mha", rungs=["nano"])
+    for score, lowest in (("exp", 3.0), ("linear", 2.9)):
+        for rate in RATES[2:5]:
+            settings = {"optimizer": {"name": "muon", "learning_rate": rate}, "attention": {"score": score}}
+            loss = lowest + 0.1 * math.log(rate / 0.004) ** 2
+            shape = {"recipe_learning_rate": 0.008, "params_non_embedding": PARAMETERS["nano"]}
+            add_run("dma", "nano", val_loss=loss, settings=settings, **shape)
+    write_tuned([tmp_path], tmp_path / "tuned.yaml")
+    said = capsys.readouterr()
+    assert "warning: attentions were given 3 to 14 trainings, so not all had the same budget" in said.err
+    backends = yaml.safe_load((tmp_path / "tuned.yaml").read_text())["backends"]
+    assert {own["attention"].get("score"): own["trainings"] for own in backends} == {None: 14, "exp": 3, "linear": 3}
+    (plain,), (linear,) = (
+        [line for line in said.out.splitlines() if f"│ {name} " in line] for name in ("dma ", "dma score=linear")
+    )
+    assert "3.0000 [" in plain
+    assert "2.9000 [" in linear

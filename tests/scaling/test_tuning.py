@@ -22,7 +22,7 @@ def test_the_lowest_point_of_a_curve_without_noise_is_found():
 def test_the_interval_holds_the_optimum_in_95_of_100_sweeps():
     """Of five backends at two rungs, two seeds each, whose noise is pooled; flat curves and steep ones."""
     draw = np.random.default_rng(0)
-    held = total = 0
+    held = total = level = 0
     rates = np.repeat(RATES, 2)
     for _ in range(400):
         losses = curve(rates) + 0.01 * draw.standard_normal((10, len(rates)))
@@ -31,11 +31,13 @@ def test_the_interval_holds_the_optimum_in_95_of_100_sweeps():
         for sweep in losses[:3]:
             found = best_rate(rates, sweep, noise)
             assert found.edge is None
+            level += abs(found.loss(TRUE) - curve(TRUE)) <= found.half_width(TRUE)
             if found.interval is None:
                 held, total = held + 1, total + 1
                 continue
             held, total = held + (found.interval[0] <= TRUE <= found.interval[1]), total + 1
     assert 0.93 <= held / total <= 0.97
+    assert 0.93 <= level / total <= 0.97
 
 
 def test_an_optimum_at_or_beyond_the_edge_is_said():
