@@ -75,7 +75,9 @@ def _plain(config: DictConfig) -> Any:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         key = shown(error.full_key)
-        raise UserError(f"{key} must be given, as {key}=…; see conf/ for what it is.") from error
+        choices = ", ".join(sorted(file.stem for file in (CONFIG_DIR / key).glob("*.yaml")))
+        which = f"choose one of: {choices}" if choices else "see conf/ for what it is"
+        raise UserError(f"{key} must be given, as {key}=…; {which}.") from error
     except OmegaConfBaseException as error:
         reason = shown(str(error).partition("\n")[0], most=200)
         key = shown(error.full_key or "a setting")

@@ -61,9 +61,30 @@ def test_settings_are_overrides_and_shown(called):
     status, out, _ = called("train", "model=1m", "--cfg", "job")
     assert status == 0
     assert re.search(r"^model:\n  name: 1m$", out, flags=re.MULTILINE)
-    status, out, _ = called("report", "--help")
+
+
+@pytest.mark.parametrize(
+    ("command", "setting"),
+    [
+        ("train", "seed: 0"),
+        ("plan", "flops_per_second: null"),
+        ("evaluate", "suite: ???"),
+        ("report", "points: null"),
+        ("export", "format: auto"),
+    ],
+)
+def test_help_shows_a_commands_settings_before_any_is_given(called, command, setting):
+    status, out, _ = called(command, "--help")
     assert status == 0
-    assert "points: null" in out
+    assert f"\n{setting}\n" in out
+
+
+def test_a_choice_that_must_be_made_is_said_with_what_there_is(called):
+    status, _, err = called("evaluate", "checkpoint=x")
+    assert status == 2
+    assert err.endswith(
+        "error: suite must be given, as suite=…; choose one of: context, generate, local, needle, paper.\n"
+    )
 
 
 def test_configs_of_the_users_own_are_choices_too(called, tmp_path, anchored):
