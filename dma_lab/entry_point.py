@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import inspect
 import os
 import re
 import signal
@@ -64,7 +65,7 @@ def run_entry_point(
             raise
 
     try:
-        hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(guarded)()
+        hydra.main(config_path=str(CONFIG_DIR), config_name=config_name, **_of_its_version())(guarded)()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except (HydraException, OmegaConfBaseException) as error:
@@ -73,6 +74,15 @@ def run_entry_point(
         if not _is_of_composing(error):
             raise
         _refuse(_unnamed_choice() or _one_sentence(error))
+    finally:
+        SweepCallback.report_stopped()
+
+
+def _of_its_version() -> dict[str, str]:
+    """What Hydra wants said: 1.3 whose defaults are meant, 1.4 what a config may have it call."""
+    if "execution_whitelist" in inspect.signature(hydra.main).parameters:
+        return {"execution_whitelist": f"{SweepCallback.__module__}.{SweepCallback.__qualname__}"}
+    return {"version_base": "1.3"}
 
 
 def _is_of_composing(error: Exception) -> bool:
@@ -130,7 +140,7 @@ def _one_sentence(error: Exception) -> str:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    text, reason = str(error), str(cause)
+    text, reason = re.sub(r"^Error when parsing index: .*\n", "", str(error)), str(cause)  # Hydra 1.4 counts them
     if "maximum recursion depth" in reason:
         return "the command line makes no config (it nests too deep); see conf/ for the settings there are."
     if choice := re.search(r"Could not find '([^']+)/([^'/]*)'", text):

@@ -80,7 +80,7 @@ def refusal(monkeypatch, capsys):
         (["model=null"], "model=null is not known; choose one of: "),
         (["+foo={a:1}"], "foo is no setting here"),
         (["+foo=" + "{a:" * 200 + "1" + "}" * 200], "nests too deep"),
-        (["seed=" + "[" * 100 + "]" * 100], "seed=[["),
+        (["seed=" + "[" * 40 + "]" * 40], "seed=[["),
         (["seed=1" + "0" * 5000], "4300 digits"),
         (["study=${nope}"], "study=${nope} cannot be worked out: Interpolation key 'nope' not found"),
         (["study=${study}"], "study=${study} cannot be worked out: Recursive"),
@@ -136,3 +136,21 @@ def test_every_entry_point_reads_its_own_config_and_says_what_cannot_be_written(
     (tmp_path / "file").write_text("")
     said = refusal(entry_point, [], main=lambda: (tmp_path / "file" / "below").mkdir())
     assert f"{tmp_path}/file/below cannot be read or written (Not a directory)" in said
+
+
+def test_a_stopped_sweep_is_reported_before_python_exits(monkeypatch, capsys, tmp_path):
+    """Whose points ran in other processes, as submitit's do: only then can what the report needs be imported."""
+    shown = []
+
+    def main(config: DictConfig) -> list[dict]:
+        if config.seed == 1:
+            raise SystemExit(143)
+        return [{"run": str(tmp_path / "first"), "status": "finished"}]
+
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=0,1,2", f"output_dir={tmp_path}"])
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as end:
+        run_entry_point(main, "train", shown.extend)
+    assert end.value.code == 143
+    assert shown == [tmp_path / "first"]
+    assert capsys.readouterr().err.startswith("stopped at: seed=1 ")

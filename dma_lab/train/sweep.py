@@ -1,7 +1,5 @@
 """How a multirun ends: its finished runs are shown, its failed points are named with their reasons (status 1)."""
 
-import atexit
-import concurrent.futures.thread  # noqa: F401 # which cannot be imported as Python exits, when _end imports the report
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +7,7 @@ from typing import Any, ClassVar
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import TaskFunction
 from omegaconf import DictConfig
@@ -29,6 +27,9 @@ class SweepCallback(Callback):
     show_runs: ClassVar[Callable[[Sequence[Path]], None]] = staticmethod(lambda directories: None)
     """Shows the finished runs in these directories. ``run_entry_point`` sets it to what the entry point gives."""
 
+    _begun: ClassVar["SweepCallback | None"] = None
+    """That of this process's multirun."""
+
     def __init__(self) -> None:
         self.points: SweepPoints | None = None  # none outside of a multirun
 
@@ -42,14 +43,15 @@ class SweepCallback(Callback):
                 file=sys.stderr,
             )
             raise SystemExit(2) from None
-        atexit.register(self._end)
+        SweepCallback._begun = self
 
     def on_job_start(self, config: DictConfig, *, task_function: TaskFunction, **kwargs: Any) -> None:
         if self.points is not None:
             self.points.write(config.hydra.job.num, Point(_overrides(config), ended=False, process=this_process()))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        if self.points is None:
+        # Hydra 1.4 calls this of a job that was stopped, too: its point has not ended.
+        if self.points is None or job_return.status is not JobStatus.COMPLETED:
             return
         result, overrides = job_return.return_value, _overrides(config)
         if isinstance(result, FailedPoint):
@@ -61,8 +63,18 @@ class SweepCallback(Callback):
         self.points.write(config.hydra.job.num, point)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        if self._end():
+        stopped = sys.exc_info()[0] is not None  # of which Hydra 1.3 does not tell, and 1.4 does
+        if self._end() and not stopped:
             raise SystemExit(1)
+
+    @classmethod
+    def report_stopped(cls) -> None:
+        """Report the multirun that was begun here and did not come to its end, if there is one.
+
+        Before Python exits: then it is too late to import what the report needs.
+        """
+        if cls._begun is not None:
+            cls._begun._end()
 
     def _end(self) -> bool:
         """Report once; whether any point failed."""

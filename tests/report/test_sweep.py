@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from hydra.core.utils import JobStatus
 from omegaconf import OmegaConf
 
 from dma_lab.report.sweep import show_runs
@@ -21,7 +22,7 @@ def end(tmp_path, capsys, monkeypatch):
         for number, summaries in enumerate(points):
             config = OmegaConf.create({"hydra": {"job": {"num": number}, "overrides": {"task": [f"point={number}"]}}})
             report.on_job_start(config, task_function=lambda config: None)
-            report.on_job_end(config, SimpleNamespace(return_value=summaries))
+            report.on_job_end(config, SimpleNamespace(return_value=summaries, status=JobStatus.COMPLETED))
         status = 0
         try:
             report.on_multirun_end(OmegaConf.create({}))

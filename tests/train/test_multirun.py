@@ -244,11 +244,3 @@ def test_points_are_kept_while_their_multirun_lives_or_has_something_left(tmp_pa
     another.write(0, Point("seed=7"))
     another.remove()
     assert not list(tmp_path.iterdir())
-
-
-def test_a_sweep_whose_points_ran_elsewhere_can_still_import_the_report_as_it_exits():
-    """As one of submitit's is stopped, its own process has not imported PyTorch, which wants this of threads."""
-    late = "import atexit, sys; import dma_lab.train.sweep; atexit.register(lambda: exec(sys.argv[1]))"
-    wanted = "from concurrent.futures import ThreadPoolExecutor; print(ThreadPoolExecutor.__name__)"
-    ended = subprocess.run([sys.executable, "-c", late, wanted], cwd=ROOT, capture_output=True, text=True)
-    assert (ended.stdout, ended.stderr) == ("ThreadPoolExecutor\n", "")
