@@ -205,7 +205,9 @@ def test_the_page_is_written_anew_when_a_run_ends_until_ctrl_c(add_run, tmp_path
         else:  # a third look finds nothing new
             threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs do not have
     watch([tmp_path / "runs"], write, 0.01)
+    signal.signal(signal.SIGINT, before)
     assert written == [0, 1, 2]
     said = capsys.readouterr().out
     assert said.startswith("waiting: there is no run yet")
