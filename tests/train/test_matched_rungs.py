@@ -1,15 +1,16 @@
-"""Every backend at every rung of the ladder is matched, and the committed table says so."""
+"""Every backend at every rung of the ladder is matched, in what it is asked to be, and the committed table says so."""
 
 import importlib.util
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dma_lab.attention import registered_backends
 from dma_lab.messages import UserError
-from dma_lab.model.accounting import training_flops_per_sequence
-from dma_lab.train.plan import matched_model
+from dma_lab.train.hardware import resolve_hardware
+from dma_lab.train.plan import plan_run
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNGS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
@@ -36,15 +37,24 @@ TOO_SMALL = {("14k", "nsa")}
 
 
 @pytest.mark.parametrize("rung", RUNGS)
-def test_every_rung_is_matched_in_training_flops(read, rung):
-    executed = {}
+def test_every_backend_is_matched_at_every_rung(read, rung):
+    by_parameters, by_flops = {}, {}
     for backend in sorted(registered_backends()):
-        settings = read([f"model={rung}", f"attention={backend}", "match=flops"])
+        settings = read([f"model={rung}", f"attention={backend}"])
+        hardware, vocab_size = resolve_hardware(settings.trainer), settings.model.vocab_size
+        by_parameters[backend] = plan_run(settings, vocab_size, hardware)
         if (rung, backend) in TOO_SMALL:
             with pytest.raises(UserError, match=r"it has 25,766,784 training FLOPs .* the rung has 24,809,472"):
-                matched_model(settings, settings.model.vocab_size)
+                plan_run(replace(settings, match="flops"), vocab_size, hardware)
             continue
-        model = matched_model(settings, settings.model.vocab_size)
-        executed[backend] = training_flops_per_sequence(model, settings.trainer.context).executed
-    for backend, flops in executed.items():
-        assert flops == pytest.approx(executed["mha"], rel=0.005), backend
+        by_flops[backend] = plan_run(replace(settings, match="flops"), vocab_size, hardware)
+    mha = by_parameters["mha"]
+    assert len({plan.reference_parameters for plan in by_parameters.values()}) == 1
+    for backend, plan in by_parameters.items():
+        assert plan.parameters.non_embedding == pytest.approx(mha.reference_parameters, rel=0.005), backend
+        assert (plan.tokens, plan.steps) == (mha.tokens, mha.steps), backend
+    for backend, plan in by_flops.items():
+        assert plan.flops.executed == pytest.approx(mha.flops.executed, rel=0.005), backend
+        assert (plan.tokens, plan.steps) == (mha.tokens, mha.steps), backend
+    if rung == "80m":
+        assert by_flops["dma"].shape.d_ff > mha.shape.d_ff, "what sparsity saves goes into the feed-forward"

@@ -1,4 +1,4 @@
-"""Plans against hand arithmetic, on every rung, without spending memory."""
+"""Plans against hand arithmetic, without spending memory."""
 
 import functools
 import json
@@ -12,8 +12,6 @@ from dma_lab.train.hardware import resolve_hardware
 from dma_lab.train.micro_batch_size import gpu_micro_batch
 from dma_lab.train.plan import matched_model, plan_run
 
-RUNGS = ("nano", "1m", "3m", "10m", "30m", "80m", "200m", "680m", "1.7b")
-
 
 def plan(read, *overrides):
     settings = read([*overrides])
@@ -23,23 +21,6 @@ def plan(read, *overrides):
 @functools.cache
 def mha_plan(read, *overrides):
     return plan(read, *overrides, "attention=mha")
-
-
-@pytest.mark.parametrize("rung", RUNGS)
-@pytest.mark.parametrize("attention", sorted(registered_backends()))
-def test_every_backend_is_matched_on_every_rung(read, rung, attention):
-    matched = plan(read, f"model={rung}", f"attention={attention}")
-    assert abs(matched.parameters.non_embedding / matched.reference_parameters - 1) <= 0.005
-    assert matched.tokens == mha_plan(read, f"model={rung}").tokens
-
-
-@pytest.mark.parametrize("attention", sorted(registered_backends()))
-def test_matching_flops_makes_executed_flops_agree(read, attention):
-    matched = plan(read, "model=80m", f"attention={attention}", "match=flops")
-    mha = mha_plan(read, "model=80m")
-    assert abs(matched.flops.executed / mha.flops.executed - 1) <= 0.005
-    if attention == "dma":
-        assert matched.shape.d_ff > mha.shape.d_ff, "what sparsity saves goes into the feed-forward"
 
 
 @pytest.mark.parametrize(
