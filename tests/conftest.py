@@ -1,5 +1,6 @@
 """Settings that every test runs under, and memory that shows what was never written."""
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -10,6 +11,12 @@ from tests.scripts import Scripts
 # Before torch is imported: two test processes on two cores each get one, and so do the commands that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now is no garbage. Every run looks for some before it begins, and would look at all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
