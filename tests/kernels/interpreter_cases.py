@@ -17,7 +17,7 @@ from dma_lab.kernels.interval.key_order import backward_key_order, bucket_size, 
 from dma_lab.kernels.interval.triton import delta
 from dma_lab.kernels.selection.ranks import rank_scores
 
-pytestmark = pytest.mark.usefixtures("unwritten_memory_is_nan")
+pytestmark = pytest.mark.usefixtures("unwritten_memory_is_nan", "language_patched_once")
 
 # (B, H, K, N, D, D_v, window): more than one list, span and tile; lists with whole, partial and empty tiles; groups of
 # 1, 2, 3 and 4 query heads; widths that are no power of two; window 1 and beyond N; N = 1.
