@@ -31,7 +31,7 @@ plan: setup  ## what that training will be and cost, before it is spent
 	$(RUN) plan.py experiment=chinchilla_dma $(ARGS)
 
 test: setup  ## the whole CPU test suite
-	$(RUN) -m pytest -n auto -m 'not gpu and not slow and not browser and not faults' $(ARGS)
+	$(RUN) -m pytest -n auto --dist worksteal -m 'not gpu and not slow and not browser and not faults' $(ARGS)
 
 test-gpu: setup  ## the tests that need a CUDA GPU, and a record of them in benchmarks/results
 	$(RUN) bench.py gpu_tests $(ARGS)
