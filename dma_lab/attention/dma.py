@@ -35,7 +35,7 @@ from dma_lab.attention.rope import RopeBase
 from dma_lab.kernels import Documents, admit_key, interval_attention, interval_attention_decode, prefix_topk_expiry
 from dma_lab.kernels.decode.cache import EMPTY
 from dma_lab.messages import warn_once
-from dma_lab.settings import Count, CountOrNone
+from dma_lab.settings import Count, CountOrNone, Positive
 
 MAX_EXPONENT = 40.0
 """exp overflows float32 at 88.7, and the square of a score, which is in the gradient's norm, at half of that. At
@@ -73,6 +73,11 @@ class DynamicMaskOptions(AttentionOptions):
     """``slope``: a learned slope per key/value head on scores (``recency.py``); beside random ones on logits alone."""
     scores: Literal["learned", "random", "frozen"] = field(default="learned", metadata=LATER)
     """What ranks keys: what is learned of their values, chance, or nothing (all are equal, the recent first)."""
+    score_rate: Positive = field(default=1.0, metadata=LATER)
+    """Factor on A, which is how much faster it learns: A begins at 0, is not decayed, and AdamW's updates do not grow
+    with gradients."""
+    score_scale: Positive = field(default=1.0, metadata=LATER)
+    """Factor on dt: W_Δ begins so much larger and learns so much faster."""
 
 
 class DynamicMaskAttention(AttentionBackend, name="dma"):
@@ -84,6 +89,7 @@ class DynamicMaskAttention(AttentionBackend, name="dma"):
         window = max(1, shape.max_seq_len // 2) if options.window is None else options.window
         super().__init__(shape, replace(options, window=window))
         self.window, self.recent, self.score = window, options.recent, options.score
+        self.score_rate, self.score_scale = options.score_rate, options.score_scale
         if window >= shape.max_seq_len:
             warn_once(
                 f"attention.window={window} reaches the whole context of {shape.max_seq_len} tokens: "
@@ -114,7 +120,7 @@ class DynamicMaskAttention(AttentionBackend, name="dma"):
             return ones_bkn if self.score == "exp" else 0 * ones_bkn
         dt_bnk = self.dt_proj(v_bknd.transpose(1, 2).flatten(2))
         dt_bnk = dt_bnk.to(torch.promote_types(dt_bnk.dtype, torch.float32))
-        growth_bnk = self.A.to(dt_bnk.dtype) * F.softplus(dt_bnk)
+        growth_bnk = (self.score_rate * self.A.to(dt_bnk.dtype)) * F.softplus(self.score_scale * dt_bnk)
         score_bnk = growth_bnk.clamp(max=MAX_EXPONENT).exp() if self.score == "exp" else growth_bnk
         return score_bnk.transpose(1, 2)
 

@@ -24,7 +24,14 @@ def stock_config(shape: ModelShape, attention: AttentionConfig) -> dict[str, Any
     config: dict[str, Any]
     options = attention.written()
     name = options["name"]
-    for option, plain in (("recency", None), ("gate", False), ("sinks", 0), ("scores", "learned")):
+    for option, plain in (
+        ("recency", None),
+        ("gate", False),
+        ("sinks", 0),
+        ("scores", "learned"),
+        ("score_rate", 1.0),
+        ("score_scale", 1.0),
+    ):
         if options.get(option, plain) != plain:
             said = str(options[option]).lower()
             raise NoStockArchitectureError(f"transformers has no {name.upper()} with attention.{option}={said}")

@@ -46,6 +46,8 @@ def test_a_node_is_written_as_it_was_read():
         "rope_base": 500_000,
         "recency": "slope",
         "scores": "frozen",
+        "score_rate": 2.0,
+        "score_scale": 0.5,
     }
     written = AttentionConfig.read(node).written()
     assert written == node

@@ -49,3 +49,33 @@ def test_among_capped_keys_the_more_recent_ones_are_kept():
     scores = attention.scores(attention.heads(torch.randn(1, 32, 16))[2])
     assert scores.unique().tolist() == pytest.approx([math.exp(40)])
     assert prefix_topk_expiry(scores, 4).flatten().tolist() == [min(j + 4, 32) for j in range(32)]
+
+
+@pytest.mark.parametrize("score", ["exp", "linear"])
+def test_factors_on_the_scores_are_learning_rates_of_their_own(score):
+    """AdamW on a layer with factors moves it as AdamW at those rates, from that start, moves a plain one."""
+    shape = {"d_model": 16, "n_heads": 4, "n_kv_heads": 2, "head_dim": 4, "max_seq_len": 24, "window": 5}
+    rate, scale = 4.0, 0.5
+    outputs = []
+    for factors in (True, False):
+        torch.manual_seed(0)
+        own = {"score_rate": rate, "score_scale": scale} if factors else {}
+        layer = build_attention("dma", **shape, score=score, **own).double()
+        groups = [{"params": [parameter]} for parameter in layer.parameters()]
+        if not factors:
+            with torch.no_grad():
+                layer.dt_proj.weight.mul_(scale)
+            for group in groups:
+                factor = {id(layer.A): rate, id(layer.dt_proj.weight): scale}.get(id(group["params"][0]), 1.0)
+                group["lr"] = 1e-2 * factor
+        optimizer = torch.optim.AdamW(groups, lr=1e-2, eps=1e-30, weight_decay=0.0)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(6):
+            x = torch.randn(2, 24, 16, dtype=torch.float64, generator=generator)
+            optimizer.zero_grad()
+            (layer(x) - x.roll(1, dims=1)).square().mean().backward()
+            optimizer.step()
+        outputs.append((layer(x), layer.A * (rate if factors else 1.0)))
+    for ours, theirs in zip(*outputs, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
+    assert outputs[0][1].abs().min() > 0.01, "A was learned"

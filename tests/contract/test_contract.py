@@ -28,7 +28,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "dma": [
         {},
         {"window": 5, "recent": 3},
-        {"score": "linear"},
+        {"score": "linear", "score_rate": 3.0, "score_scale": 0.5},
         {"window": 5, "recency": "slope"},
         {"window": 64},
     ],

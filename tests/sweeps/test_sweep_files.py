@@ -29,7 +29,7 @@ SIZES = {
     "study": 100,
     "study_gpu": 75,
     "tune": 140,
-    "tune_dma": 48,
+    "tune_dma": 192,
 }
 EMBEDDED_TOKENS = 5_000_000
 """What the source text of every Python's standard library comes to, at least."""
