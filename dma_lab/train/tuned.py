@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
+from dma_lab.attention import later_options
 from dma_lab.messages import UserError
 from dma_lab.settings import STRICT, Count, Positive, shown
 
@@ -82,7 +83,8 @@ def tuned_multiplier(
     if rates.optimizer != optimizer:
         raise UserError(f"tuned={file} was tuned with optimizer={rates.optimizer}, not {optimizer}; tune with that.")
     for backend in rates.backends:
-        if backend.attention == attention:
+        # An option that came after the file had its default then.
+        if later_options(str(attention["name"])) | backend.attention == attention:
             x = [math.log(point.parameters) for point in backend.points]
             y = [math.log(point.multiplier) for point in backend.points]
             return math.exp(float(np.interp(math.log(parameters), x, y)))

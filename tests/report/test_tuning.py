@@ -93,6 +93,19 @@ def test_the_entry_point_refuses_what_the_file_does_not_hold(tuned, given, said)
     assert "\n" not in str(refusal.value)
 
 
+def test_an_option_that_came_after_the_file_had_its_default_then(tuned, tmp_path):
+    content = yaml.safe_load(tuned.read_text())
+    for backend in content["backends"]:
+        for option in ("recency", "scores", "score_rate", "gate"):
+            backend["attention"].pop(option, None)
+    earlier = tmp_path / "earlier.yaml"
+    earlier.write_text(yaml.safe_dump(content))
+    rates = [settings_of(["attention=dma", f"tuned={file}"]).optimizer.learning_rate for file in (earlier, tuned)]
+    assert rates[0] == rates[1]
+    with pytest.raises(UserError, match="has no rate for attention=dma with these options"):
+        settings_of(["attention=dma", "attention.score_rate=2.0", f"tuned={earlier}"])
+
+
 @pytest.mark.parametrize("content", [None, "points: [", "optimizer: adamw", b"\xff\xfe", "optimizer: 3\nbackends: []"])
 def test_what_is_no_such_file_is_refused(tmp_path, content):
     file = tmp_path / "wrong.yaml"
