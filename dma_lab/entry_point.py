@@ -148,6 +148,8 @@ def _one_sentence(error: Exception) -> str:
         options = re.findall(r"^\t([\w.-]+)$", text, flags=re.MULTILINE)  # those of installed launchers too
         more = "; pip install 'dma-lab[sweeps]' brings joblib and submitit" if group == "hydra/launcher" else ""
         return f"{group}={value} is not known; choose one of: {', '.join(options)}{more}."
+    if key := re.search(r"An item is already at '([^']+)'", text):
+        return f"+{key.group(1)} adds a setting that is there; leave out the +."
     if key := re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^'=]+)'", text):
         return f"{key.group(1)} is no setting here{_nearest(key.group(1), reason)}; see conf/ for those there are."
     if key := re.search(r"Key '([^']+)' is not in struct", reason):

@@ -79,6 +79,7 @@ def refusal(monkeypatch, capsys):
         (["attention=null"], "attention=null is not known; choose one of: dma, "),
         (["model=null"], "model=null is not known; choose one of: "),
         (["+foo={a:1}"], "foo is no setting here"),
+        (["+trainer.strategy=fsdp"], "+trainer.strategy adds a setting that is there; leave out the +."),
         (["+foo=" + "{a:" * 200 + "1" + "}" * 200], "nests too deep"),
         (["seed=" + "[" * 40 + "]" * 40], "seed=[["),
         (["seed=1" + "0" * 5000], "4300 digits"),
