@@ -12,11 +12,18 @@ from dma_lab.scaling.replicates import MeanDifference
 CHANCE = "dma_random"
 
 
-def content_sentences(runs: Sequence[Run], to_mha: Comparison) -> list[str]:
-    """A sentence for the largest budget of every rung at which DMA, its control and MHA stand side by side.
-
-    ``runs`` are a cohort's finished ones and ``to_mha`` has them beside MHA.
+def content_sentences(runs: Sequence[Run]) -> list[str]:
+    """A sentence for the largest budget of every rung at which DMA, its control and MHA stand side by side, of the
+    seeds that the control has there, or its parts would not add up. ``runs`` are a cohort's finished ones.
     """
+    seeds: dict[Any, set[int]] = {}
+    for run in runs:
+        if run.attention == CHANCE:
+            seeds.setdefault((run.model, run.summary["tokens"]), set()).add(run.summary["seed"])
+    if not seeds:
+        return []
+    runs = [run for run in runs if run.summary["seed"] in seeds.get((run.model, run.summary["tokens"]), ())]
+    to_mha = compare(runs)
     pair = [run for run in runs if run.attention in ("dma", CHANCE)]
     largest: dict[tuple[Any, str], tuple[OverTrainings, str, MeanDifference, MeanDifference]] = {}
     for cell in compare(pair, CHANCE).cells:

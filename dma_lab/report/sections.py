@@ -85,7 +85,7 @@ def _cohort(
 def _verdict(name: str, found: Statistics) -> Section:
     blocks: list[Block] = [evidence(found)]
     if said := verdicts(found):
-        blocks += [Verdicts(said), *content_sentences(found.finished, found.comparison)]
+        blocks += [Verdicts(said), *content_sentences(found.finished)]
         if len(said) > 1:
             blocks.append(f"Of {len(said)} intervals of 95 % one in twenty misses by chance. Runs of {name}.")
     else:
