@@ -25,7 +25,7 @@ def trackio_log(settings: TrainSettings, run: RunDirectory, logged: int) -> Iter
     before = noted.exists()
     with redirect_stdout(sys.stderr):  # results are what is printed there
         try:
-            tracked = trackio.init(
+            tracked: Any = trackio.init(  # not all of it is typed
                 project=settings.logger.project or "dma_lab",
                 name=run.path.name,
                 group=group_of(run),
