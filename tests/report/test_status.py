@@ -17,6 +17,7 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from dma_lab.locks import is_held
 from dma_lab.messages import UserError
 from dma_lab.report.status import read_status
 from dma_lab.report.status_table import status_page
@@ -177,7 +178,7 @@ def test_looking_whether_a_run_is_held_keeps_nobody_from_claiming_it(add_run):
         fcntl.flock(look, fcntl.LOCK_SH)
         threading.Timer(0.02, lambda: fcntl.flock(look, fcntl.LOCK_UN)).start()
         with run.claimed():
-            pass
+            assert is_held(run.path / "run.lock")
 
 
 def test_status_answers_without_pytorch(add_run, tmp_path):

@@ -1,7 +1,5 @@
 """What a plan says of the time, by a clock that the test winds, against hand arithmetic."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -15,25 +13,12 @@ from dma_lab.train.plan import plan_run
 from dma_lab.train.plan_table import probed_time
 from dma_lab.train.probe import Estimate, probe_run
 from tests.made_up import configuration
+from tests.train.clock import WoundClock
 
 
 @pytest.fixture
 def wound(monkeypatch):
-    """``wound(owner, name, seconds)``: its n-th call (1 is the first) takes ``seconds(n)`` by the probe's clock."""
-    now = [0.0]
-    monkeypatch.setattr(probe, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-
-    def wind(owner, name, seconds):
-        original, calls = getattr(owner, name), []
-
-        def timed(*args, **options):
-            calls.append(1)
-            now[0] += seconds(len(calls))
-            return original(*args, **options)
-
-        monkeypatch.setattr(owner, name, timed)
-
-    return wind
+    return WoundClock(monkeypatch, probe).wind
 
 
 @pytest.mark.parametrize("compiled", [True, False])

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +22,7 @@ from dma_lab.train.plan import plan_run
 from dma_lab.train.step_graph import STEPS_UNTIL_REPLAYED
 from dma_lab.train.timing import PARTS, StepClock, Timing, steady_rate
 from dma_lab.train.utilization import utilization
+from tests.train.clock import WoundClock
 
 PREPARING, PLANNING, COMPILING, STEADY, DISTURBED, VALIDATING, SAVING = 5.0, 64.0, 8.0, 0.5, 4.0, 3.0, 2.0
 RUN = ["attention=mha", "trainer.compile=true", "trainer.validate_every=7", "trainer.checkpoint_every=7"]
@@ -31,20 +31,9 @@ RUN = ["attention=mha", "trainer.compile=true", "trainer.validate_every=7", "tra
 @pytest.fixture
 def clock(monkeypatch):
     """A run that says it is compiled, each part of which takes its seconds by a clock that nothing else moves."""
-    now = [0.0]
-    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    wound = WoundClock(monkeypatch, timing)
+    wind = wound.wind
     monkeypatch.setattr(timing, "_imported", [])
-
-    def wind(owner, name, seconds):
-        original, calls = getattr(owner, name), []
-
-        def timed(*args, **options):
-            calls.append(1)
-            now[0] += seconds(len(calls))
-            return original(*args, **options)
-
-        monkeypatch.setattr(owner, name, timed)
-
     for part in (Block, LinearCrossEntropy):
         monkeypatch.setattr(part, "compile", lambda self, **options: None)
     wind(fitting, "prepare_task", lambda call: PREPARING)
@@ -53,7 +42,7 @@ def clock(monkeypatch):
     wind(LanguageModel, "take_step", lambda call: COMPILING if call <= first else DISTURBED if call == 11 else STEADY)
     wind(task, "score_validation", lambda call: VALIDATING)
     wind(RunRecorder, "_save", lambda call: SAVING)
-    return now
+    return wound
 
 
 @pytest.mark.parametrize("log_every", [1, 3])
@@ -67,7 +56,7 @@ def test_compiling_is_in_no_rate_and_every_part_in_its_own_place(read, overrides
         "validation": 3 * VALIDATING,
         "checkpoints": 3 * SAVING,
     }
-    assert clock[0] - sum(summary["seconds"].values()) == PLANNING, "of no part"
+    assert clock.now - sum(summary["seconds"].values()) == PLANNING, "of no part"
     assert summary["tokens_per_second"] == 512 / STEADY, "which one disturbed step does not move"
     last = json.loads((Path(summary["run"]) / "speed.jsonl").read_text().splitlines()[-1])
     assert last["training_seconds"] == summary["seconds"]["compiling"] + summary["seconds"]["steps"]
