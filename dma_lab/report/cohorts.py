@@ -63,7 +63,7 @@ def name_runs(runs: Sequence[Run]) -> list[Run]:
     further = {budget: _varied(found, elsewhere) for budget, found in budgets.items()}
     named = []
     for run in runs:
-        peers, defaults = options[run.attention], _defaults(run)
+        peers, defaults = options[run.attention], defaults_of(run)
         varied = {}
         for name, value in _options(run).items():
             theirs = [] if name in telling(run.attention) else [o.get(name, value) for o in options.get(BASELINE, [])]
@@ -90,7 +90,7 @@ def _spelled(values: Mapping[str, Any], names: Iterable[str]) -> list[str]:
 _NONE = object()
 
 
-def _defaults(run: Run) -> dict[str, Any]:
+def defaults_of(run: Run) -> dict[str, Any]:
     """What the backend's options are unless set; empty of a backend whose package is not installed here."""
     try:
         options = find_backend(str(run.config.attention.name)).Options

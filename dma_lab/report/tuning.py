@@ -10,10 +10,12 @@ from omegaconf import OmegaConf
 from dma_lab.messages import UserError
 from dma_lab.report.collect import Run
 from dma_lab.report.conditions import OF_THE_MACHINE, WARMUP, differing, without
+from dma_lab.scaling.replicates import OWN_FREEDOM
 from dma_lab.scaling.tuning import LEAST_RATES, BestRate, SeedNoise, best_rate, pool_noise
 from dma_lab.train.hardware import MACHINE
 
 SEARCHED = frozenset({"optimizer.learning_rate", "seed"})
+_BEFORE = SEARCHED | OF_THE_MACHINE | {"tokens"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Tuning:
     @property
     def rates(self) -> list[float]:
         """Of the finished runs."""
-        return [float(run.config.optimizer.learning_rate) for run in self.finished]
+        return [rate_of(run) for run in self.finished]
 
     @property
     def losses(self) -> list[float]:
@@ -41,7 +43,7 @@ class Tuning:
     @property
     def diverged(self) -> list[float]:
         """Rates at which a run did."""
-        return sorted({float(run.config.optimizer.learning_rate) for run in self.runs if not run.finished})
+        return diverged_rates(self.runs)
 
     @property
     def recipe(self) -> float | None:
@@ -62,7 +64,7 @@ class Tuning:
 
     @property
     def loss_there(self) -> str:
-        """By the parabola, with 95 % by the noise over seeds."""
+        """By the curve, with 95 % by the noise over seeds."""
         loss, half = float(self.best.loss(self.best.rate)), self.best.half_width(self.best.rate)
         return f"{loss:.4f}" if half is None else f"{loss:.4f} [{loss - half:.4f}, {loss + half:.4f}]"
 
@@ -73,22 +75,28 @@ CELL_COLUMNS = (
 )
 
 
-def seed_noise(finished: Sequence[Run]) -> SeedNoise | None:
-    """Pooled over all settings that two seeds or more were trained at."""
-    alike: dict[Any, list[float]] = {}
-    for run in finished:
-        key = yaml.safe_dump(attention_of(run)), without(run.conditions, frozenset({"seed"}))
-        alike.setdefault(key, []).append(run.summary["val_loss"])
-    return pool_noise(list(alike.values()))
+def seed_noise(swept: Sequence[Run], among: Sequence[Run]) -> SeedNoise | None:
+    """Of ``swept``, one attention's at one rung, where their seeds suffice; else pooled over its rung ``among`` the
+    sound runs of all that are swept, or over all of them. Noise falls with size, and backends differ in it.
+    """
+    of_rung = [run for run in among if run.model == swept[0].model]
+    own = None
+    for runs in (sound_runs(swept), of_rung, among):
+        alike: dict[Any, list[float]] = {}
+        for run in runs:
+            key = yaml.safe_dump(attention_of(run)), without(run.conditions, frozenset({"seed"}))
+            alike.setdefault(key, []).append(run.summary["val_loss"])
+        own = pool_noise(list(alike.values()))
+        if own is not None and own.freedom >= OWN_FREEDOM:
+            return own
+    return own
 
 
 def swept_runs(runs: list[Run]) -> list[Run] | str:
     """Of one attention's runs at one rung, finished or diverged, those that are a sweep of the rate; or why none are.
 
-    They are alike but in rate, seed and machine, whichever folders they lie in. Of several budgets the longest stands.
-
-    Raises:
-        UserError: there are several sweeps, which differ in more.
+    Of several budgets the longest, and of machines all: a study's own runs at the recipe's rate may lie beside others
+    at the rates around it, trained later.
     """
     alike: dict[Any, list[Run]] = {}
     for run in runs:
@@ -106,32 +114,68 @@ def swept_runs(runs: list[Run]) -> list[Run] | str:
                 f"{place} was swept in runs that differ in more than learning rate and seed ({', '.join(sorted(apart))}"
                 "); give runs= the folders of one sweep."
             )
-    return longest
+    return with_those_before(longest, runs)
+
+
+def with_those_before(own: list[Run], runs: Sequence[Run]) -> list[Run]:
+    """``own``, of one budget, and those of ``runs`` that diverged as a shorter branch: the training went no further, so
+    of this budget there is no run that says so.
+    """
+    here, tokens = without(own[0].conditions, _BEFORE), own[0].summary["tokens"]
+    return own + [
+        run
+        for run in runs
+        if run.summary["status"] == "diverged"
+        and run.summary["tokens"] < tokens
+        and without(run.conditions, _BEFORE) == here
+    ]
 
 
 def count_rates(runs: Sequence[Run]) -> int:
-    """Different learning rates of finished runs."""
-    return len({float(run.config.optimizer.learning_rate) for run in runs if run.finished})
+    """Different learning rates at which runs finished and none diverged."""
+    return len(set(map(rate_of, sound_runs(runs))))
 
 
 def tune(runs: list[Run], noise: SeedNoise | None) -> Tuning:
     """The best rate of one attention's runs at one rung, which are a sweep of it, finished or diverged."""
     finished = [run for run in runs if run.finished]
-    rates = [float(run.config.optimizer.learning_rate) for run in finished]
-    best = best_rate(rates, [float(run.summary["val_loss"]) for run in finished], noise)
+    diverged, sound = diverged_rates(runs), sound_runs(runs)
+    best = best_rate([rate_of(run) for run in sound], [float(run.summary["val_loss"]) for run in sound], noise)
     notes = []
     if best.edge in ("lowest", "highest"):
-        notes.append(f"the best is the {best.edge} rate tried, so the optimum may lie beyond")
+        beyond = diverged and (max(diverged) > best.rate if best.edge == "highest" else min(diverged) < best.rate)
+        notes.append(
+            f"the best is the {best.edge} rate at which no seed diverged"
+            if beyond
+            else f"the best is the {best.edge} rate tried, so the optimum may lie beyond"
+        )
     elif best.edge:
         notes.append("losses do not rise to both sides of the best rate tried")
     elif best.interval is None:
         notes.append("the noise over seeds leaves the optimum open")
-    found = Tuning(runs, best, notes)
+    if len(best.fitted) < len(set(map(rate_of, sound))):
+        notes.append(f"the curve is of the {len(best.fitted)} rates about the best: no cubic goes through all")
     if (machines := len({tuple(run.conditions[name] for name in MACHINE) for run in finished})) > 1:
         notes.append(f"trained on {machines} kinds of machine, whose rounding is taken for noise")
-    if found.diverged:
-        notes.append(f"diverged at {', '.join(f'{rate:g}' for rate in found.diverged)}")
-    return found
+    if diverged:
+        notes.append(f"diverged at {', '.join(f'{rate:g}' for rate in diverged)}")
+    return Tuning(runs, best, notes)
+
+
+def rate_of(run: Run) -> float:
+    """Its learning rate."""
+    return float(run.config.optimizer.learning_rate)
+
+
+def diverged_rates(runs: Sequence[Run]) -> list[float]:
+    """Of one attention at one rung the rates at which a run did, whatever other seeds came to."""
+    return sorted({rate_of(run) for run in runs if not run.finished})
+
+
+def sound_runs(runs: Sequence[Run]) -> list[Run]:
+    """Of one attention's at one rung those that finished at rates at which none diverged: of these the best is one."""
+    diverged = diverged_rates(runs)
+    return [run for run in runs if run.finished and rate_of(run) not in diverged]
 
 
 def _interval(best: BestRate) -> str:

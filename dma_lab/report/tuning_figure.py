@@ -8,7 +8,16 @@ import numpy as np
 from dma_lab.report.collect import Run
 from dma_lab.report.conditions import without
 from dma_lab.report.document import Block, Figure, Section, Series, Table
-from dma_lab.report.tuning import CELL_COLUMNS, SEARCHED, Tuning, count_rates, seed_noise, tune
+from dma_lab.report.tuning import (
+    CELL_COLUMNS,
+    SEARCHED,
+    Tuning,
+    count_rates,
+    seed_noise,
+    sound_runs,
+    tune,
+    with_those_before,
+)
 from dma_lab.scaling.tuning import LEAST_RATES
 
 
@@ -21,8 +30,8 @@ def tuning_figure(slug: str, tunings: Sequence[Tuning]) -> Figure:
     return Figure(
         slug,
         f"Loss over learning rate: {run.rung}",
-        f"{run.summary['tokens']:,} tokens. Points: every seed. Curves: the parabola in log rate of each attention, "
-        "shaded: 95 % by the noise over seeds. "
+        f"{run.summary['tokens']:,} tokens. Points: every seed. Curves: the cubic in log rate of each attention (with "
+        "fewer than five rates the parabola), shaded: 95 % by the noise over seeds. "
         "Diamond: its lowest point, the bar 95 % of where that may lie by the noise over seeds. Triangle: the best "
         "rate tried, where that is the lowest or highest of them, or losses do not rise to both sides. Cross, at the "
         f"top: a run diverged.{'' if recipe is None else f' The recipe has {recipe:.3g}.'}",
@@ -30,13 +39,13 @@ def tuning_figure(slug: str, tunings: Sequence[Tuning]) -> Figure:
         "validation loss (nats per token)",
         series,
         x_log=True,
-        unit="a point is one training; bars are over seeds, their noise pooled over all settings",
+        unit="a point is one training; bars are over seeds, their noise pooled over rates",
     )
 
 
 def _series(own: Tuning, top: float) -> list[Series]:
     name, best = own.runs[0].backend, own.best
-    over = np.geomspace(min(own.rates), max(own.rates), 40)
+    over = np.geomspace(min(best.fitted), max(best.fitted), 40)
     found = [
         Series(name, "points", own.rates, own.losses, hover=[run.label for run in own.finished]),
         Series(name, "line", list(over), list(best.loss(over)), faint=True),
@@ -59,14 +68,18 @@ def _series(own: Tuning, top: float) -> list[Series]:
 def learning_rates(members: Sequence[Run]) -> Section | None:
     """The section of a cohort's sweeps; None where no attention was trained at enough rates at any point."""
     swept: dict[Any, dict[str, list[Run]]] = {}
-    for run in members:
-        if run.finished or run.summary["status"] == "diverged":
-            swept.setdefault(without(run.conditions, SEARCHED), {}).setdefault(run.backend, []).append(run)
-    noise = seed_noise([run for run in members if run.finished])
+    ended = [run for run in members if run.finished or run.summary["status"] == "diverged"]
+    for run in ended:
+        swept.setdefault(without(run.conditions, SEARCHED), {}).setdefault(run.backend, []).append(run)
+    for by_backend in swept.values():
+        for backend, own in by_backend.items():
+            by_backend[backend] = with_those_before(own, [run for run in ended if run.backend == backend])
+    sweeps = [runs for by_backend in swept.values() for runs in by_backend.values() if count_rates(runs) >= LEAST_RATES]
+    among = [run for runs in sweeps for run in sound_runs(runs)]
     blocks: list[Block] = []
     rows: list[tuple[str, ...]] = []
     for by_backend in swept.values():
-        tunings = [tune(own, noise) for own in by_backend.values() if count_rates(own) >= LEAST_RATES]
+        tunings = [tune(own, seed_noise(own, among)) for own in by_backend.values() if count_rates(own) >= LEAST_RATES]
         if tunings:
             blocks.append(tuning_figure(f"tuning-{len(blocks) + 1}", tunings))
             rows += [
@@ -76,12 +89,13 @@ def learning_rates(members: Sequence[Run]) -> Section | None:
     if not blocks:
         return None
     table = Table(
-        "The rate of least loss by a parabola in log rate. Where it lies at an edge of those tried, or none is lowest, "
-        "the best of those tried stands, without an interval.",
+        "The rate of least loss by a cubic in log rate (of fewer than five rates a parabola). Where it lies at an edge "
+        "of those tried, or none is lowest, the best of those tried stands, without an interval. The noise over seeds "
+        "is an attention's own at its rung from four degrees of freedom on, else its rung's, else that of all.",
         ("attention", "rung", "tokens", *CELL_COLUMNS),
         rows,
         frozenset(("attention", "rung", "note")),
         title="Best learning rates",
-        unit="trainings (seeds), their noise pooled over all settings",
+        unit="trainings (seeds), their noise pooled over rates",
     )
     return Section("Learning rates", [*blocks, table])

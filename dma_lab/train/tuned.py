@@ -28,6 +28,8 @@ class TunedPoint:
     parameters: Positive
     """Non-embedding, of the rung with MHA."""
     multiplier: Positive
+    interval: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None
+    """95 %, by the noise over seeds; None at an edge of the rates tried, and where the noise leaves it open."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class TunedBackend:
     """What was chosen for one backend, by all its options."""
 
     __pydantic_config__ = STRICT
+    overrides: str
+    """That give it these, on a command line."""
     attention: dict[str, Any]
     points: Annotated[list[TunedPoint], Field(min_length=1)]
     trainings: Count

@@ -63,6 +63,17 @@ def test_rungs_that_disagree_have_a_multiplier_each(tuned):
     assert all(backend["trainings"] == 28 for backend in by_name.values())
 
 
+def test_rungs_that_agree_have_one_multiplier_and_its_interval(sweep, tmp_path):
+    best = {("mha", rung): 0.5 * RECIPE[rung] * 1.0001**sign for rung, sign in (("nano", 1), ("440k", -1))}
+    sweep("mha", best=best)
+    write_tuned([tmp_path], tmp_path / "tuned.yaml")
+    (backend,) = yaml.safe_load((tmp_path / "tuned.yaml").read_text())["backends"]
+    (point,) = backend["points"]
+    assert point["multiplier"] == pytest.approx(0.5, rel=1e-3)
+    low, high = point["interval"]
+    assert 0.49 < low < 0.5 < high < 0.51
+
+
 def test_a_run_takes_its_backends_rate(tuned):
     rates = {
         rung: settings_of([f"model={rung}", "attention=dma", f"tuned={tuned}"]).optimizer.learning_rate
@@ -126,11 +137,52 @@ def test_edges_and_divergence_are_said_in_the_file_and_beside_the_table(sweep, a
     )
     write_tuned([tmp_path], tmp_path / "tuned.yaml")
     (backend,) = yaml.safe_load((tmp_path / "tuned.yaml").read_text())["backends"]
-    edge, diverged = "nano: the best is the highest rate tried, so the optimum may lie beyond", "nano: diverged at 0.5"
-    assert backend["notes"] == [edge, diverged]
+    edge, diverged = "at nano the best is the highest rate at which no seed diverged", "at nano diverged at 0.5"
+    alone = "tuned at nano alone: other sizes take the same multiple of the recipe's rate"
+    assert backend["notes"] == [edge, diverged, alone]
     said = capsys.readouterr()
-    assert said.err.splitlines() == [f"warning: mha at {note}" for note in (edge, diverged)]
+    assert said.err.splitlines() == [f"warning: mha: {note}" for note in (edge, diverged, alone)]
     assert "diverged at 0.5" in said.out
+
+
+def test_a_rate_at_which_one_seed_diverged_is_not_chosen(sweep, add_run, tmp_path):
+    sweep("mha", rungs=["nano"])
+    settings = {"optimizer": {"name": "muon", "learning_rate": RATES[4]}}
+    shape = {"recipe_learning_rate": RECIPE["nano"], "params_non_embedding": PARAMETERS["nano"]}
+    add_run("mha", "nano", seed=2, val_loss=2.0, settings=settings, **shape)
+    # Of a training with branches that diverged in its first, nothing is found at the longer budgets.
+    add_run("mha", "nano", 250_000, seed=1, status="diverged", settings=settings, **shape)
+    write_tuned([tmp_path], tmp_path / "tuned.yaml")
+    (backend,) = yaml.safe_load((tmp_path / "tuned.yaml").read_text())["backends"]
+    assert backend["points"][0]["multiplier"] == pytest.approx(0.5, rel=1e-3)
+    assert f"at nano diverged at {RATES[4]:g}" in backend["notes"]
+    (members,) = cohorts(read_runs(tmp_path / "runs")[0]).values()
+    table = learning_rates(members).blocks[-1]
+    assert [row[-1] for row in table.rows] == [f"diverged at {RATES[4]:g}"]
+
+
+def test_sweeps_of_two_studies_are_refused(sweep, add_run, tmp_path):
+    sweep("mha", rungs=["nano"])
+    for rate in RATES[:4]:
+        add_run(
+            "mha", "440k", settings={"optimizer": {"name": "muon", "learning_rate": rate}}, recipe_learning_rate=0.006,
+            params_non_embedding=PARAMETERS["440k"], data_fingerprint="0123456789abcdef",
+        )  # fmt: skip
+    with pytest.raises(UserError, match=r"holds sweeps of more than one study: .* differ in data_fingerprint; tune"):
+        write_tuned([tmp_path], tmp_path / "tuned.yaml")
+
+
+def test_settings_swept_over_unequal_tokens_are_not_ranked(sweep, add_run, tmp_path, capsys):
+    sweep("dma", rungs=["nano"])
+    for rate in RATES[2:5]:
+        settings = {"optimizer": {"name": "muon", "learning_rate": rate}, "attention": {"score": "linear"}}
+        shape = {"recipe_learning_rate": 0.008, "params_non_embedding": PARAMETERS["nano"]}
+        add_run("dma", "nano", 500_000, val_loss=2 + 0.1 * math.log(rate / 0.004) ** 2, settings=settings, **shape)
+    write_tuned([tmp_path], tmp_path / "tuned.yaml")
+    said = capsys.readouterr()
+    assert "settings" not in said.out
+    assert "warning: at nano attentions were swept over 500,000 and 1,000,000 tokens: their losses" in said.err
+    assert {path.stem for path in tmp_path.glob("tuned*.svg")} == {"tuned-nano-500000", "tuned-nano-1000000"}
 
 
 def test_too_few_rates_make_no_curve(sweep, tmp_path):
@@ -166,7 +218,10 @@ def test_the_recipes_rate_comes_from_a_study_and_its_neighbours_from_another_fol
     for attention in ("mha", "dma"):
         (point,) = by_name[attention]["points"]
         assert point["multiplier"] == pytest.approx(right[attention] / RECIPE["nano"], rel=0.01)
-        assert by_name[attention]["notes"] == ["nano: trained on 2 kinds of machine, whose rounding is taken for noise"]
+        assert by_name[attention]["notes"] == [
+            "at nano trained on 2 kinds of machine, whose rounding is taken for noise",
+            "tuned at nano alone: other sizes take the same multiple of the recipe's rate",
+        ]
     assert "warning: mha at 1m has finished runs at 1 learning rates" in capsys.readouterr().err
 
 
@@ -280,7 +335,7 @@ def test_unequal_budgets_are_said_and_settings_of_one_backend_have_rates_of_thei
             add_run("dma", "nano", val_loss=loss, settings=settings, **shape)
     write_tuned([tmp_path], tmp_path / "tuned.yaml")
     said = capsys.readouterr()
-    assert "warning: attentions were given 3 to 14 trainings, so not all had the same budget" in said.err
+    assert "warning: not all had the same budget; trainings: mha 14, dma 3, dma score=linear 3" in said.err
     backends = yaml.safe_load((tmp_path / "tuned.yaml").read_text())["backends"]
     assert {own["attention"].get("score"): own["trainings"] for own in backends} == {None: 14, "exp": 3, "linear": 3}
     (plain,), (linear,) = (
@@ -288,3 +343,9 @@ def test_unequal_budgets_are_said_and_settings_of_one_backend_have_rates_of_thei
     )
     assert "3.0000 [" in plain
     assert "2.9000 [" in linear
+    assert {own["overrides"] for own in backends} == {
+        "attention=mha", "attention=dma", "attention=dma attention.score=linear"
+    }  # fmt: skip
+    (sentence,) = [line for line in said.out.splitlines() if line.startswith("dma at nano: of 2 settings")]
+    assert "`attention=dma attention.score=linear` has the least loss, 2.9000 [" in sentence
+    assert "the next is `attention=dma`, 3.0000 [" in sentence
