@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from math import isclose
 from typing import Any
 
+from dma_lab.report.cohorts import but_for_tuning
 from dma_lab.report.collect import BASELINE, Run
 from dma_lab.report.comparison import OverTrainings
 from dma_lab.report.conditions import shared_by_a_study, without
@@ -29,7 +30,7 @@ def at_both_rates(statistics: Mapping[str, Statistics]) -> list[Section]:
 
 
 def _apart_from_tuning(found: Statistics) -> Any:
-    return frozenset(pair for pair in shared_by_a_study(found.finished[0].conditions) if pair[0] != "tuned")
+    return but_for_tuning(shared_by_a_study(found.finished[0].conditions))
 
 
 def _table(rows: list[tuple[str, ...]]) -> Table:
@@ -37,13 +38,21 @@ def _table(rows: list[tuple[str, ...]]) -> Table:
         "Each backend beside MHA twice: both at the rate of the runs that name no file of tuned rates, and each at its "
         "own tuned rate. Compute: executed, that it needs for MHA's loss at the largest budget run, as a multiple of "
         "MHA's. Difference: loss minus MHA's, in the mean over seeds, at the point of most compute that both kinds "
-        "have; of several shared rates there the recipe's, else that of least loss. A dash: no law, or no such point.",
+        "have; of several shared rates there the recipe's, else that of least loss. A variant stands beside MHA and, "
+        "where there is one, beside MHA with the same option. A dash: no law, or no such point.",
         (
-            *("attention", "compute ÷ MHA's, shared [95 %]", "compute ÷ MHA's, tuned [95 %]", "rung", "tokens"),
+            *(
+                "attention",
+                "beside",
+                "compute ÷ MHA's, shared [95 %]",
+                "compute ÷ MHA's, tuned [95 %]",
+                "rung",
+                "tokens",
+            ),
             *("loss − MHA, shared [95 %]", "loss − MHA, tuned [95 %]", "seeds", "which shared rate"),
         ),
         rows,
-        frozenset(("attention", "rung", "which shared rate")),
+        frozenset(("attention", "beside", "rung", "which shared rate")),
         title="The same comparison at both rates",
         unit="trainings; of differences crossed with documents",
     )
@@ -51,14 +60,15 @@ def _table(rows: list[tuple[str, ...]]) -> Table:
 
 def _rows(shared: Statistics, tuned: Statistics) -> list[tuple[str, ...]]:
     rows = []
-    for backend in tuned.backends:
-        if backend == BASELINE or backend not in shared.backends:
-            continue
-        compute = [
-            found.to_match[backend].multipliers[0].text if backend in found.to_match else "-"
-            for found in (shared, tuned)
-        ]
-        ours, theirs = (_cells(found, backend) for found in (shared, tuned))
+    pairs = {
+        (backend, beside): None
+        for backend in dict.fromkeys((*tuned.backends, *shared.backends))
+        for found in (tuned, shared)
+        for beside in found.comparison.besides(backend)
+    }
+    for backend, beside in pairs:
+        compute = [_compute(found, backend, beside) for found in (shared, tuned)]
+        ours, theirs = (_cells(found, backend, beside) for found in (shared, tuned))
         place, differences = ("-", "-"), ("-", "-", "-")
         if common := ours.keys() & theirs.keys():
             at = max(common, key=lambda point: theirs[point].run.summary["flops"])
@@ -66,13 +76,19 @@ def _rows(shared: Statistics, tuned: Statistics) -> list[tuple[str, ...]]:
             place = run.rung, f"{run.summary['tokens']:,}"
             seeds = " / ".join(f"{own[at].difference.seeds}" for own in (ours, theirs))
             differences = _text(ours[at]), _text(theirs[at]), seeds
-        rows.append((backend, *compute, *place, *differences, shared.rates[backend]))
+        rate = shared.rates.get(backend, "tuned alone") if theirs or backend in tuned.rates else "shared alone"
+        rows.append((backend, beside, *compute, *place, *differences, rate))
     return rows
 
 
-def _cells(found: Statistics, backend: str) -> dict[Any, OverTrainings]:
+def _compute(found: Statistics, backend: str, beside: str) -> str:
+    match = found.to_match.get(backend) if beside == BASELINE else found.beside_variants.get((backend, beside))
+    return "-" if match is None else match.multipliers[0].text
+
+
+def _cells(found: Statistics, backend: str, beside: str) -> dict[Any, OverTrainings]:
     """By point; of several rates the recipe's, else that of least loss."""
-    own = found.comparison.first_cells(backend)
+    own = found.comparison.cells_of(backend, [beside])
     own.sort(key=lambda cell: (_is_recipes(cell.run), -cell.run.summary["val_loss"]))
     return {without(cell.run.conditions, _SEED_AND_RATE): cell for cell in own}
 

@@ -19,7 +19,19 @@ def cohorts(runs: Iterable[Run]) -> dict[str, list[Run]]:
     for run in runs:
         groups.setdefault(shared_by_a_study(run.conditions), []).append(run)
     further = _varied([dict(group) for group in groups], _SAID)
-    return {_cohort_name(members[0], further): name_runs(members) for members in groups.values()}
+    # Cohorts at shared and at tuned rates are held against each other: a name means the same attention in both.
+    beside: dict[frozenset[tuple[str, Any]], list[Run]] = {}
+    for shared, members in groups.items():
+        beside.setdefault(but_for_tuning(shared), []).extend(members)
+    return {
+        _cohort_name(members[0], further): name_runs(members, beside[but_for_tuning(shared)])
+        for shared, members in groups.items()
+    }
+
+
+def but_for_tuning(shared: frozenset[tuple[str, Any]]) -> frozenset[tuple[str, Any]]:
+    """What a cohort's runs have in common (``shared_by_a_study``) with those at other rates, tuned or not."""
+    return frozenset(pair for pair in shared if pair[0] != "tuned")
 
 
 _SAID = frozenset({"study", "data_fingerprint", "match", "precision", "trainer.validation_tokens"})
@@ -45,17 +57,18 @@ def _cohort_name(run: Run, further: Sequence[str]) -> str:
     )
 
 
-def name_runs(runs: Sequence[Run]) -> list[Run]:
-    """The runs, each with its names. ``backend`` gives the options that vary for its attention or MHA's, where they are
-    not the backend's defaults, or that all MHA has otherwise, and the context and batch that vary within a rung;
-    ``setting`` whatever else varies at a rung and budget, the seed apart. So plain runs keep the plain name beside
-    variants, and plain MHA is the one that laws are compared with.
+def name_runs(runs: Sequence[Run], among: Sequence[Run] | None = None) -> list[Run]:
+    """The runs, each with its names. ``backend`` gives the options that vary for its attention or MHA's ``among`` these
+    and other runs, where they are not the backend's defaults, or that all MHA has otherwise, and the context and batch
+    that vary within a rung; ``setting`` whatever else varies at a rung and budget, the seed apart. So plain runs keep
+    the plain name beside variants, and plain MHA is the one that laws are compared with.
     """
     options: dict[str, list[dict[str, Any]]] = {}
     rungs: dict[Any, list[Conditions]] = {}
     budgets: dict[Any, list[Conditions]] = {}
-    for run in runs:
+    for run in runs if among is None else among:
         options.setdefault(run.attention, []).append(_options(run))
+    for run in runs:
         rungs.setdefault(run.model, []).append(run.conditions)
         budgets.setdefault((run.model, run.summary["tokens"]), []).append(run.conditions)
     shaped = {rung: [name for name in _varied(found) if name in SHAPED] for rung, found in rungs.items()}

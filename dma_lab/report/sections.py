@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from dma_lab.report import tables
 from dma_lab.report.both_rates import at_both_rates
@@ -19,6 +19,7 @@ from dma_lab.report.lifetimes import lifetimes_section
 from dma_lab.report.missing import missing_points
 from dma_lab.report.pairs import Difference
 from dma_lab.report.predictions import predictions
+from dma_lab.report.rates import is_tuned
 from dma_lab.report.scaling_figures import envelope, isoflop, loss_against_compute
 from dma_lab.report.sparsity import context_in_windows
 from dma_lab.report.splits import hidden_by_the_mean
@@ -46,8 +47,9 @@ def build_document(
         if found:
             statistics[name] = found
             compared += found.comparison.pairs
-        first += [_numbered(section, number) for section in verdict] if len(groups) > 1 else verdict
-        sections += [_numbered(section, number) for section in own] if len(groups) > 1 else own
+        title = _title(number, groups, members)
+        first += [_numbered(section, number, title) for section in verdict] if len(groups) > 1 else verdict
+        sections += [_numbered(section, number, title) for section in own] if len(groups) > 1 else own
     blocks: list[Block] = [tables.identities(runs)]
     if problems:
         blocks.append(tables.unreadable(problems))
@@ -191,10 +193,17 @@ def _scaling(found: Statistics) -> Section:
     return Section("Scaling", blocks)
 
 
-def _numbered(section: Section, number: int) -> Section:
+def _title(number: int, groups: Mapping[str, Sequence[Run]], members: Sequence[Run]) -> str:
+    """Of a group among several; where there are such at tuned rates, whether it is one."""
+    if not any(is_tuned(own[0]) for own in groups.values()):
+        return f"Group {number}"
+    return f"Group {number}, {'each at its own tuned rate' if is_tuned(members[0]) else 'rates not tuned'}"
+
+
+def _numbered(section: Section, number: int, title: str) -> Section:
     """The section of one group of several: titles say which, and figures of all lie side by side in one folder."""
     blocks: list[Block] = [
         dataclasses.replace(block, slug=f"group{number}-{block.slug}") if isinstance(block, Figure | Heatmap) else block
         for block in section.blocks
     ]
-    return Section(f"Group {number}: {section.title}", blocks)
+    return Section(f"{title}: {section.title}", blocks)

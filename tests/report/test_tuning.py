@@ -13,6 +13,7 @@ from dma_lab.report.both_rates import at_both_rates
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
 from dma_lab.report.comparison import compare
+from dma_lab.report.sections import build_document
 from dma_lab.report.statistics import compute_statistics
 from dma_lab.report.tuned_file import write_tuned
 from dma_lab.report.tuning_figure import learning_rates
@@ -304,10 +305,13 @@ def test_shared_and_tuned_rates_stand_side_by_side_at_the_same_point(add_run, tm
                     shift(path, gap if attention == "dma" else 0.0)
     groups = cohorts(read_runs(tmp_path / "runs")[0])
     found = {name: compute_statistics(members, lambda step: None) for name, members in groups.items()}
-    (section,) = at_both_rates(found)
-    (row,) = section.blocks[1].rows
-    cells = dict(zip(section.blocks[1].columns, row, strict=True))
-    assert (cells["attention"], cells["tokens"], cells["seeds"]) == ("dma", "1,000,000", "3 / 3")
+    (cells,) = rows_at_both_rates(found)
+    assert (cells["attention"], cells["beside"], cells["tokens"], cells["seeds"]) == (
+        "dma",
+        "mha",
+        "1,000,000",
+        "3 / 3",
+    )
     # conftest: DMA's law lies 0.02 lower.
     for kind, gap in (("shared", 0.03), ("tuned", -0.01)):
         value, low, high = map(float, re.findall(r"[+-][\d.]+", cells[f"loss − MHA, {kind} [95 %]"]))
@@ -315,6 +319,37 @@ def test_shared_and_tuned_rates_stand_side_by_side_at_the_same_point(add_run, tm
         assert low < value < high
     assert cells["which shared rate"] == "shared rate"
     assert at_both_rates({name: own for name, own in found.items() if "tuned=None" in name}) == []
+
+
+def rows_at_both_rates(found):
+    (section,) = at_both_rates(found)
+    return [dict(zip(section.blocks[1].columns, row, strict=True)) for row in section.blocks[1].rows]
+
+
+def test_variants_stand_beside_their_like_at_both_rates_and_never_beside_other_options(add_run, tmp_path):
+    """The tuned runs have DMA with another score alone, and both attentions with a slope."""
+    slope, linear = {"recency": "slope"}, {"score": "linear"}
+    for tuned, attentions in (
+        (None, [("mha", {}), ("mha", slope), ("dma", {}), ("dma", slope)]),
+        ("tuned.yaml@12345678", [("mha", {}), ("mha", slope), ("dma", linear), ("dma", slope)]),
+    ):
+        for seed in (0, 1, 2):
+            for attention, options in attentions:
+                settings = {"attention": options} | ({"tuned": tuned} if tuned else {})
+                shift(add_run(attention, seed=seed, settings=settings), 0.5 if options == linear else 0.0)
+    groups = cohorts(read_runs(tmp_path / "runs")[0])
+    found = {name: compute_statistics(members, lambda step: None) for name, members in groups.items()}
+    rows = {(row["attention"], row["beside"]): row for row in rows_at_both_rates(found)}
+    assert rows.keys() == {
+        *(("dma", "mha"), ("dma score=linear", "mha"), ("mha recency=slope", "mha")),
+        *(("dma recency=slope", "mha"), ("dma recency=slope", "mha recency=slope")),
+    }
+    assert [rows["dma score=linear", "mha"][name] for name in ("rung", "which shared rate")] == ["-", "tuned alone"]
+    assert [rows["dma", "mha"][name] for name in ("rung", "which shared rate")] == ["-", "shared alone"]
+    assert rows["dma recency=slope", "mha recency=slope"]["seeds"] == "3 / 3"
+    text = str(build_document([run for members in groups.values() for run in members], [], lambda step: None)[0])
+    assert "Group 1, rates not tuned: Verdict" in text
+    assert "Group 2, each at its own tuned rate: Verdict" in text
 
 
 def shift(path, nats):
