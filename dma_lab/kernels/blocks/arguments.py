@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
-import triton
 from torch import Tensor
 
 from dma_lab.kernels.blocks.tiling import PIECE
 from dma_lab.kernels.interval.tiling import Tile, heads_together, padded
+from dma_lab.kernels.sizes import cdiv
 
 _PARTS_BYTES = 2**31
 """What the parts of results, a slot each, may take at a time; heads beyond wait their turn."""
@@ -63,7 +63,7 @@ def block_config(q: Tensor, k: Tensor, chosen: Tensor, block: int, tile: Tile) -
 
 def pieces_of(chosen: Tensor) -> int:
     """Programs that a key/value head's list may need."""
-    return triton.cdiv(chosen.shape[2] * chosen.shape[3], PIECE)
+    return cdiv(chosen.shape[2] * chosen.shape[3], PIECE)
 
 
 def launches(q: Tensor, k: Tensor, chosen: Tensor, scale: float) -> list[tuple[int, Sizes]]:

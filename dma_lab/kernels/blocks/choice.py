@@ -16,6 +16,7 @@ from dma_lab.kernels.interval.arguments import heads_of
 from dma_lab.kernels.interval.compaction import LOG2_E
 from dma_lab.kernels.interval.tiling import heads_together, padded
 from dma_lab.kernels.interval.triton.tiles import head_ptr, load_queries, load_rows
+from dma_lab.kernels.sizes import cdiv, next_power_of_2
 
 _IMPORTANCE_BYTES = 2**26  # of a chunk
 _SORTED = 4096  # importances that a program has in registers, as long as a query's fit
@@ -81,8 +82,8 @@ def choose_blocks_triton(
         SELECTED=selected_block,
         PRECISION="ieee" if q.element_size() == 4 else "tf32",
     )
-    J = triton.cdiv(N, selected_block)
-    J_PAD = triton.next_power_of_2(J)
+    J = cdiv(N, selected_block)
+    J_PAD = next_power_of_2(J)
     queries = max(1, _SORTED // J_PAD)
     chunk = max(config.QUERIES, _IMPORTANCE_BYTES // (4 * B * K * J) // config.QUERIES * config.QUERIES)
     chunk = min(chunk, N)
@@ -92,10 +93,10 @@ def choose_blocks_triton(
     with torch.cuda.device_of(q):
         for first in range(0, N, chunk):
             sizes = _Sizes(K, H // K, N, J, first, min(chunk, N - first), scale)
-            _importance_kernel[(triton.cdiv(sizes.chunk, config.QUERIES), B * K)](
+            _importance_kernel[(cdiv(sizes.chunk, config.QUERIES), B * K)](
                 *heads_of(q, k_bkcd.contiguous()), lse, start_bn, before_bn, importance, sizes, config, **tile.launch
             )
-            _best_kernel[(triton.cdiv(sizes.chunk, queries), B * K)](
+            _best_kernel[(cdiv(sizes.chunk, queries), B * K)](
                 importance, start_bn, chosen, sizes, selected_block, count, queries, J_PAD
             )
     return chosen

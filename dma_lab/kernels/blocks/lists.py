@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dma_lab.kernels.sizes import cdiv
+
 _CHUNK = 64  # queries that a program counts or places
 _WINDOWS = 32  # at a time
 
@@ -30,7 +32,7 @@ def build_query_lists(chosen: Tensor, block: int) -> QueryLists:
     their queries then follow each other, as the documents do.
     """
     B, K, N, S = chosen.shape
-    R, chunks, windows = B * K, triton.cdiv(N, _CHUNK), triton.cdiv(N, block)
+    R, chunks, windows = B * K, cdiv(N, _CHUNK), cdiv(N, block)
     count_ruc = torch.zeros(R, windows, chunks, dtype=torch.int32, device=chosen.device)
     _count_kernel[(chunks, R)](chosen, count_ruc, N, windows, block, S, _CHUNK, _WINDOWS)
     before_ruc = count_ruc.cumsum(-1, dtype=torch.int32)

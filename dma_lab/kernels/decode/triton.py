@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dma_lab.kernels.interval.compaction import LOG2_E
 from dma_lab.kernels.interval.tiling import padded
+from dma_lab.kernels.sizes import cdiv, next_power_of_2
 
 _KEYS = 64
 _SHARE = 256  # slots per program
@@ -69,9 +70,7 @@ def admit_key_triton(
     arrival = _Arrival(k.contiguous(), v.contiguous(), score.contiguous())
     widths = _widths(D, v_cache.shape[-1])
     with torch.cuda.device_of(k):
-        _admit_kernel[(B * K,)](
-            cache, arrival, position, window, recent, S, widths, triton.next_power_of_2(S), num_warps=8
-        )
+        _admit_kernel[(B * K,)](cache, arrival, position, window, recent, S, widths, next_power_of_2(S), num_warps=8)
 
 
 @torch.library.custom_op("dma_lab::interval_attention_decode", mutates_args=())
@@ -81,7 +80,7 @@ def interval_attention_decode_triton(
     """Arguments and result as in ``interval_attention_decode``."""
     B, K, S, D = k_cache.shape
     H, E = q.shape[1], v_cache.shape[-1]
-    group, shares, exact = H // K, triton.cdiv(S, _SHARE), q.dtype == torch.float32
+    group, shares, exact = H // K, cdiv(S, _SHARE), q.dtype == torch.float32
     q, k_cache, v_cache = q.contiguous(), k_cache.contiguous(), v_cache.contiguous()
     arrived_cache, bias = arrived_cache.contiguous(), None if bias is None else bias.contiguous()
     out = torch.empty(B, H, 1, E, dtype=v_cache.dtype, device=q.device)
@@ -92,16 +91,14 @@ def interval_attention_decode_triton(
         _decode_kernel[(shares, B * K)](
             q, k_cache, v_cache, arrived_cache, bias, partial, maximum, normaliser, S, scale, _widths(D, E),
             GROUP=group,
-            GROUP_PAD=max(16, triton.next_power_of_2(group)),
+            GROUP_PAD=max(16, next_power_of_2(group)),
             KEYS=_KEYS if max(D, E) <= 128 else _KEYS // 2,
             SHARE=_SHARE,
             PRECISION="ieee" if exact else "tf32",
             num_warps=4,
             num_stages=2 if exact else 3,
         )  # fmt: skip
-        _combine_kernel[(B * H,)](
-            partial, maximum, normaliser, out, shares, E, padded(E), triton.next_power_of_2(shares)
-        )
+        _combine_kernel[(B * H,)](partial, maximum, normaliser, out, shares, E, padded(E), next_power_of_2(shares))
     return out
 
 

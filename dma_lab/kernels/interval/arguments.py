@@ -6,11 +6,11 @@ Kernels take NamedTuples whole: runtime values as they are, what is known at com
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from dma_lab.kernels.interval.key_lists import TILE, KeyLists
 from dma_lab.kernels.interval.tiling import SHORT_LIST, Tile, heads_together, padded
+from dma_lab.kernels.sizes import cdiv
 
 
 class Heads(NamedTuple):
@@ -93,7 +93,7 @@ def query_config(q: Tensor, k: Tensor, v: Tensor, block: int, tile: Tile) -> Que
 def query_grid(q: Tensor, config: QueryConfig) -> tuple[int, int]:
     """A program for every block of queries of the heads that share a tile."""
     B, H, N, _ = q.shape
-    return triton.cdiv(N, config.QUERIES), B * H // config.GROUP
+    return cdiv(N, config.QUERIES), B * H // config.GROUP
 
 
 def needs_wide_offsets(*tensors: Tensor) -> bool:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from dma_lab.kernels.interval.compaction import (
@@ -18,6 +17,7 @@ from dma_lab.kernels.interval.compaction import (
     coarse_lists_kernel,
     count_ever_live_kernel,
 )
+from dma_lab.kernels.sizes import cdiv, next_power_of_2
 
 TILE = 64  # keys of a list that share one flag
 _SPAN = 1024  # queries that share a first, coarse list
@@ -99,7 +99,7 @@ def empty_key_lists(expiry: Tensor, block: int, max_live: int, has_bias: bool) -
     capacity = tiles * TILE  # whole tiles: nothing that reads one asks where the list's memory ends
     return KeyLists(
         _new(expiry, R, N),
-        _new(expiry, R, triton.cdiv(N, CHUNK)),
+        _new(expiry, R, cdiv(N, CHUNK)),
         BlockLists(
             _new(expiry, R, blocks, capacity),
             _new(expiry, R, blocks, capacity),
@@ -118,8 +118,8 @@ def build_key_lists(expiry: Tensor, block: int, max_live: int, bias: Tensor | No
     coarse lists of whole spans are made, so that a block looks at a few thousand keys and not at all before it.
     """
     B, K, N = expiry.shape
-    R, spans, chunks = B * K, triton.cdiv(N, _SPAN), triton.cdiv(N, CHUNK)
-    max_chunks = triton.next_power_of_2(chunks)
+    R, spans, chunks = B * K, cdiv(N, _SPAN), cdiv(N, CHUNK)
+    max_chunks = next_power_of_2(chunks)
     coarse_capacity = min(N, max_live + _SPAN)
     lists = empty_key_lists(expiry, block, max_live, bias is not None)
 
@@ -135,13 +135,13 @@ def build_key_lists(expiry: Tensor, block: int, max_live: int, bias: Tensor | No
         arrivals, lists.ever_rc, coarse, coarse_length, coarse_reference, N, coarse_capacity, chunks,
         _SPAN, CHUNK, max_chunks, num_warps=CHUNK // 32,
     )  # fmt: skip
-    block_lists_kernel[(triton.cdiv(N, block), R)](
+    block_lists_kernel[(cdiv(N, block), R)](
         expiry, bias, coarse, coarse_length, coarse_reference, lists.blocks, N, coarse_capacity,
         lists.blocks.index_ris.shape[2], block, TILE, _SPAN, _BLOCK_CHUNK,
-        triton.next_power_of_2(lists.blocks.mask_rit.shape[2]), num_warps=_BLOCK_CHUNK // 32,
+        next_power_of_2(lists.blocks.mask_rit.shape[2]), num_warps=_BLOCK_CHUNK // 32,
     )  # fmt: skip
     return lists
 
 
 def _new(like: Tensor, *shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device=like.device)
+    return like.new_empty(shape, dtype=dtype)

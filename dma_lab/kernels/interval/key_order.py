@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dma_lab.kernels.interval.key_lists import KeyLists
+from dma_lab.kernels.sizes import cdiv, next_power_of_2
 
 _SHORT = 16_384  # tokens
 
@@ -32,9 +33,9 @@ def backward_key_order(expiry: Tensor, lists: KeyLists) -> Tensor:
     chunks, bucket = lists.ever_rc.shape[1], bucket_size(N)
     order_rn = torch.empty_like(lists.by_arrival_rn)
     sorted_type = tl.int32 if N < 2**31 // bucket - 1 else tl.int64
-    _sort_buckets_kernel[(triton.cdiv(N, bucket), B * K)](
+    _sort_buckets_kernel[(cdiv(N, bucket), B * K)](
         expiry, lists.ever_rc, lists.by_arrival_rn, order_rn, N, chunks,
-        bucket, triton.next_power_of_2(chunks), sorted_type, num_warps=8,
+        bucket, next_power_of_2(chunks), sorted_type, num_warps=8,
     )  # fmt: skip
     return order_rn
 

@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 import torch
-import triton
+
+from dma_lab.kernels.sizes import next_power_of_2
 
 LIST_ROWS = 128
 """Rows, of queries times the heads that share them, for which one key list is made; no forward or dQ tile is taller."""
@@ -50,4 +51,4 @@ def heads_together(group_size: int) -> int:
 
 def padded(head_dim: int) -> int:
     """Width of a tile that holds head_dim columns: a power of two, 16 at least (what matrix units take)."""
-    return max(16, triton.next_power_of_2(head_dim))
+    return max(16, next_power_of_2(head_dim))

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dma_lab.kernels.selection.ranks import rank_scores
+from dma_lab.kernels.sizes import cdiv, next_power_of_2
 
 _RANKS = 128  # that a program looks at together
 _COUNTED = tl.constexpr(1024)  # ranks, where it only counts
@@ -45,17 +46,17 @@ def expiry_from_scores(
     """
     R, N = scores_rn.shape
     # Table entries are N / chunk * N / bucket a row: both sizes grow with N beyond 131,072.
-    chunk = max(128, triton.next_power_of_2(N) // 1024)
-    bucket = max(256, triton.next_power_of_2(N) // 128)
-    chunks, buckets = triton.cdiv(N, chunk), triton.cdiv(N, bucket)
+    chunk = max(128, next_power_of_2(N) // 1024)
+    bucket = max(256, next_power_of_2(N) // 128)
+    chunks, buckets = cdiv(N, chunk), cdiv(N, bucket)
 
     def new(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.int32, device=scores_rn.device)
+        return scores_rn.new_empty(shape, dtype=torch.int32)
 
     below_ruc, threshold_rc = new(R, buckets, chunks), new(R, chunks + 1)
     entries = _Entries(new(R, N), new(R, N), new(R, chunks + 1))
     expiry_rn = new(R, N)
-    most_chunks, most_buckets = triton.next_power_of_2(chunks), triton.next_power_of_2(buckets)
+    most_chunks, most_buckets = next_power_of_2(chunks), next_power_of_2(buckets)
     with torch.cuda.device_of(scores_rn):
         order = _Order(*rank_scores(scores_rn, start_rn))
         _count_kernel[(buckets, R)](order.position, below_ruc, N, chunks, chunk, bucket, most_chunks)

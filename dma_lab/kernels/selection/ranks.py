@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dma_lab.kernels.sizes import cdiv, next_power_of_2
+
 _LONGEST = tl.constexpr(2**15)  # row that is ranked here: start of document, score and position share 62 bits
 _LAST = tl.constexpr(2**63 - 1)  # above every key
 _BLOCK = 128  # keys that a program ranks
@@ -22,16 +24,16 @@ def rank_scores(scores_rn: Tensor, start_rn: Tensor | None) -> tuple[Tensor, Ten
     position's document, keys of a later document rank above all of an earlier one.
     """
     R, N = scores_rn.shape
-    rank_rn, position_rn = (torch.empty(R, N, dtype=torch.int32, device=scores_rn.device) for _ in range(2))
+    rank_rn, position_rn = (scores_rn.new_empty(R, N, dtype=torch.int32) for _ in range(2))
     if N > _LONGEST.value or scores_rn.dtype == torch.float64:
         order_rn = scores_rn.argsort(dim=-1, stable=True)
         if start_rn is not None:  # a second stable sort keeps each document's own order
             order_rn = order_rn.gather(1, start_rn.gather(1, order_rn).argsort(dim=-1, stable=True))
-        _invert_kernel[(triton.cdiv(N, 1024), R)](order_rn, rank_rn, position_rn, N, BLOCK=1024)
+        _invert_kernel[(cdiv(N, 1024), R)](order_rn, rank_rn, position_rn, N, BLOCK=1024)
         return rank_rn, position_rn
-    run = min(max(_BLOCK, triton.next_power_of_2(N)), 1024 if N <= 8192 else 2048)
-    runs = triton.cdiv(N, run)
-    key_rp = torch.empty(R, runs * run, dtype=torch.int64, device=scores_rn.device)
+    run = min(max(_BLOCK, next_power_of_2(N)), 1024 if N <= 8192 else 2048)
+    runs = cdiv(N, run)
+    key_rp = scores_rn.new_empty(R, runs * run, dtype=torch.int64)
     starts = None if start_rn is None else start_rn.contiguous()
     _sort_runs_kernel[(runs, R)](scores_rn.contiguous(), starts, key_rp, N, run, num_warps=run // 128)
     _rank_kernel[(runs * run // _BLOCK, R)](

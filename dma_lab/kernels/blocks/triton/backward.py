@@ -24,6 +24,7 @@ from dma_lab.kernels.blocks.triton.runs import (
 from dma_lab.kernels.interval.arguments import heads_of, new_heads
 from dma_lab.kernels.interval.compaction import LOG2_E
 from dma_lab.kernels.interval.triton.tiles import head_ptr, load_queries, row_ptrs, within
+from dma_lab.kernels.sizes import cdiv
 
 _SUMMED = 8  # keys that a program adds the parts of
 _DELTA_QUERIES = 32
@@ -40,9 +41,7 @@ def selected_backward(
     config = block_config(q, k, chosen, block, tile)
     dq, dk, dv = new_heads(q, H, D), new_heads(q, K, D), new_heads(q, K, D)
     delta = torch.empty_like(lse)
-    _delta_kernel[(triton.cdiv(N, _DELTA_QUERIES), B * H)](
-        *heads_of(out, d_out), delta, H, N, D, config.D_PAD, _DELTA_QUERIES
-    )
+    _delta_kernel[(cdiv(N, _DELTA_QUERIES), B * H)](*heads_of(out, d_out), delta, H, N, D, config.D_PAD, _DELTA_QUERIES)
     pieces = pieces_of(chosen)
     for rows, sizes in launches(q, k, chosen, scale):
         part = torch.empty(rows, N * config.S, sizes.group_size, D, dtype=q.dtype, device=q.device)

@@ -1,4 +1,4 @@
-"""What a query got from the blocks that it chose, a part a slot, made one: in the order of its slots, always."""
+"""What a query got from the blocks that it chose, a part per slot, made one: in the order of its slots, always."""
 
 import triton
 import triton.language as tl
@@ -8,6 +8,7 @@ from dma_lab.kernels.blocks.arguments import Sizes
 from dma_lab.kernels.interval.arguments import heads_of
 from dma_lab.kernels.interval.tiling import padded
 from dma_lab.kernels.interval.triton.tiles import query_ptrs, row_ptrs, within
+from dma_lab.kernels.sizes import cdiv
 
 _QUERIES = 16  # that a program merges
 _AHEAD = 8  # slots whose parts are loaded at once
@@ -28,7 +29,7 @@ def _launch(
     lse: Tensor | None, sizes: Sizes,
 ) -> None:  # fmt: skip
     D = part.shape[-1]
-    grid = triton.cdiv(sizes.N, _QUERIES), part.shape[0] * sizes.group_size
+    grid = cdiv(sizes.N, _QUERIES), part.shape[0] * sizes.group_size
     kernel[grid](
         part, part_lse, chosen, *heads_of(total), lse, sizes,
         D=D, D_PAD=padded(D), S=chosen.shape[-1], QUERIES=_QUERIES, AHEAD=_AHEAD,

@@ -8,7 +8,6 @@ the other needs.
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -27,6 +26,7 @@ from dma_lab.kernels.interval.hopper.query_ring import (
 from dma_lab.kernels.interval.hopper.ring import new_barriers
 from dma_lab.kernels.interval.key_order import bucket_size, group_of_program, rows_abreast
 from dma_lab.kernels.interval.triton.head_sums import sum_query_heads
+from dma_lab.kernels.sizes import cdiv
 
 _STAGES = 6
 _PRODUCER_REGISTERS = gl.constexpr(24)
@@ -78,7 +78,7 @@ def hopper_dkv(
     config = _Config(D, E, bucket // (2 * GROUP_KEYS.value), rows_abreast(N), _STAGES)
     sizes = _Sizes(B * H, H, H // K, N, N + -N % 4, scale)
     tiles = query_tiles(q), query_tiles(d_out), line_tiles(lse), line_tiles(delta)
-    _dkv_kernel[(triton.cdiv(N, bucket) * config.PAIRS * B * H,)](
+    _dkv_kernel[(cdiv(N, bucket) * config.PAIRS * B * H,)](
         *tiles, *heads_of(k, v, dk, dv), bias, expiry, order_rn, d_bias, sizes, config, num_warps=4
     )
     return (dk, dv, d_bias) if H == K else sum_query_heads(expiry, dk, dv, d_bias, q.dtype)

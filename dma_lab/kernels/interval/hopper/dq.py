@@ -68,7 +68,7 @@ def _dq_kernel(q, k, v, out, d_out, dq, lse_ptr, delta_ptr, lists, sizes, C: gl.
 def _attend(HALF: gl.constexpr, q, out, d_out, dq, lse_ptr, delta_ptr, lists, sizes, ring, q_halves, C: gl.constexpr):
     """One of the two consumers. While a tile's logits get their gradients, the last tile's go into dQ.
 
-    Q is read from shared memory: registers hold d_out, which three products a tile leave room for.
+    Q is read from shared memory: registers hold d_out, which three products per tile leave room for.
     """
     D: gl.constexpr = C.D
     E: gl.constexpr = C.E
@@ -105,9 +105,8 @@ def _attend(HALF: gl.constexpr, q, out, d_out, dq, lse_ptr, delta_ptr, lists, si
         do_loaded_ae = gl.load(do_rows + column_e[None, :], mask=inside_o_a[:, None], other=0.0)
         out_ae = gl.load(out_rows, mask=inside_o_a[:, None], other=0.0)
         delta_rows = delta_ptr + (b * sizes.H + head_o_a) * sizes.N + t_o_a
-        delta_o_a = gl.load(
-            delta_rows, mask=inside_o_a, other=0.0
-        )  # early, for its latency; counts if the list is short
+        # Early, for its latency; it counts if the list is short.
+        delta_o_a = gl.load(delta_rows, mask=inside_o_a, other=0.0)
         length = gl.load(lists.length_ri + block)
         if (length <= 0) | (length > _SHORT):
             delta_o_a = gl.sum(do_loaded_ae.to(gl.float32) * out_ae.to(gl.float32), 1)

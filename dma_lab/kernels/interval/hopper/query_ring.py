@@ -15,14 +15,17 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from dma_lab.kernels.interval.hopper.ring import acquire, await_tile, release
 
 TILE_QUERIES = gl.constexpr(32)
+# In shared memory. Made once: a layout costs more than the descriptor that has it, and every launch makes four.
+_ROWS_LAYOUT = gl.NVMMASharedLayout(128, 16, 4)
+_LINE_LAYOUT = gl.NVMMASharedLayout(0, 32, 1)
 _copy_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared  # before Triton 3.8
 
 
 def query_tiles(tensor: Tensor) -> TensorDescriptor:
     """A (B, H, N, D) tensor in tiles of TILE_QUERIES rows of a head; rows past the last are zeros."""
     D = tensor.shape[-1]
-    layout = gl.NVMMASharedLayout(128, 16, 4)
-    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), [1, 1, TILE_QUERIES.value, D], layout)
+    tile = [1, 1, TILE_QUERIES.value, D]
+    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), tile, _ROWS_LAYOUT)
 
 
 def line_tiles(line: Tensor) -> TensorDescriptor:
@@ -32,7 +35,7 @@ def line_tiles(line: Tensor) -> TensorDescriptor:
     """
     N = line.shape[-1]
     line = F.pad(line, (0, -N % 4)) if N % 4 else line
-    return TensorDescriptor(line, [line.numel()], [1], [TILE_QUERIES.value], gl.NVMMASharedLayout(0, 32, 1))
+    return TensorDescriptor(line, [line.numel()], [1], [TILE_QUERIES.value], _LINE_LAYOUT)
 
 
 class QueryRing(NamedTuple):

@@ -11,7 +11,6 @@ program began lies in stage ``n % STAGES``, and the barriers' phases follow from
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -21,6 +20,7 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 from dma_lab.kernels.interval.arguments import needs_wide_offsets
 from dma_lab.kernels.interval.key_lists import TILE, KeyLists
 from dma_lab.kernels.interval.tiling import LIST_ROWS, heads_together
+from dma_lab.kernels.sizes import cdiv
 
 KEYS = gl.constexpr(TILE)
 WARPGROUP_ROWS = gl.constexpr(LIST_ROWS // 2)
@@ -86,7 +86,7 @@ def schedule(
     B, H, N, D = q.shape
     group = heads_together(H // k.shape[1])
     queries = LIST_ROWS // group
-    blocks, head_groups = triton.cdiv(N, queries), B * H // group
+    blocks, head_groups = cdiv(N, queries), B * H // group
     items, capacity = blocks * head_groups, lists.blocks.index_ris.shape[2]
     sizes = Schedule(H, H // k.shape[1], N, capacity, blocks, head_groups, items, max(1, 512 // blocks), scale)
     config = RingConfig(D, v.shape[-1], group, queries, stages, needs_wide_offsets(k, v))

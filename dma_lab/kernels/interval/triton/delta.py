@@ -15,6 +15,7 @@ from dma_lab.kernels.interval.compaction import LOG2_E
 from dma_lab.kernels.interval.key_lists import KeyLists
 from dma_lab.kernels.interval.tiling import dq_tile
 from dma_lab.kernels.interval.triton.tiles import head_ptr, heads_of_program, load_queries, load_rows
+from dma_lab.kernels.sizes import cdiv
 
 _PROGRAMS = 264
 """Two for each of an H100's or H200's multiprocessors. Those of one group of heads take its queries in turns, because
@@ -30,7 +31,7 @@ def delta_of_short_lists(
     tile = dq_tile(max(q.shape[-1], v.shape[-1]), q.dtype)
     config = query_config(q, k, v, block, tile)
     turns, head_groups = query_grid(q, config)
-    turns = min(turns, triton.cdiv(_PROGRAMS, head_groups))
+    turns = min(turns, cdiv(_PROGRAMS, head_groups))
     delta = torch.empty_like(lse)
     sizes = sizes_of(q, k, lists, scale)
     _delta_kernel[(turns, head_groups)](

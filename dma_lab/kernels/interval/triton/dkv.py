@@ -17,6 +17,7 @@ from dma_lab.kernels.interval.key_order import bucket_size, group_of_program, ro
 from dma_lab.kernels.interval.tiling import Tile, padded
 from dma_lab.kernels.interval.triton.head_sums import sum_query_heads
 from dma_lab.kernels.interval.triton.tiles import head_ptr, load_rows, row_ptrs, within
+from dma_lab.kernels.sizes import cdiv
 
 
 class _KeySizes(NamedTuple):
@@ -81,7 +82,7 @@ def interval_backward_dkv(
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
     )
     sizes = _KeySizes(B * H, H, group, N, scale)
-    _dkv_kernel[(triton.cdiv(N, bucket) * config.GROUPS * B * H,)](
+    _dkv_kernel[(cdiv(N, bucket) * config.GROUPS * B * H,)](
         *heads_of(q, k, v, d_out, dk, dv), bias, expiry, order_rn, lse, delta, d_bias, sizes, config, **tile.launch
     )
     return (dk, dv, d_bias) if group == 1 else sum_query_heads(expiry, dk, dv, d_bias, q.dtype)

@@ -106,8 +106,8 @@ def _forward_kernel(q, k, v, out, lse_ptr, marks_ptr, lists, sizes, C: tl.conste
 def _attend(
     q_ad, k_head, k_n, v_head, v_n, lists, block, length, query_a, sizes, C: tl.constexpr, RUNNING: tl.constexpr
 ):  # fmt: skip
-    E_PAD: tl.constexpr = C.E_PAD
     """Weighted sum of V, sum of weights, and what was taken from the logits: a RUNNING maximum, or 0."""
+    E_PAD: tl.constexpr = C.E_PAD
     acc_ae = tl.zeros((query_a.shape[0], E_PAD), tl.float32)
     sum_a = tl.zeros((query_a.shape[0],), tl.float32)
     max_a = tl.full((query_a.shape[0],), float("-inf") if RUNNING else 0.0, tl.float32)

@@ -8,6 +8,7 @@ from torch import Tensor
 from dma_lab.kernels.interval.arguments import heads_of, new_heads
 from dma_lab.kernels.interval.tiling import padded
 from dma_lab.kernels.interval.triton.tiles import head_ptr, row_ptrs, within
+from dma_lab.kernels.sizes import cdiv
 
 _KEYS = 8  # that a program sums
 
@@ -21,7 +22,7 @@ def sum_query_heads(
     K, E = expiry.shape[1], dv.shape[-1]
     dk_sum, dv_sum = new_heads(dk, K, D, dtype), new_heads(dk, K, E, dtype)
     d_bias_sum = torch.empty(B, K, N, dtype=torch.float32, device=dk.device)
-    _sum_heads_kernel[(triton.cdiv(N, _KEYS), B * K)](
+    _sum_heads_kernel[(cdiv(N, _KEYS), B * K)](
         *heads_of(dk, dv, dk_sum, dv_sum), expiry, d_bias, d_bias_sum, K, N,
         D=D, E=E, D_PAD=padded(D), E_PAD=padded(E), GROUP=H // K, KEYS=_KEYS,
     )  # fmt: skip
