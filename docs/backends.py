@@ -15,7 +15,7 @@ from dma_lab.train.plan import matched_model, rung_parameters  # noqa: E402
 from dma_lab.train.reading import read_settings  # noqa: E402
 
 PAGE = ROOT / "docs" / "backends.md"
-BACKENDS = ("mha", "swa", "mla", "nsa", "dma", "moba", "dsa")
+BACKENDS = ("mha", "swa", "mla", "nsa", "dma", "moba", "dsa", "gated_deltanet")
 _BEGIN, _END = "<!-- python docs/backends.py writes from here -->\n", "<!-- to here -->\n"
 _FLOPS_AT, _CACHE_AT = (2048, 8192, 32_768), (8192, 131_072)
 _HEADER = (

@@ -90,6 +90,8 @@ class AttentionBackend(nn.Module, ABC):
     Options: ClassVar[type[AttentionOptions]]
     auxiliary_loss: ClassVar[bool] = False
     """Whether training is to minimise a loss of the layer's own, too (``forward_with_loss``)."""
+    reads_keys: ClassVar[bool] = True
+    """Whether a query reads keys, of which there are some; else a state of constant size."""
     options: AttentionOptions
     """As built, with what was left to the shape decided."""
 

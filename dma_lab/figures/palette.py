@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 _COLOURS = {
     "mha": "#3d3d3d", "swa": "#0072b2", "mla": "#009e73", "nsa": "#cc79a7", "dma": "#d55e00", "moba": "#6b4226",
-    "dsa": "#004d4d",
+    "dsa": "#004d4d", "gated_deltanet": "#9e2a9e",
 }  # fmt: skip
 _FURTHER = ("#56b4e9", "#8a6d00", "#7a3fb5", "#e69f00", "#a3264d", "#4b6b8a", "#86c232", "#00b8a9")
 

@@ -7,7 +7,8 @@ all of this kind.
 Rooms: ``causal/`` (dense, windowed and packed attention by whatever is fastest there), ``selection/`` (scores to
 expiries), ``interval/`` (attention over lifetimes: the operator, its key lists, and
 the kernels, under the same names for any GPU in ``triton/`` and for Hopper in ``hopper/``), ``blocks/`` (NSA: attention
-over chosen blocks of keys, and the choice), ``decode/`` (the cache).
+over chosen blocks of keys, and the choice), ``decode/`` (the cache), ``delta/`` (the gated delta rule: a state in
+place of keys).
 
 Dimension letters, in capitals for sizes and as suffixes of tensors (``q_bhnd``):
 

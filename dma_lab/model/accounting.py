@@ -69,11 +69,13 @@ def training_flops_per_sequence(model: Transformer, seq_len: int) -> TrainingFlo
     )
 
 
-def keys_per_query(model: Transformer, seq_len: int) -> float:
+def keys_per_query(model: Transformer, seq_len: int) -> float | None:
     """Keys that a query attends to, the mean over ``seq_len`` queries and all layers; (seq_len + 1) / 2 of MHA.
 
-    NSA's are those of all three branches, a compressed block being one key.
+    NSA's are those of all three branches, a compressed block being one key. None where queries read no keys.
     """
+    if not all(block.attention.reads_keys for block in model.blocks):
+        return None
     layers = [block.attention.flops(seq_len) for block in model.blocks]
     shares = [layer.mixing / layer.mixing_dense for layer in layers]
     return (seq_len + 1) / 2 * sum(shares) / len(shares)

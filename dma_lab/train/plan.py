@@ -44,7 +44,7 @@ class RunPlan:
     """Of the whole run."""
     memory: TrainingMemory
     """On one device."""
-    keys_per_query: float
+    keys_per_query: float | None
     """Mean over the context's queries, and over layers."""
 
     @property

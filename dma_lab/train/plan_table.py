@@ -42,7 +42,9 @@ def print_plan(settings: TrainSettings, plan: RunPlan, hardware: Hardware, time:
         ("rung", f"{rung_name(vars(settings.model))}, matched to the MHA rung by: {settings.match}"),
         (
             "keys per query",
-            f"{plan.keys_per_query:,.1f} of {(shape.max_seq_len + 1) / 2:,.1f} (means over the context)",
+            "none: a state of constant size"
+            if plan.keys_per_query is None
+            else f"{plan.keys_per_query:,.1f} of {(shape.max_seq_len + 1) / 2:,.1f} (means over the context)",
         ),
         ("layers x width", f"{shape.n_layers} x {shape.d_model}"),
         ("heads", f"{shape.n_heads} query, {shape.n_kv_heads} key/value, of {shape.head_dim}"),

@@ -19,6 +19,7 @@ DECIDED = {
     "nsa": {"window": 16, "block": 2, "stride": 1, "selected_block": 4, "selected_blocks": 16},
     "moba": {"block": 4, "selected_blocks": 3},
     "dsa": {"top_k": 32, "index_heads": 2, "index_dim": 8},
+    "gated_deltanet": {"convolution": 4},
     "dma": {"window": 32, "recent": 0, "score": "exp"},
 }
 
@@ -64,7 +65,10 @@ def test_a_node_is_written_as_it_was_read():
     [
         ({}, "attention.name=None is no name; choose a backend, as in attention=dma."),
         ("dma", "attention.name=dma is no name; choose a backend, as in attention=dma."),
-        ({"name": "mqa"}, "attention=mqa is not known; choose one of: dma, dsa, mha, mla, moba, nsa, swa."),
+        (
+            {"name": "mqa"},
+            "attention=mqa is not known; choose one of: dma, dsa, gated_deltanet, mha, mla, moba, nsa, swa.",
+        ),
         (
             {"name": "mha", "window": 3},
             "attention.window is no option of attention=mha; it has: qk_norm, rope_base, recency, gate.",

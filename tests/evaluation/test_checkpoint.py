@@ -57,10 +57,11 @@ def test_a_longer_context_changes_nothing_within_the_shorter_one(attention):
     with torch.no_grad():
         for parameter in model.parameters():  # A of DMA starts at zero, where windows hide mistakes
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    window = {"window": None} if "window" in attention_options(attention) else {}
+    given = {"window": None, "rope_base": 10_000.0}.items()
+    options = {option: value for option, value in given if option in attention_options(attention)}
     config = {
         "model": vars(shape),
-        "attention": {"name": attention, "rope_base": 10_000.0} | window,
+        "attention": {"name": attention, **options},
         "trainer": {"context": 64},
     }
     run = TrainedRun(Path("run"), Path("run/last.ckpt"), config, {"d_ff": 48}, 1, model.state_dict())
@@ -69,6 +70,10 @@ def test_a_longer_context_changes_nothing_within_the_shorter_one(attention):
         longer = run.model(max_seq_len=1024)
         torch.testing.assert_close(longer(tokens), model(tokens), rtol=0, atol=0)
         assert longer(tokens.repeat(1, 4)).shape == (2, 256, 64)
+        if "rope_base" not in options:
+            with pytest.raises(UserError, match=f"rope_base is no option of attention={attention}"):
+                run.model(rope_base=500_000.0)
+            return
         other_base = run.model(rope_base=500_000.0)(tokens)
     assert not torch.allclose(other_base, model(tokens))
 

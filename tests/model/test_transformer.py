@@ -62,7 +62,7 @@ def test_initial_scales_change_what_they_name_alone(attention):
             torch.testing.assert_close(theirs, times * ours)
         else:
             assert torch.equal(theirs, ours), name
-    assert gains == {"mla": 0, "nsa": 8}.get(attention, 4)
+    assert gains == {"mla": 0, "nsa": 8, "gated_deltanet": 0}.get(attention, 4)
 
 
 @pytest.mark.parametrize("attention", ["mha", "dma"])

@@ -72,6 +72,7 @@ RAN = {  # with document ids, and without
     "nsa": 2 * (f"{INTERVAL}, block-sparse attention (PyTorch)",),
     "moba": 2 * ("block-sparse attention (PyTorch)",),
     "dsa": 2 * ("token-sparse attention (PyTorch)",),
+    "gated_deltanet": 2 * ("gated delta rule (PyTorch)",),
 }
 
 

@@ -1,0 +1,1 @@
+"""The gated delta rule: a state of constant size in place of keys."""
