@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dma_lab.report.collect import BY_TASK, COSTS, IDENTITY, OUTCOME, Run, Unreadable
+from dma_lab.report.command import command_of
 from dma_lab.report.comparison import (
     CELL_LEFT,
     CELL_TERMS,
@@ -151,7 +152,10 @@ def identities(runs: Sequence[Run]) -> Table:
         for run in runs
     ]
     columns = ("run", "status", "commit", "data", "hardware", "CPU", "precision", "PyTorch", "attention ran")
-    caption = "Every run directory that could be read."
+    caption = (
+        "Every run directory that could be read. For each that is finished points.csv has the command that trains it "
+        "again, by itself; the commit is another column. $DATA there is the folder of its text."
+    )
     return Table(caption, columns, rows, frozenset(columns), title="Where each run comes from", unit="a row is one run")
 
 
@@ -169,7 +173,7 @@ def write_points(path: Path, compared: Sequence[tuple[Run, Difference]]) -> None
     """One line a finished run, numbers unrounded."""
     columns = ("run", "backend", "rung", "setting", *IDENTITY, "compiled", "kernels", *COSTS, *OUTCOME, *BY_TASK)
     with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, (*columns, *_DIFFERENCE), extrasaction="ignore")
+        writer = csv.DictWriter(stream, (*columns, *_DIFFERENCE, "command"), extrasaction="ignore")
         writer.writeheader()
         for run, difference in compared:
             if isinstance(difference, str):
@@ -178,4 +182,6 @@ def write_points(path: Path, compared: Sequence[tuple[Run, Difference]]) -> None
                 own = difference
                 cells = (own.difference, *(own.interval or ("", "")), own.documents, own.effective_documents, "")
             names = {"run": run.name, "backend": run.backend, "rung": run.rung, "setting": run.setting}
-            writer.writerow(run.summary | dict(zip(_DIFFERENCE, cells, strict=True)) | names)
+            writer.writerow(
+                run.summary | dict(zip(_DIFFERENCE, cells, strict=True)) | names | {"command": command_of(run)}
+            )

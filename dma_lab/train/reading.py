@@ -12,7 +12,7 @@ from dma_lab.messages import UserError, warn_once
 from dma_lab.model.ladder import reference_parameters
 from dma_lab.train.recipe import recipe_learning_rate, recipe_tokens_per_step
 from dma_lab.train.settings import PlanSettings, ScheduleSettings, TrainSettings
-from dma_lab.train.tuned import read_tuned, tuned_multiplier
+from dma_lab.train.tuned import names_tuned, read_tuned, tuned_multiplier
 
 
 def read_settings(config: DictConfig) -> TrainSettings:
@@ -67,6 +67,8 @@ def _with_recipe(kind: type[_Settings], config: DictConfig) -> _Settings:
 
 def _with_tuned(settings: _Settings, file: str, *, given: bool) -> _Settings:
     """With the recipe's rate multiplied by what ``file`` has for the backend."""
+    if given and names_tuned(file):
+        return settings  # what a run wrote into its config.yaml: the file's rate, and which file it was
     if given:
         rate = settings.optimizer.learning_rate
         raise UserError(f"tuned={file} and optimizer.learning_rate={rate:g} both set the rate; give one of them.")

@@ -7,6 +7,7 @@ logarithms and level beyond.
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,6 +75,11 @@ def read_tuned(file: str) -> tuple[TunedRates, str]:
             f"tuned={file} is no file of tuned rates ({reason}); `report.py tune=FILE` writes one."
         ) from None
     return rates, f"{path.name}@{hashlib.blake2b(content, digest_size=4).hexdigest()}"
+
+
+def names_tuned(name: str) -> bool:
+    """Whether ``name`` is what ``read_tuned`` calls a file: a name and a digest."""
+    return re.fullmatch(r"[^/]+@[0-9a-f]{8}", name) is not None
 
 
 def tuned_multiplier(
