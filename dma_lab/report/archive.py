@@ -1,10 +1,11 @@
 """Runs as one file, without their weights: all that the report is made of, small enough to lie beside it.
 
-Sums of losses are rounded to 16 binary digits, which moves none by more than 15 millionths of itself; so a report that
-is to lie beside an archive is to be made of it. A run's summary vouches for its files there as for the original ones.
+Sums of losses and metrics are thinned (dma_lab/report/thinned.py), so a report that is to lie beside an archive is to
+be made of it. A run's summary vouches for its files there as for the original ones.
 """
 
 import io
+import json
 import lzma
 import shutil
 import tarfile
@@ -18,11 +19,11 @@ import numpy as np
 from dma_lab.files import whole
 from dma_lab.messages import UserError
 from dma_lab.report.collect import Run, read_runs
+from dma_lab.report.thinned import thinned_metrics, thinned_sums
 from dma_lab.run_summary import BESIDE, SUMMARY, read_summary, write_summary
 
 SUFFIX = ".tar.xz"
 _EVALUATION = "evaluation"
-_DIGITS = 16
 
 
 def write_archive(roots: Sequence[Path], file: Path) -> int:
@@ -42,7 +43,10 @@ def write_archive(roots: Sequence[Path], file: Path) -> int:
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, whole(file) as stream:
         packed = {name: path for run in runs for name, path in _copied(run, Path(folder)).items()}
-        with lzma.open(stream, "wb", preset=9) as compressed, tarfile.open(fileobj=compressed, mode="w") as archive:
+        with (
+            lzma.open(stream, "wb", preset=9 | lzma.PRESET_EXTREME) as compressed,
+            tarfile.open(fileobj=compressed, mode="w") as archive,
+        ):
             # Alike beside alike, which compresses well.
             for name in sorted(packed, key=lambda name: (Path(name).name, name)):
                 entry = tarfile.TarInfo(name)
@@ -59,22 +63,17 @@ def _copied(run: Run, folder: Path) -> dict[str, Path]:
     for name in BESIDE:
         source = run.path / name
         if name == "validation.npz" and run.scores is not None:
-            np.savez(own / name, **{key: _rounded(values) for key, values in run.scores.items()})  # type: ignore[arg-type]
+            np.savez(own / name, **thinned_sums(run.scores))  # type: ignore[arg-type]
+        elif name == "metrics.jsonl":
+            (own / name).write_text("".join(json.dumps(line) + "\n" for line in thinned_metrics(run.metrics)))
         elif name != "speed.jsonl" and source.exists():  # how fast each step was: the summary has the median
             shutil.copyfile(source, own / name)
     write_summary(own, read_summary(run.path))
     if (run.path / _EVALUATION).is_dir():
-        shutil.copytree(run.path / _EVALUATION, own / _EVALUATION, ignore=shutil.ignore_patterns("*.lock"))
+        shutil.copytree(run.path / _EVALUATION, own / _EVALUATION, ignore=shutil.ignore_patterns("*.lock", "*.npz"))
     files = [path for path in own.rglob("*") if path.is_file()]
     assert own / SUMMARY in files
     return {str(path.relative_to(folder)): path for path in files}
-
-
-def _rounded(values: np.ndarray) -> np.ndarray:
-    if values.dtype != np.float64:
-        return values
-    mantissa, exponent = np.frexp(values)
-    return np.asarray(np.ldexp(np.round(mantissa * 2**_DIGITS) / 2**_DIGITS, exponent))
 
 
 @contextmanager

@@ -189,7 +189,8 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
 def _scores(path: Path) -> dict[str, NDArray[Any]] | None:
     try:
         with np.load(path) as file:
-            scores = dict(file)
+            # An archive has sums in single precision.
+            scores = {key: sums.astype(np.float64) if sums.dtype.kind == "f" else sums for key, sums in file.items()}
     except Exception:  # a damaged archive raises what zipfile, zlib and NumPy raise; the run is shown without
         return None
     return scores if scores.keys() >= _SCORES else None

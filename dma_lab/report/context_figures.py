@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dma_lab.report.collect import Run
 from dma_lab.report.document import Figure, Series
@@ -20,7 +21,7 @@ def loss_by_position(runs: Sequence[Run]) -> Figure | None:
     for run in (shown := at_one_point(scored)):
         assert run.scores is not None
         nats, tokens = run.scores["position_nats"], run.scores["position_tokens"]
-        edges = np.unique(np.geomspace(1, len(nats) + 1, _POSITION_BINS + 1).round().astype(int)) - 1
+        edges = position_edges(len(nats))
         counts = np.add.reduceat(tokens, edges[:-1])
         means = np.add.reduceat(nats, edges[:-1]) / np.maximum(counts, 1)
         middle = np.sqrt((edges[:-1] + 1.0) * edges[1:])
@@ -40,6 +41,11 @@ def loss_by_position(runs: Sequence[Run]) -> Figure | None:
         x_log=True,
         unit="one training a backend; over its validation tokens",
     )
+
+
+def position_edges(context: int) -> NDArray[np.int64]:
+    """Where bins of positions begin that widen with distance, and at last where they end."""
+    return np.unique(np.geomspace(1, context + 1, _POSITION_BINS + 1).round().astype(np.int64)) - 1
 
 
 def recall_by_gap(runs: Sequence[Run]) -> Figure | None:

@@ -1,6 +1,7 @@
 """The figure of training curves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +16,8 @@ def training_curves(runs: Sequence[Run]) -> Figure:
     """Training loss of every run, and validation losses on the way."""
     series = []
     for run in runs:
-        lines = [line for line in run.metrics if line["loss"] is not None]
-        scored = [line for line in lines if line.get("val_loss") is not None]
-        x, y = _binned([line["tokens"] for line in lines], [line["loss"] for line in lines])
+        scored = [line for line in run.metrics if line.get("val_loss") is not None]
+        x, y = training_bins(run.metrics)
         series.append(Series(run.backend, "line", x, y, hover=[run.label] * len(x), faint=True))
         x, y = _binned([line["tokens"] for line in scored], [line["val_loss"] for line in scored], _SCORED_BINS)
         series.append(Series(run.backend, "points", x, y, hover=[f"{run.label}: validation"] * len(x)))
@@ -32,6 +32,13 @@ def training_curves(runs: Sequence[Run]) -> Figure:
         x_log=True,
         unit="a line is one training",
     )
+
+
+def training_bins(lines: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+    """Tokens and losses of the lines of a metrics.jsonl, as a figure has room for them; of no more lines than that as
+    they are."""
+    trained = [line for line in lines if line["loss"] is not None]
+    return _binned([line["tokens"] for line in trained], [line["loss"] for line in trained])
 
 
 def _binned(tokens: Sequence[float], loss: Sequence[float], bins: int = _CURVE_BINS) -> tuple[list[float], list[float]]:

@@ -1,6 +1,7 @@
 """Runs as one file: what the report makes of it is what it makes of the runs, and it vouches for itself."""
 
-import numpy as np
+import json
+
 import pytest
 
 from dma_lab.messages import UserError
@@ -8,7 +9,10 @@ from dma_lab.report.archive import unpacked, write_archive
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
 from dma_lab.report.comparison import compare
+from dma_lab.report.context_figures import loss_by_position
+from dma_lab.report.training_figure import training_curves
 from dma_lab.report.write import write_report
+from tests.report.conftest import vouch
 
 
 @pytest.fixture
@@ -16,10 +20,16 @@ def study(add_run, tmp_path):
     for attention in ("mha", "dma"):
         for seed in (0, 1, 2):
             run = add_run(attention, seed=seed)
+            lines = [{"step": step, "tokens": 100 * step, "loss": 9 / step**0.5 + seed} for step in range(1, 101)]
+            for line in lines[9::10]:
+                line["val_loss"] = line["loss"] - 0.01
+            (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            vouch(run)
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "last.ckpt").write_bytes(b"w" * 1000)
     (run / "evaluation").mkdir()
     (run / "evaluation" / "needle.json").write_text("{}")
+    (run / "evaluation" / "context-01234567.npz").touch()
     add_run("swa", status="running")
     return tmp_path / "runs"
 
@@ -37,15 +47,21 @@ def test_an_archive_gives_the_page_of_its_runs(study, tmp_path):
     assert {run.name for run in packed} == original.keys()
     for run in packed:
         for key, values in run.scores.items():
-            np.testing.assert_allclose(values, original[run.name].scores[key], rtol=2.0**-16, atol=0)
-    pages = []
+            assert values.dtype == original[run.name].scores[key].dtype
+            assert values.sum() == pytest.approx(original[run.name].scores[key].sum(), rel=1e-7)
+    pages, figures = [], []
     for name, roots in (("whole", [study]), ("packed", [file])):
         with unpacked(roots) as folders:
             (members,) = [[run for run in own if run.finished] for own in cohorts(read_runs(*folders)[0]).values()]
             pages.append(compare(members).cells)
             write_report(folders, tmp_path / name)
+            figures.append([training_curves(members), loss_by_position(members)])
+    for whole, thinned in zip(*figures, strict=True):
+        for ours, theirs in zip(whole.series, thinned.series, strict=True):
+            assert (ours.kind, ours.x, list(ours.hover)) == (theirs.kind, theirs.x, list(theirs.hover))
+            assert ours.y == pytest.approx(theirs.y, rel=1e-6)
     for ours, theirs in zip(*pages, strict=True):
-        assert ours.difference.difference == pytest.approx(theirs.difference.difference, abs=1e-5)
+        assert ours.difference.difference == pytest.approx(theirs.difference.difference, abs=1e-7)
     with unpacked([file]) as folders:
         write_report(folders, tmp_path / "again")
     for name in ("index.html", "report.md", "points.csv"):
