@@ -20,6 +20,7 @@ from dma_lab.report.missing import missing_points
 from dma_lab.report.pairs import Difference
 from dma_lab.report.predictions import predictions
 from dma_lab.report.rates import is_tuned
+from dma_lab.report.recall_widths import recall_by_width
 from dma_lab.report.scaling_figures import envelope, isoflop, loss_against_compute
 from dma_lab.report.sparsity import context_in_windows
 from dma_lab.report.splits import hidden_by_the_mean
@@ -74,7 +75,7 @@ def _cohort(
         sections.append(swept)
     if recall := recall_by_gap(finished):
         scatter = recall_against_cache(finished)
-        sections.append(Section("Recall", [recall, *([scatter] if scatter else [])]))
+        sections.append(Section("Recall", [*recall_by_width(finished), recall, *([scatter] if scatter else [])]))
     if position := loss_by_position(finished):
         sections.append(Section("Position in the context", [position]))
     if hidden := hidden_by_the_mean(finished):

@@ -17,6 +17,7 @@ from dma_lab.run_summary import read_summary
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.hardware import resolve_hardware
 from dma_lab.train.plan import build_model, plan_run
+from dma_lab.train.reading import read_settings
 
 SHORT = ["experiment=mqar_small", "tokens=20480", "trainer.log_every=5", "trainer.validate_every=10"]
 
@@ -145,6 +146,34 @@ def test_every_point_of_the_grid_can_be_planned(read):
         plan = plan_run(settings, settings.data.vocab_size, resolve_hardware(settings.trainer))
         assert (plan.shape.d_model, plan.shape.max_seq_len, plan.sequences_per_step) == (256, 2048, 8)
         assert settings.attention.written().get("window", 512) == 512
+
+
+def test_the_papers_size_is_a_sweep_of_its_own():
+    """512 pairs in 2048 tokens and windows of 512, backends x widths x rates x seeds."""
+    from hydra import compose, initialize_config_dir
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(Path(__file__).resolve().parents[2] / "conf"), version_base="1.3"):
+        hydra = compose("train", ["experiment=mqar_paper"], return_hydra_config=True).hydra
+        assert hydra.mode.name == "MULTIRUN"
+        params = [f"{name}={values}" for name, values in hydra.sweeper.params.items()]
+        (points,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(params), None)
+        of_one_seed = [point for point in points if "seed=1" in point and "optimizer.learning_rate=0.002" in point]
+        found = [read_settings(compose("train", ["experiment=mqar_paper", *point])) for point in of_one_seed]
+    assert len(points) == 6 * 3 * 3 * 3
+    attentions = {(own.attention.name, own.attention.written().get("recency")) for own in found}
+    assert attentions == {("dma", "slope"), *((name, None) for name in ("mha", "swa", "mla", "nsa", "dma"))}
+    assert len({(*attention, own.model.d_model) for own in found for attention in attentions}) == 18 == len(found)
+    for own in found:
+        assert (own.study, own.seed, own.optimizer.learning_rate) == ("mqar_paper", 1, 0.002)
+        assert (own.data.size.length, own.data.pairs, own.trainer.context) == (2048, [512], 2048)
+        assert own.attention.written().get("window", 512) == 512
+        assert own.model.head_dim == own.model.d_model <= 256, "as wide as the GPU kernels take"
+    plan = plan_run(found[0], found[0].data.vocab_size, resolve_hardware(found[0].trainer))
+    assert (plan.tokens, plan.steps) == (131_072_000, 8000)
 
 
 @pytest.mark.slow
