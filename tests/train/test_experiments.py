@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from dma_lab.attention import registered_backends
+from dma_lab.train.hardware import resolve_hardware
+from dma_lab.train.plan import matched_model, plan_run
 from dma_lab.train.rung import rung_name
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -19,6 +21,29 @@ def test_chinchilla_experiments_differ_in_the_attention_node_alone(read, rung):
     attention = [settings.pop("attention")["name"] for settings in resolved]
     assert sorted(attention) == sorted(registered_backends())
     assert all(settings == resolved[0] for settings in resolved)
+
+
+def test_the_papers_own_setting_is_its_table(read):
+    """arXiv 2508.02124, table 4, the first row."""
+    own = {name: read(["experiment=paper", f"attention={name}"]) for name in ("mha", "dma", "swa", "mla", "nsa")}
+    plans = {name: plan_run(settings, 32768, resolve_hardware(settings.trainer)) for name, settings in own.items()}
+    for name, settings in own.items():
+        model, optimizer, trainer = settings.model, settings.optimizer, settings.trainer
+        assert (model.n_layers, model.d_model, model.n_heads, model.n_kv_heads, model.head_dim) == (12, 768, 6, 3, 128)
+        assert (optimizer.name, optimizer.learning_rate, settings.schedule.name) == ("adamw", 3e-3, "wsd")
+        assert (plans[name].steps, trainer.tokens_per_step, trainer.context) == (13_500, 131_072, 2048)
+        assert plans[name].parameters.non_embedding == pytest.approx(84.9e6, rel=5e-3)
+        assert settings.data.name == "smollm_corpus"
+    built = {name: matched_model(settings, 32768).blocks[0].attention for name, settings in own.items()}
+    assert {name: built[name].window for name in ("dma", "swa", "nsa")} == {"dma": 1024, "swa": 1024, "nsa": 512}
+    assert (built["dma"].score, built["dma"].recency, built["dma"].recent, built["dma"].learned) == (
+        "exp",
+        None,
+        0,
+        True,
+    )
+    assert (built["nsa"].block, built["nsa"].selected_block, built["nsa"].selected_blocks) == (32, 64, 16)
+    assert built["mla"].kv_rank == 192
 
 
 def test_a_command_line_override_wins_over_the_experiment(read):
