@@ -85,9 +85,9 @@ def _compare(beside: Sequence[tuple[Run, list[Run] | str]], part: Part) -> Compa
                 by_point = alike.setdefault((run.backend, other.backend), {})
                 by_point.setdefault(key, []).append((run, difference))
     found: list[OverTrainings] = []
-    for (_, named), by_point in alike.items():
-        own = list(by_point.values())
-        values = mean_differences([_cell(members) for members in own])
+    cells = [list(by_point.values()) for by_point in alike.values()]
+    means = mean_differences([[_cell(members) for members in own] for own in cells])
+    for (_, named), own, values in zip(alike, cells, means, strict=True):
         found += [OverTrainings(members[0][0], named, value) for members, value in zip(own, values, strict=True)]
     order = {run.path: number for number, (run, _) in enumerate(pairs)}
     return Comparison(pairs, sorted(found, key=lambda cell: (" " in cell.beside, order[cell.run.path])))
@@ -100,7 +100,8 @@ def _cell(members: Sequence[tuple[Run, PairedDifference]]) -> Cell:
     run, difference = members[0]
     # A seed that was run twice is one training that was run twice.
     nats = np.stack([np.mean(repeated, axis=0) for repeated in by_seed.values()])
-    return Cell(nats, difference.tokens, without(run.conditions, frozenset({"seed", "tokens", WARMUP})))
+    rung = without(run.conditions, frozenset({"seed", "tokens", WARMUP}))
+    return Cell(nats, difference.tokens, rung, float(run.params))
 
 
 def comparison_table(runs: Sequence[Run]) -> Group:
@@ -163,8 +164,8 @@ CELL_TERMS = (
     "Loss minus that of MHA with the same seed (or of the variant of MHA under beside): the mean over seeds, and a "
     "95 % interval of the mean over all seeds and all documents of the kind (*: over all seeds, on these few "
     "documents). Its units are trainings; branches of one training are no more of them. Standard deviation over "
-    "seeds: of the rung's own where it has five or more, else (~) pooled over all rungs of the backend that have two, "
-    "which takes noise to be alike there."
+    "seeds: of the rung's own where it has five or more, else (~) by all rungs of the backend that have two, as a "
+    "power of size that all backends have in common."
 )
 
 

@@ -4,9 +4,9 @@ Seeds and documents are two crossed samples: every seed's models score the same 
 by what a document does to one training alone, which either variance contains and their sum must hold once only (as in
 the analysis of variance of a two-way layout with random factors).
 
-Two seeds tell their own spread to a factor of thirty. Where a cell has few, the spread of all replicated rungs of the
-backend stands for it (a mean of variances, weighted by degrees of freedom); budgets that are branches of the same
-trainings share their noise, and count as one rung's.
+Two seeds tell their own spread to a factor of thirty. Where a cell has few, that of all replicated rungs stands for it,
+as a smooth function of size (dma_lab/scaling/noise_by_size.py); budgets that are branches of the same trainings share
+their noise, and count as one rung's.
 """
 
 from collections.abc import Hashable, Sequence
@@ -19,6 +19,7 @@ from scipy import special
 from dma_lab.scaling.documents import LEAST_DOCUMENTS, effective_number, mean_variance
 from dma_lab.scaling.documents import freedom as document_freedom
 from dma_lab.scaling.interval import Interval
+from dma_lab.scaling.noise_by_size import variances_by_size
 
 Vector = NDArray[np.float64]
 OWN_FREEDOM = 4
@@ -36,6 +37,8 @@ class Cell:
     """(documents,), all above 0."""
     rung: Hashable
     """Equal in cells whose trainings share noise: budgets of one rung, as branches of the same trainings."""
+    size: float
+    """Non-embedding parameters: noise changes with it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class MeanDifference:
     spread: float | None
     """Standard deviation over seeds that the interval has in it: None where no rung has two seeds."""
     pooled: bool
-    """Whether ``spread`` is that of several rungs' seeds."""
+    """Whether ``spread`` is what the seeds of several rungs say, as a smooth function of size."""
     interval: Interval | None
     """95 %: of the mean over all seeds and, with ``over_documents``, over all documents of the kind."""
     over_documents: bool
@@ -58,20 +61,21 @@ class MeanDifference:
     """Two-sided, that the mean over all seeds (and documents) is 0."""
 
 
-def mean_differences(cells: Sequence[Cell]) -> list[MeanDifference]:
-    """Of all cells of one backend, in their order."""
-    parts = [_parts(cell) for cell in cells]
-    rungs = {
-        cell.rung: _pool([part for of, part in zip(cells, parts, strict=True) if of.rung == cell.rung])
-        for cell in cells
-    }
-    together = _across(list(rungs.values()))
+def mean_differences(backends: Sequence[Sequence[Cell]]) -> list[list[MeanDifference]]:
+    """Of all cells of each backend, in their order; how noise falls with size is taken to be alike in all of them."""
+    parts = [[_parts(cell) for cell in cells] for cells in backends]
+    spreads = [_by_rung(cells, own) for cells, own in zip(backends, parts, strict=True)]
+    smooth = _smooth(backends, spreads)
     found = []
-    for cell, part in zip(cells, parts, strict=True):
-        own = rungs[cell.rung]
-        # A cell with one seed has no spread of its own, were its rung's other budgets replicated ever so often.
-        alone = own.freedom >= OWN_FREEDOM or own.freedom == together.freedom
-        found.append(_mean_difference(cell, part, own if alone else together, pooled=not alone))
+    for cells, own_parts, rungs, smoothed in zip(backends, parts, spreads, smooth, strict=True):
+        freedom = sum(rung.freedom for rung in rungs.values())
+        own_found = []
+        for cell, part in zip(cells, own_parts, strict=True):
+            own = rungs[cell.rung]
+            # A cell with one seed has no spread of its own, were its rung's other budgets replicated ever so often.
+            alone = own.freedom >= OWN_FREEDOM or own.freedom == freedom
+            own_found.append(_mean_difference(cell, part, own if alone else smoothed[cell.rung], pooled=not alone))
+        found.append(own_found)
     return found
 
 
@@ -95,7 +99,16 @@ class _Spread:
 
     over_seeds: float
     interaction: float
-    freedom: int
+    freedom: float
+    estimate: float
+    """What ``over_seeds`` most likely is; with few degrees of freedom a smoothed one is less, and its tail longer."""
+
+
+def _by_rung(cells: Sequence[Cell], parts: Sequence[_Parts]) -> dict[Hashable, _Spread]:
+    of: dict[Hashable, list[_Parts]] = {}
+    for cell, part in zip(cells, parts, strict=True):
+        of.setdefault(cell.rung, []).append(part)
+    return {rung: _pool(own) for rung, own in of.items()}
 
 
 def _parts(cell: Cell) -> _Parts:
@@ -113,25 +126,39 @@ def _pool(parts: Sequence[_Parts]) -> _Spread:
     """Of the budgets of one rung: they share their trainings, so three of them have no more degrees of freedom."""
     replicated = [part for part in parts if part.seeds > 1]
     if not replicated:
-        return _Spread(np.nan, np.nan, 0)
+        return _Spread(np.nan, np.nan, 0, np.nan)
     weights = [part.seeds - 1 for part in replicated]
-    return _Spread(
-        float(np.average([part.over_seeds for part in replicated], weights=weights)),
-        float(np.average([part.interaction for part in replicated], weights=weights)),
-        max(weights),
-    )
+    over_seeds = float(np.average([part.over_seeds for part in replicated], weights=weights))
+    interaction = float(np.average([part.interaction for part in replicated], weights=weights))
+    return _Spread(over_seeds, interaction, max(weights), over_seeds)
 
 
-def _across(rungs: Sequence[_Spread]) -> _Spread:
-    known = [rung for rung in rungs if rung.freedom]
+def _smooth(
+    backends: Sequence[Sequence[Cell]], spreads: Sequence[dict[Hashable, _Spread]]
+) -> list[dict[Hashable, _Spread]]:
+    """At every rung what the seeds of all rungs say; no backend that has seeds without spread has any."""
+    squares = [sum(own.freedom * own.over_seeds for own in rungs.values() if own.freedom) for rungs in spreads]
+    known = [number for number, value in enumerate(squares) if value > 0]
+    found: list[dict[Hashable, _Spread]] = [
+        dict.fromkeys(rungs, _Spread(np.nan, np.nan, 0, np.nan)) for rungs in spreads
+    ]
     if not known:
-        return _Spread(np.nan, np.nan, 0)
-    weights = [rung.freedom for rung in known]
-    return _Spread(
-        float(np.average([rung.over_seeds for rung in known], weights=weights)),
-        float(np.average([rung.interaction for rung in known], weights=weights)),
-        sum(weights),
-    )
+        return found
+    columns = []
+    for number in known:
+        rungs, size = spreads[number], {cell.rung: cell.size for cell in backends[number]}
+        freedom = np.array([float(own.freedom) for own in rungs.values()])
+        variance = np.array([own.over_seeds if own.freedom else 0.0 for own in rungs.values()])
+        columns.append((np.log([size[rung] for rung in rungs]), variance, freedom))
+    for number, smooth in zip(known, variances_by_size(columns), strict=True):
+        rungs = spreads[number]
+        # Of the spread a part as large as over all rungs.
+        interaction = sum(own.freedom * own.interaction for own in rungs.values() if own.freedom) / squares[number]
+        values = zip(smooth.variance, smooth.freedom, smooth.estimate, strict=True)
+        for rung, (variance, own_freedom, estimate) in zip(rungs, values, strict=True):
+            of_rung = float(variance), float(interaction * variance), float(own_freedom), float(estimate)
+            found[number][rung] = _Spread(*of_rung)
+    return found
 
 
 def _mean_difference(cell: Cell, part: _Parts, spread: _Spread, *, pooled: bool) -> MeanDifference:
@@ -154,7 +181,7 @@ def _mean_difference(cell: Cell, part: _Parts, spread: _Spread, *, pooled: bool)
         part.seeds,
         len(cell.tokens),
         effective,
-        float(np.sqrt(spread.over_seeds)),
+        float(np.sqrt(spread.estimate)),
         pooled,
         (part.mean - reach, part.mean + reach),
         over_documents,

@@ -54,7 +54,7 @@ def differences(sums, name, tokens_of):
     """Over trainings, of the targets in ``tokens_of(array)`` (documents,)."""
     tokens = tokens_of(sums["mha", 0][1]).astype(float)
     nats = [tokens_of(sums[name, seed][0]) - tokens_of(sums["mha", seed][0]) for seed in (0, 1, 2)]
-    (found,) = mean_differences([Cell(np.stack(nats)[:, tokens > 0], tokens[tokens > 0], "nano")])
+    ((found,),) = mean_differences([[Cell(np.stack(nats)[:, tokens > 0], tokens[tokens > 0], "nano", 1.0)]])
     return found
 
 

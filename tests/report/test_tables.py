@@ -110,7 +110,9 @@ def test_differences_over_trainings_are_those_of_the_runs_documents(compared):
     for attention in ("dma", "nsa"):
         files = {key: np.load(path / "validation.npz") for key, path in paths.items()}
         nats = [files[attention, seed]["document_nats"] - files["mha", seed]["document_nats"] for seed in (0, 1)]
-        (own,) = mean_differences([Cell(np.stack(nats), files["mha", 0]["document_tokens"].astype(float), "nano")])
+        ((own,),) = mean_differences(
+            [[Cell(np.stack(nats), files["mha", 0]["document_tokens"].astype(float), "nano", 1.0)]]
+        )
         low, high = own.interval
         cells = f"2 | {own.difference:+.4f} [{low:+.4f}, {high:+.4f}] | {own.spread:.4f} | {own.p_value:.2g} |"
         assert f"| {attention} | nano | 1,000,000 | {cells}" in text

@@ -26,9 +26,15 @@ class Study:
     differences: np.ndarray
     """(backend - 1, size, seed, budget, documents): summed over tokens, to mha of the same seed."""
     noise: np.ndarray
-    """(backend,): standard deviation of a run's loss, nats."""
+    """(backend,): standard deviation of a run's loss, nats, in the middle of the ladder."""
+    fall: float
+    """How many times as large it is at the smallest size as at the largest, between them a power of size."""
     true: np.ndarray
     """(backend - 1, size, budget): the difference over all seeds and documents."""
+
+    def noise_at(self, backend: int, size: float) -> float:
+        """Standard deviation of a run's loss at a size, nats."""
+        return float(self.noise[backend] * _relative_noise(np.array(size), self.fall))
 
     def points(self, backend: int) -> tuple[np.ndarray, ...]:
         """Parameters, tokens, losses and trainings of one backend's runs."""
@@ -39,8 +45,18 @@ class Study:
         return params, tokens, self.loss[backend].ravel(), training
 
 
+def _relative_noise(size: np.ndarray, fall: float) -> np.ndarray:
+    return (size / np.sqrt(SIZES[0] * SIZES[-1])) ** (-np.log(fall) / np.log(SIZES[-1] / SIZES[0]))
+
+
 def make_study(
-    seed: int, seeds: int, *, noise: tuple[float, float] = (0.005, 0.05), shared: float = 0.9, of_document: float = 0.03
+    seed: int,
+    seeds: int,
+    *,
+    noise: tuple[float, float] = (0.005, 0.05),
+    shared: float = 0.9,
+    of_document: float = 0.03,
+    fall: float = 1.0,
 ) -> Study:
     """One study.
 
@@ -49,6 +65,7 @@ def make_study(
         seeds: trainings per backend and size.
         noise: least and largest standard deviation over trainings, nats; every backend has its own.
         shared: how much of its variance the branches of a training have in common.
+        fall: the noise of the smallest size over that of the largest.
         of_document: standard deviation of what one document does to one training, nats per token.
     """
     generator = np.random.default_rng([seed, 27])
@@ -63,7 +80,7 @@ def make_study(
     true = E + A * SIZES[:, None] ** -alpha + B * tokens**-beta
     spread = np.exp(generator.uniform(*np.log(noise), len(BACKENDS)))[:, None, None, None]
     shape = (len(BACKENDS), len(SIZES), seeds, len(BUDGETS))
-    luck = spread * (
+    luck = (spread * _relative_noise(SIZES, fall)[:, None, None]) * (
         np.sqrt(shared) * generator.normal(size=(*shape[:-1], 1)) + np.sqrt(1 - shared) * generator.normal(size=shape)
     )
     counts = np.round(generator.lognormal(5, 0.6, DOCUMENTS))
@@ -78,5 +95,6 @@ def make_study(
         counts,
         by_document[1:] - by_document[:1],
         spread.ravel(),
+        fall,
         true[1:] - true[:1],
     )

@@ -36,7 +36,7 @@ def held_by(study, backend, generator) -> dict[str, bool]:
         # A training to come, five times the largest size.
         size, tokens = 5 * SIZES[-1], 4 * study.tokens[-1, -1]
         low, high = law.predicted_interval(size, tokens)
-        loss = float(truth.predict(size, tokens)) + study.noise[own] * generator.normal()
+        loss = float(truth.predict(size, tokens)) + study.noise_at(own, size) * generator.normal()
         held[f"forecast {own}"] = low <= loss <= high
     ours, theirs = share_floor(laws[backend], laws[0])
     for ahead in AHEAD:
