@@ -125,7 +125,8 @@ def law_parameters(laws: Mapping[str, TrainingsFit], published: Mapping[str, Par
         "L(N, D) = E + A/N^α + B/D^β, nats per token: by least squares, with 95 % intervals over trainings, for "
         "branches of one training share its noise; and as in the literature (Huber loss on log L, δ = 1e-3), which "
         "keeps outliers down and takes every run for a training. Noise: standard deviation of a training's and, after "
-        "a +, of what each branch adds, nats.",
+        "a +, of what each branch adds, nats, at the size in the middle of the runs; where two sizes have several "
+        "seeds, it is a power of size, and runs weigh by it.",
         ("attention", "fit", "E", "A", "B", "α", "β", "trainings", "noise"),
         rows,
         frozenset(("attention", "fit")),

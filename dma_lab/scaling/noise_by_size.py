@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import optimize, special
 
 Vector = NDArray[np.float64]
-_PRIOR = 1.0
+POWER_PRIOR = 1.0
 """Standard deviation of b: over a tenfold in size a standard deviation that falls or rises threefold."""
 _POWERS = np.linspace(-4.0, 4.0, 161)
 
@@ -41,7 +41,7 @@ def variances_by_size(backends: Sequence[tuple[Vector, Vector, Vector]]) -> list
     At equal sizes it is the pooled variance and its degrees of freedom, exactly.
     """
     middle = float(np.mean(np.concatenate([sizes for sizes, _, _ in backends])))
-    density = -(_POWERS**2) / (2 * _PRIOR**2)
+    density = -(_POWERS**2) / (2 * POWER_PRIOR**2)
     parts = []
     for sizes, variance, freedom in backends:
         known, x = freedom > 0, sizes - middle

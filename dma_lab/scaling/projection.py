@@ -1,8 +1,9 @@
 """The law with its noise: branches of one training share a part of it, and E, A and B are linear given the rest.
 
 Loss of a run = E + A / N^alpha + B / D^beta + u + e, nats per token: u, normal, is the training's, one in all of
-its branches, e, normal, the branch's own. Given the exponents and the ratio of the two variances, E, A and B are those
-of generalised least squares in closed form (variable projection, Golub and Pereyra 1973).
+its branches, e, normal, the branch's own; the variances of both may be a power of N. Given the exponents, the ratio of
+the two variances and that power, E, A and B are those of generalised least squares in closed form (variable projection,
+Golub and Pereyra 1973).
 """
 
 from dataclasses import dataclass
@@ -78,6 +79,9 @@ class Trainings:
         self.runs = len(of)
         self.branched = len(of) > len(labels)
         """Whether any training has two branches: else the two noises are one."""
+        places, several = np.unique(np.column_stack((points.log_n, points.log_d)), axis=0, return_counts=True)
+        self.replicated = len(np.unique(places[several > 1, 0])) > 1
+        """Whether two sizes or more have several seeds, which tell how noise changes with size."""
         self._turn = np.concatenate(rows)
         self._branches = np.array(branches)
         self._loss = self._turn @ np.exp(points.log_l)
@@ -86,16 +90,21 @@ class Trainings:
         self._from = points.log_n.min(), points.log_d.min()
         self._u, self._v = points.log_n - self._from[0], points.log_d - self._from[1]
         self._middle = self._u.mean(), self._v.mean()
+        # All branches of a training have its size, and so have the rows that they are turned into.
+        self._row_u = np.array([self._u[row != 0][0] for row in self._turn]) - self._middle[0]
+        self.middle = float(self._from[0] + self._middle[0])
+        """Log of the size that noise is given at."""
 
-    def normal(self, log_alpha: Vector, log_beta: Vector, log_ratio: Vector) -> Normal:
+    def normal(self, log_alpha: Vector, log_beta: Vector, log_ratio: Vector, power: Vector) -> Normal:
         """Normal equations at every candidate (m,).
 
+        ``power``: of size, that both variances are.
         ``log_ratio``: natural logarithm of the variance of a whole training's mean over that of its branches' own,
         both times the number of branches: 0 where branches share no noise.
         """
         alpha, beta = np.exp(log_alpha)[:, None], np.exp(log_beta)[:, None]
         shared = np.expm1(log_ratio)[:, None] / max(self._branches.max(), 1)
-        weights = 1 / (1 + self._branches * shared)
+        weights = np.exp(-power[:, None] * self._row_u) / (1 + self._branches * shared)
         x, y = np.exp(-alpha * self._u), np.exp(-beta * self._v)
         columns = np.stack(
             (

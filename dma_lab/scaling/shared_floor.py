@@ -52,4 +52,5 @@ def _given(law: TrainingsFit, rows: NDArray[np.intp], floor: Vector) -> Training
     assert law.intervals is not None
     samples = np.column_stack((floor, _samples(law)[rows, 1:]))
     intervals = {name: percentile_interval(samples[:, i]) for i, name in enumerate(law.intervals)}
-    return dataclasses.replace(law, intervals=intervals, samples=samples, noise=law.noise[rows])
+    noise = {name: getattr(law, name)[rows] for name in ("noise", "noise_power")}
+    return dataclasses.replace(law, intervals=intervals, samples=samples, **noise)

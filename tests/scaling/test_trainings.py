@@ -53,11 +53,12 @@ def test_without_branches_law_and_intervals_are_those_of_scipys_least_squares():
 def test_the_law_of_branches_is_that_of_their_covariance_written_out():
     params, tokens, loss, training = runs(of_training=0.02)
     runs_of = Trainings(take_points(params, tokens, loss), training)
-    log_ratio = 5.0
+    log_ratio, power = 5.0, -0.7
     shared = float(runs_of.shared_of(log_ratio))
-    covariance = np.eye(len(loss)) + shared * (training[:, None] == training)
+    relative = (params / np.exp(np.log(params).mean())) ** (power / 2)
+    covariance = (np.eye(len(loss)) + shared * (training[:, None] == training)) * np.outer(relative, relative)
     exponents = np.log([0.3, 0.4])
-    normal = runs_of.normal(*(np.array([value]) for value in (*exponents, log_ratio)))
+    normal = runs_of.normal(*(np.array([value]) for value in (*exponents, log_ratio, power)))
     (coefficients,), (left,) = normal.best
     A, B = coefficients[1:] * np.exp(normal.scale[0])
     columns = np.column_stack((np.ones(len(loss)), params**-0.3, tokens**-0.4))
@@ -154,3 +155,32 @@ def test_a_shared_floor_is_where_both_laws_allow_it_and_narrows_both():
     far = ParametricFit(E=2.5, A=400.0, B=2000.0, alpha=0.34, beta=0.37, objective=0.0)
     with pytest.raises(UserError, match="no E fits both laws"):
         share_floor(one, fit_trainings(*runs(law=far)))
+
+
+def test_noise_that_falls_with_size_is_found_where_seeds_tell_it_and_weighs_the_runs():
+    """Against least squares weighted by the true noise."""
+    sizes, tokens = np.geomspace(1e8, 1e10, 6), np.geomspace(1e10, 1e12, 4)
+    params, data, _ = (array.ravel() for array in np.meshgrid(sizes, tokens, np.arange(4), indexing="ij"))
+    noise = 0.05 * (params / 1e8) ** -0.75
+    loss = law((params, data), 1.7, 400, 2000, 0.34, 0.37) + noise * np.random.default_rng(3).normal(size=len(params))
+    fit = fit_trainings(params, data, loss, np.arange(len(loss)))
+    low, high = np.quantile(fit.noise_power, (0.025, 0.975))
+    assert low < -1.5 < high < -1.2, "the variance's power"
+    assert fit.noise_size == pytest.approx(1e9)
+    middle = 0.05 * 10**-0.75
+    assert np.median(fit.noise[:, 1]) == pytest.approx(middle, rel=0.15)
+    start = 1.7, 400, 2000, 0.34, 0.37
+    best, covariance = curve_fit(law, (params, data), loss, start, sigma=noise)
+    for name, index in (("E", 0), ("alpha", 3), ("beta", 4)):
+        reach = np.sqrt(covariance[index, index])
+        assert getattr(fit, name) == pytest.approx(best[index], abs=0.4 * reach), name
+        assert np.ptp(fit.intervals[name]) == pytest.approx(2 * 1.98 * reach, rel=0.2), name
+    small, large = (np.ptp(fit.predicted_interval(size, 1e11)) for size in (1e8, 1e10))
+    assert small == pytest.approx(3.92 * 0.05, rel=0.2)
+    assert large < 0.1 * small
+
+
+def test_without_seeds_noise_is_taken_to_be_alike():
+    params, tokens, loss, training = runs()
+    fit = fit_trainings(params, tokens, loss, training)
+    assert not fit.noise_power.any()
