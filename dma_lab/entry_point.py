@@ -10,14 +10,14 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dma_lab.messages import RunHeldError, UserError
@@ -69,11 +69,11 @@ def run_entry_point(
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except (HydraException, OmegaConfBaseException) as error:
-        _refuse(_unnamed_choice() or _one_sentence(error))
+        _refuse(_unnamed_choice() or _one_sentence(error, config_name))
     except Exception as error:
         if not _is_of_composing(error):
             raise
-        _refuse(_unnamed_choice() or _one_sentence(error))
+        _refuse(_unnamed_choice() or _one_sentence(error, config_name))
     finally:
         SweepCallback.report_stopped()
 
@@ -135,7 +135,7 @@ def _refuse(sentence: str, exit_status: int = UserError.exit_status) -> NoReturn
     raise SystemExit(exit_status)
 
 
-def _one_sentence(error: Exception) -> str:
+def _one_sentence(error: Exception, config_name: str = "train") -> str:
     """Hydra's and OmegaConf's errors, said as a setting, its value and what would do."""
     cause: BaseException = error
     while cause.__cause__ is not None:
@@ -151,7 +151,7 @@ def _one_sentence(error: Exception) -> str:
     if key := re.search(r"An item is already at '([^']+)'", text):
         return f"+{key.group(1)} adds a setting that is there; leave out the +."
     if key := re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^'=]+)'", text):
-        return f"{key.group(1)} is no setting here{_nearest(key.group(1), reason)}; see conf/ for those there are."
+        return f"{key.group(1)} is no setting here{_which_are(key.group(1), config_name)}."
     if key := re.search(r"Key '([^']+)' is not in struct", reason):
         full_key = re.search(r"full_key: (\S+)", reason)
         return f"{full_key.group(1) if full_key else key.group(1)} is no setting here; see conf/ for those there are."
@@ -179,18 +179,40 @@ def _unnamed_choice() -> str | None:
     return None
 
 
-def _nearest(key: str, reason: str) -> str:
-    known = {
-        ".".join((*(part for part in path.relative_to(folder).parent.parts if part != "base"), name))
-        for folder in config_dirs(sys.argv[1:])
-        for path in folder.rglob("*.yaml")
-        for name in re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    }
+def _which_are(key: str, config_name: str) -> str:
+    """Beside what may have been meant by ``key``, which the entry point's config does not have."""
+    own, of_groups = _settings_of(config_name)
+    known = own | of_groups
     elsewhere = [name for name in known if name.rpartition(".")[2] == key and name != key]
     if elsewhere:  # the trainer's context, say, which is what runs, before the rung's
-        return f" (did you mean {min(elsewhere, key=lambda name: (not name.startswith('trainer.'), name))}?)"
-    match = difflib.get_close_matches(key, sorted(known - {key}), n=1, cutoff=0.7)
-    return f" (did you mean {match[0]}?)" if match else ""
+        close = [min(elsewhere, key=lambda name: (not name.startswith("trainer."), name))]
+    else:
+        close = difflib.get_close_matches(key, sorted(known - {key}), n=1, cutoff=0.7)
+    meant = f" (did you mean {close[0]}?)" if close else ""
+    return f"{meant}; see conf/ for those there are" if of_groups else f"{meant}; there are: {', '.join(sorted(own))}"
+
+
+def _settings_of(config_name: str) -> tuple[set[str], set[str]]:
+    """What a config has at its top, and, as ``group.name``, what the groups have that it chooses of."""
+    own: set[str] = set()
+    of_groups: set[str] = set()
+    config = cast(DictConfig, OmegaConf.load(CONFIG_DIR / f"{config_name}.yaml"))
+    for choice in config.get("defaults", []):
+        if isinstance(choice, str):
+            if choice != "_self_":
+                above = _settings_of(choice)
+                own, of_groups = own | above[0], of_groups | above[1]
+            continue
+        for group in (name for name in choice if not name.startswith("override ")):
+            for folder in config_dirs(sys.argv[1:]):
+                for path in (folder / group).rglob("*.yaml"):
+                    within = [part for part in path.relative_to(folder).parent.parts if part != "base"]
+                    of_groups |= {".".join((*within, name)) for name in _names_in(path)}
+    return own | _names_in(CONFIG_DIR / f"{config_name}.yaml"), of_groups
+
+
+def _names_in(path: Path) -> set[str]:
+    return set(re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), flags=re.MULTILINE)) - {"defaults", "hydra"}
 
 
 def agents_arguments(arguments: Sequence[str]) -> list[str]:

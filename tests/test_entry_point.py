@@ -107,6 +107,13 @@ def test_what_makes_no_config_is_one_sentence(refusal, arguments, said):
     ("entry_point", "arguments", "said"),
     [
         ("plan", ["flops_per_second=inf"], "flops_per_second=inf: input should be a finite number"),
+        (
+            "plan",
+            ["flops_per_secnd=1"],
+            "flops_per_secnd is no setting here (did you mean flops_per_second?); see conf/",
+        ),
+        ("export", ["run=outputs"], "run is no setting here; there are: checkpoint, format, license, to."),
+        ("export", ["licence=mit"], "licence is no setting here (did you mean license?); there are: checkpoint, "),
         ("plan", ["flops_per_second=true"], "flops_per_second=True: input should be a valid number"),
         ("evaluate", ["checkpoint=[1]"], "checkpoint=[1]: input should be a valid string"),
         ("evaluate", ["checkpoint=null"], "checkpoint=None: input should be a valid string"),
