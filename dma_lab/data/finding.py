@@ -142,10 +142,11 @@ def _judge(files: list[Path], others: Counter[str], given: str) -> None:
     if unknown.total() > len(files) and (files or not unknown.keys() <= {NO_FILE}):
         taken = by_kind(format_of(file) or "" for file in files) or "none"
         kinds = by_kind(why.partition(":")[0] for why in unknown.elements())
+        (likely, _), *_ = Counter(why.partition(":")[0] for why in unknown.elements()).most_common()
         raise UserError(
             f"{given} holds mostly files in no known format ({kinds}) beside those in one ({taken}): say which are "
-            f"meant, as data.pattern=**/*.txt (of any kind that is text), or convert the others; the formats are "
-            f"{FORMATS}."
+            f"meant, as data.pattern=**/*{likely if likely.startswith('.') else '.txt'} (of any kind that is text), or "
+            f"convert the others; the formats are {FORMATS}."
         )
 
 

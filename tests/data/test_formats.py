@@ -206,7 +206,7 @@ def test_a_pattern_takes_any_kind_and_the_rest_is_counted(tmp_path, settings_of,
         (tmp_path / "docs" / f"{n}.py").write_text("print()")
     (tmp_path / "docs" / ".git").mkdir()
     tokenizer = str(data.tokenizer_file)
-    with pytest.raises(UserError, match=r"mostly files in no known format .*60 \.rst.*data\.pattern="):
+    with pytest.raises(UserError, match=r"mostly files in no known format .*60 \.rst.*data\.pattern=\*\*/\*\.py \("):
         prepare_data(settings_of(tmp_path / "docs"), 1)
     made = prepare_data(settings_of(tmp_path / "docs", pattern="**/*.rst", tokenizer=tokenizer), 1)
     texts = [file.read_text() for file in (tmp_path / "docs" / "deep").iterdir()]
