@@ -4,7 +4,7 @@
 dense figure is the fastest of PyTorch's own kernels and the flash-attn packages that are installed, all of which get as
 many key/value heads as there are query heads: how few they are is nothing to dense attention's arithmetic. The floor of
 a figure is the arithmetic of its live (query, key) pairs at the rate of the dense kernel it stands beside. All that is
-measured at one length takes turns; other packages follow it.
+measured at one length takes turns; other packages follow it. "launch" is what Python takes to hand over a total.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from benchmarks.kernel_cases import KINDS, PARTS, Case, dense_functions, flex_fu
 from benchmarks.packages import packages_beside
 from benchmarks.record import write_record
 from benchmarks.settings import KernelsSettings
-from benchmarks.timing import eager_milliseconds, in_turns, progress, require_gpu
+from benchmarks.timing import in_turns, launch_milliseconds, progress, require_gpu
 
 _FLASH_UP_TO = 32_768  # tokens; beyond, seconds would go into kernels of the generation before
 
@@ -71,7 +71,7 @@ def _measure(
     best = {part: min(each[part] for each in dense.values()) for part in ("forward", "total")}
     points = []
     for (K, kind), case in cases.items():
-        ours = {part: times[K, kind, part] for part in PARTS} | {"total_eager": eager_milliseconds(case.total)}
+        ours = {part: times[K, kind, part] for part in PARTS} | {"launch": launch_milliseconds(case.total)}
         share = live_share(case.expiry)
         point = {"N": N, "window": window, "H": case.q.shape[1], "K": K, "scores": kind, "ours": ours, "dense": dense}
         point["packages"] = packages_beside(kind, case.q, case.k, case.v, case.scores, case.expiry, window, case.d_out)
@@ -99,13 +99,13 @@ def _table(measured: list[dict[str, Any]]) -> Table:
     table = Table(title="interval attention, bf16, milliseconds (x: times faster than dense)", title_justify="left")
     for column in ("N, w", "heads", "scores", "selection", "lists", "order", "forward", "x", "floor", "total", "x"):
         table.add_column(column, justify="left" if column in ("N, w", "scores") else "right")
-    for column in ("floor", "eager", "dense fwd", "dense total"):
+    for column in ("floor", "launch", "dense fwd", "dense total"):
         table.add_column(column, justify="right")
     for point in measured:
         ours, floor = point["ours"], point["floor"]
         numbers = [ours["selection"], ours["key_lists"], ours["key_order"], ours["forward"]]
         numbers += [point["forward_times_faster"], floor["forward"], ours["total"], point["total_times_faster"]]
-        numbers += [floor["total"], ours["total_eager"]]
+        numbers += [floor["total"], ours["launch"]]
         numbers += [min(times[part] for times in point["dense"].values()) for part in ("forward", "total")]
         shape = f"{point['N']}, {point['window']}", f"{point['H']}/{point['K']}", point["scores"]
         table.add_row(*shape, *(f"{number:.3g}" for number in numbers))

@@ -2,6 +2,7 @@
 
 import random
 import statistics
+import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from dma_lab.messages import UserError
 Key = TypeVar("Key", bound=Hashable)
 _ROUNDS = 5
 _TURN = 50.0  # milliseconds of work that a turn times
+_LAUNCHES = 60
 _RUN_IN = 3  # times as much goes before it, so that the clock is that of this work under steady load
 
 
@@ -73,11 +75,19 @@ def _elapsed(function: Callable[[], Any]) -> float:
     return float(start.elapsed_time(end))
 
 
-def eager_milliseconds(function: Callable[[], Any]) -> float:
-    """Median time of a call as Python makes it."""
-    from triton.testing import do_bench
+def launch_milliseconds(function: Callable[[], Any]) -> float:
+    """What Python takes to hand one call of ``function`` to an idle GPU, which need not have finished by then.
 
-    return float(do_bench(function, warmup=20, rep=60, return_mode="median"))
+    The lower quartile of many: other work on the machine's cores can only add to it.
+    """
+    times = []
+    for _ in range(_LAUNCHES):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        function()
+        times.append(1e3 * (time.perf_counter() - began))
+    torch.cuda.synchronize()
+    return statistics.quantiles(times, n=4)[0]
 
 
 def forward_and_total(attend: Callable[..., Tensor], inputs: Sequence[Tensor], d_out: Tensor) -> dict[str, float]:
