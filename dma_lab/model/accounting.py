@@ -1,10 +1,12 @@
 """What a model is made of and what it costs: parameters by part, FLOPs, bytes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from dma_lab.attention import AttentionBackend
 from dma_lab.model.loss import largest_chunk
 from dma_lab.model.transformer import Transformer
 
@@ -69,14 +71,14 @@ def training_flops_per_sequence(model: Transformer, seq_len: int) -> TrainingFlo
     )
 
 
-def keys_per_query(model: Transformer, seq_len: int) -> float | None:
+def keys_per_query(attention: Sequence[AttentionBackend], seq_len: int) -> float | None:
     """Keys that a query attends to, the mean over ``seq_len`` queries and all layers; (seq_len + 1) / 2 of MHA.
 
     NSA's are those of all three branches, a compressed block being one key. None where queries read no keys.
     """
-    if not all(block.attention.reads_keys for block in model.blocks):
+    if not all(layer.reads_keys for layer in attention):
         return None
-    layers = [block.attention.flops(seq_len) for block in model.blocks]
+    layers = [layer.flops(seq_len) for layer in attention]
     shares = [layer.mixing / layer.mixing_dense for layer in layers]
     return (seq_len + 1) / 2 * sum(shares) / len(shares)
 

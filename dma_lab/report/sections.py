@@ -11,6 +11,7 @@ from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import BASELINE, Run, Unreadable
 from dma_lab.report.comparison import NO_SPREAD, Comparison
 from dma_lab.report.context_figures import loss_by_position, recall_by_gap
+from dma_lab.report.control_table import control_table
 from dma_lab.report.controls import content_sentences
 from dma_lab.report.document import Block, Document, Figure, Heatmap, Notice, Section, Verdicts
 from dma_lab.report.evaluations import evaluations
@@ -22,7 +23,7 @@ from dma_lab.report.predictions import predictions
 from dma_lab.report.rates import is_tuned
 from dma_lab.report.recall_widths import recall_by_width
 from dma_lab.report.scaling_figures import envelope, isoflop, loss_against_compute
-from dma_lab.report.sparsity import context_in_windows
+from dma_lab.report.sparsity import context_in_windows, keys_said
 from dma_lab.report.splits import hidden_by_the_mean
 from dma_lab.report.statistics import Statistics, compute_statistics
 from dma_lab.report.training_figure import training_curves
@@ -157,12 +158,14 @@ def _comparison(name: str, comparison: Comparison) -> Section:
         listed = [f"{_runs(count)}: {reason}" for reason, count in refused.items()]
         blocks.append(Notice("Not every run has a difference to MHA.", listed))
     blocks.append(tables.comparison(compared))
-    if said := context_in_windows([run for run, _ in compared]):
-        blocks.insert(1, said)
+    runs = [run for run, _ in compared]
+    blocks[1:1] = [said for said in (context_in_windows(runs), keys_said(runs)) if said]
     if comparison.has_spread:
         blocks.insert(-1, tables.over_trainings(comparison.cells))
     elif comparison.cells:
         blocks.insert(-1, Notice(NO_SPREAD))
+    if controls := control_table(runs):
+        blocks.insert(-1, controls)
     return Section("Comparison", blocks)
 
 

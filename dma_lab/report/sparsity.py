@@ -7,10 +7,13 @@ from dma_lab.attention.dsa import DeepSeekSparseAttention
 from dma_lab.attention.moba import MixtureOfBlockAttention
 from dma_lab.attention.nsa import NativeSparseAttention
 from dma_lab.attention.swa import SlidingWindowAttention
+from dma_lab.model.accounting import keys_per_query
 from dma_lab.report.collect import Run
 from dma_lab.report.document import Notice
 from dma_lab.report.layers import attention_layers
 
+_MATCHED = 0.05
+"""By how much keys a query may differ and be called as many."""
 _WINDOWS = 4.0
 """Contexts below so many windows say little of what dropping keys costs."""
 
@@ -31,6 +34,36 @@ def window_of(run: Run) -> int | None:
             case MixtureOfBlockAttention():
                 return layer.selected_blocks * layer.block
     return None
+
+
+def keys_a_query(run: Run) -> float | None:
+    """That a query attends to, the mean over a full context and all layers; None where the layers are not known, or
+    read no keys.
+    """
+    layers = attention_layers(run)
+    return keys_per_query(layers, run.summary["context"]) if layers else None
+
+
+def keys_said(finished: Sequence[Run]) -> str | None:
+    """Whether what is compared reads as many keys; None of fewer than two backends that drop any."""
+    said: dict[str, dict[str, float]] = {}
+    for run in finished:
+        if window_of(run) is not None and (keys := keys_a_query(run)) is not None:
+            said.setdefault(run.rung, {})[run.backend] = keys
+    rungs = {rung: own for rung, own in said.items() if len(own) > 1}
+    if not rungs:
+        return None
+    matched = all(max(own.values()) <= (1 + _MATCHED) * min(own.values()) for own in rungs.values())
+    listed = "; ".join(
+        f"at {rung} {', '.join(f'{backend} {keys:.1f}' for backend, keys in own.items())}"
+        for rung, own in rungs.items()
+    )
+    start = (
+        "Those that drop keys read as many a query"
+        if matched
+        else "Those that drop keys do not read as many a query, so that a difference between them is of that, too"
+    )
+    return f"{start}, in the mean over a full context and all layers: {listed}."
 
 
 def context_in_windows(finished: Sequence[Run]) -> str | Notice | None:

@@ -92,7 +92,7 @@ def plan_run(settings: TrainSettings, vocab_size: int, hardware: Hardware) -> Ru
         flops=TrainingFlops(
             dense_equivalent=sequences * per_sequence.dense_equivalent, executed=sequences * per_sequence.executed
         ),
-        keys_per_query=keys_per_query(model, trainer.context),
+        keys_per_query=keys_per_query([block.attention for block in model.blocks], trainer.context),
         memory=memory,
     )
 

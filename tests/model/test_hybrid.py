@@ -66,10 +66,12 @@ def test_what_it_costs_is_the_sum_of_its_layers():
     executed = [training_flops_per_sequence(model, 48).executed for model in (hybrid, windows, mha)]
     assert 5 * executed[0] == 3 * executed[1] + 2 * executed[2]
     seen = [sum(min(t + 1, window) for t in range(48)) / 48 for window in (6, 48)]
-    assert keys_per_query(windows, 48) == pytest.approx(seen[0])
-    assert keys_per_query(mha, 48) == pytest.approx(seen[1])
-    assert keys_per_query(hybrid, 48) == pytest.approx((3 * seen[0] + 2 * seen[1]) / 5)
+    assert keys_per_query([block.attention for block in windows.blocks], 48) == pytest.approx(seen[0])
+    assert keys_per_query([block.attention for block in mha.blocks], 48) == pytest.approx(seen[1])
+    assert keys_per_query([block.attention for block in hybrid.blocks], 48) == pytest.approx(
+        (3 * seen[0] + 2 * seen[1]) / 5
+    )
     nsa = Transformer(dataclasses.replace(SHAPE, n_layers=1), "nsa", {"block": 8, "stride": 8, "selected_block": 8})
     # All six blocks are among the selected: every key before; window 12; blocks that have ended.
     own = [t + 1 + min(t + 1, 12) + (t + 1) // 8 for t in range(48)]
-    assert keys_per_query(nsa, 48) == pytest.approx(sum(own) / 48)
+    assert keys_per_query([block.attention for block in nsa.blocks], 48) == pytest.approx(sum(own) / 48)

@@ -16,7 +16,7 @@ from dma_lab.run_summary import read_summary, write_summary
 CONF = Path(__file__).resolve().parents[2] / "conf"
 RUNGS = {"nano": 150_000, "1m": 1_100_000, "3m": 3_200_000}
 OFFSETS = {"mha": 0.0, "swa": 0.03, "mla": 0.01, "nsa": -0.01, "dma": -0.02}
-OFFSETS |= {"dma_random": 0.04, "gated_mha": -0.05, "swa_sinks": 0.0, "moba": 0.02}
+OFFSETS |= {"dma_random": 0.04, "dma_frozen": 0.03, "hybrid": 0.015, "gated_mha": -0.05, "swa_sinks": 0.0, "moba": 0.02}
 DOCUMENTS, CONTEXT = 40, 64
 
 

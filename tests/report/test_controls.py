@@ -5,8 +5,10 @@ import pytest
 
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
+from dma_lab.report.control_table import control_table
 from dma_lab.report.controls import content_sentences
 from dma_lab.report.pairs import baseline_of
+from dma_lab.report.sparsity import keys_a_query, keys_said
 from tests.report.conftest import vouch
 
 
@@ -75,6 +77,56 @@ def test_each_dma_is_held_against_the_control_of_its_own_window(add_run, members
     for window, text in zip((8, 16), said, strict=True):
         assert f"for dma window={window}, " in text
         assert f"{losses[f'dma_random window={window}'] - losses['mha']:+.4f} is there with scores by chance" in text
+
+
+def test_every_control_stands_beside_its_backend_at_every_rung_that_has_both(add_run, members):
+    def add(name, rung, tokens=1_000_000, **more):
+        return [add_run(name, rung, tokens, seed=seed, **more) for seed in (0, 1)]
+
+    paths = {
+        name: add(name, "nano", context=256) for name in ("mha", "gated_mha", "swa", "hybrid", "dma", "dma_frozen")
+    }
+    more = {name: add(name, "1m", context=256) for name in ("mha", "swa", "hybrid", "dma_random")}
+    add("swa", "1m", 2_000_000, context=256)  # of which there is no control
+    table = control_table(members())
+    rows = {row[:2] + row[3:4]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    assert rows.keys() == {
+        *(
+            ("mha", "gated_mha", "nano"),
+            ("swa", "hybrid", "nano"),
+            ("swa", "hybrid", "1m"),
+            ("dma", "dma_frozen", "nano"),
+        ),
+    }
+    for rung, own in (("nano", paths), ("1m", more)):
+        row = rows["swa", "hybrid", rung]
+        for column, (one, other) in (
+            ("loss − MHA", ("swa", "mha")),
+            ("control − MHA", ("hybrid", "mha")),
+            ("loss − control [95 %]", ("swa", "hybrid")),
+        ):
+            by_seed = [mean(a) - mean(b) for a, b in zip(own[one], own[other], strict=True)]
+            assert float(row[column].split()[0]) == pytest.approx(np.mean(by_seed), abs=6e-5), column
+        assert "[" in row["loss − control [95 %]"]
+        assert row["tokens"] == "1,000,000"
+        assert row["seeds"] == "2"
+    # A window of 128 in a context of 256: 128 - 127 · 128 / 2 / 256; of three layers the last is full: 128.5.
+    assert rows["swa", "hybrid", "nano"]["keys a query"] == f"{96.25:.1f} / {(2 * 96.25 + 128.5) / 3:.1f}"
+    assert rows["mha", "gated_mha", "nano"]["keys a query"] == "128.5 / 128.5"
+    assert rows["mha", "gated_mha", "nano"]["loss − MHA"] == "-"
+
+
+def test_whether_sparse_backends_read_as_many_keys_is_said(add_run, members):
+    for name, options in (("mha", {}), ("dma", {"window": 64}), ("swa", {"window": 64})):
+        add_run(name, context=256, settings={"attention": options})
+    assert keys_said(members()).startswith("Those that drop keys read as many a query, in the mean over a full context")
+    assert keys_said(members()).endswith("at nano dma 56.1, swa 56.1.")
+    add_run("nsa", context=256, settings={"attention": {"window": 64}})
+    said = keys_said(members())
+    assert said.startswith("Those that drop keys do not read as many a query, so that a difference between them is of")
+    nsa = [run for run in members() if run.attention == "nsa"]
+    assert f"nsa {keys_a_query(nsa[0]):.1f}" in said
+    assert keys_a_query(nsa[0]) > 2 * 56.1
 
 
 def test_nothing_is_said_without_all_three(add_run, members):
