@@ -5,6 +5,9 @@ A key's score comes from its value alone: ``dt = W_Δ v`` (v flattened over the 
 is how A and W_Δ learn: the choice itself has no gradient. Because scores do not depend on the query, the mask is one
 lifetime a key (``dma_lab.kernels.prefix_topk_expiry``), and a decoding cache never needs a key that has left.
 
+With ``sinks`` and ``recent`` keys beside the chosen it is the variant that NOSA's authors trained (arXiv 2510.13602).
+Their exp comes after the choice, which of single keys chooses the same, because exp keeps the order.
+
 Controls lack what DMA claims: ``scores=random`` ranks keys by chance (``chance.py``), as many of them, and adds nothing
 to their logits; ``scores=frozen`` leaves every key the score it starts with, so that the most recent W are kept.
 
@@ -44,7 +47,7 @@ exp(40) = 2.4e17 a logit of any query has long been rounded away beside the scor
 
 @dataclass
 class LifetimeCache:
-    """The keys that may still be seen: S = window + recent slots per key/value head, all there from the start.
+    """The keys that may still be seen: S = window + sinks + recent slots per key/value head, all there from the start.
 
     ``admit_key`` fills the slots and frees them; ``interval_attention_decode`` reads those that hold a key.
     """
@@ -52,7 +55,9 @@ class LifetimeCache:
     k_bksd: Tensor
     v_bksd: Tensor
     score_bks: Tensor
-    """float32 (float64 in float64 models)."""
+    """float32 (float64 in float64 models); of sinks infinity, which no key outranks."""
+    sink_bks: Tensor
+    """Scores of the sinks, by place."""
     arrived_bks: Tensor
     """int32, what each slot holds (``dma_lab.kernels.decode``)."""
     position: int = 0
@@ -78,6 +83,8 @@ class DynamicMaskOptions(AttentionOptions):
     with gradients."""
     score_scale: Positive = field(default=1.0, metadata=LATER)
     """Factor on dt: W_Δ begins so much larger and learns so much faster."""
+    sinks: CountOrNone = field(default=0, metadata=LATER)
+    """The first ``sinks`` keys of a document are kept for all its queries, beside the window."""
 
 
 class DynamicMaskAttention(AttentionBackend, name="dma"):
@@ -89,7 +96,7 @@ class DynamicMaskAttention(AttentionBackend, name="dma"):
         window = max(1, shape.max_seq_len // 2) if options.window is None else options.window
         super().__init__(shape, replace(options, window=window))
         self.window, self.recent, self.score = window, options.recent, options.score
-        self.score_rate, self.score_scale = options.score_rate, options.score_scale
+        self.score_rate, self.score_scale, self.sinks = options.score_rate, options.score_scale, options.sinks
         if window >= shape.max_seq_len:
             warn_once(
                 f"attention.window={window} reaches the whole context of {shape.max_seq_len} tokens: "
@@ -124,6 +131,13 @@ class DynamicMaskAttention(AttentionBackend, name="dma"):
         score_bnk = growth_bnk.clamp(max=MAX_EXPONENT).exp() if self.score == "exp" else growth_bnk
         return score_bnk.transpose(1, 2)
 
+    def lifetimes(self, score_bkn: Tensor, document_ids: Tensor | Documents | None = None) -> Tensor:
+        """Expiry, int32 (B, K, N), of keys with these scores."""
+        ranked_bkn = score_bkn.detach()
+        if self.sinks:
+            ranked_bkn = ranked_bkn.masked_fill(places(score_bkn[..., None], document_ids) < self.sinks, torch.inf)
+        return prefix_topk_expiry(ranked_bkn, self.window + self.sinks, recent=self.recent, document_ids=document_ids)
+
     def _slope(self, place: Tensor) -> Tensor | None:
         """What is added to logits of keys at these places where scores are chance's, which no logit should see."""
         return None if self.recency is None else self.recency(place)
@@ -132,8 +146,8 @@ class DynamicMaskAttention(AttentionBackend, name="dma"):
         self.check_input(x, document_ids)
         q, k, v = self.heads(x)
         score_bkn = self.scores(v, document_ids)
-        expiry_bkn = prefix_topk_expiry(score_bkn, self.window, recent=self.recent, document_ids=document_ids)
-        most = self.window + self.recent
+        expiry_bkn = self.lifetimes(score_bkn, document_ids)
+        most = self.window + self.sinks + self.recent
         bias_bkn = score_bkn if self.chance is None else self._slope(places(k, document_ids))
         out_bhnd = interval_attention(q, k, v, expiry_bkn, bias=bias_bkn, max_live=most)
         return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
@@ -142,11 +156,13 @@ class DynamicMaskAttention(AttentionBackend, name="dma"):
         weight = self.o_proj.weight
         autocast = torch.is_autocast_enabled(weight.device.type)
         dtype = torch.get_autocast_dtype(weight.device.type) if autocast else weight.dtype
-        slots = batch_size, self.n_kv_heads, self.window + self.recent
+        slots = batch_size, self.n_kv_heads, self.window + self.sinks + self.recent
+        score_dtype = torch.promote_types(dtype, torch.float32)
         return LifetimeCache(
             k_bksd=weight.new_zeros(*slots, self.head_dim, dtype=dtype),
             v_bksd=weight.new_zeros(*slots, self.head_dim, dtype=dtype),
-            score_bks=weight.new_zeros(slots, dtype=torch.promote_types(dtype, torch.float32)),
+            score_bks=weight.new_zeros(slots, dtype=score_dtype),
+            sink_bks=weight.new_zeros(*slots[:2], self.sinks, dtype=score_dtype),
             arrived_bks=weight.new_full(slots, EMPTY, dtype=torch.int32),
         )
 
@@ -154,29 +170,37 @@ class DynamicMaskAttention(AttentionBackend, name="dma"):
         self.check_step(x_t, cache.position)
         q, k, v = self.heads(x_t, start=cache.position)
         held = cache.k_bksd, cache.v_bksd, cache.score_bks, cache.arrived_bks
-        newest = k[:, :, 0], v[:, :, 0], self.scores(v, start=cache.position)[:, :, 0]
-        admit_key(*held, *newest, cache.position, self.window, recent=self.recent)
+        score_bk = self.scores(v, start=cache.position)[:, :, 0]
+        if cache.position < self.sinks:
+            cache.sink_bks[:, :, cache.position] = score_bk
+            score_bk = torch.full_like(score_bk, torch.inf)
+        newest = k[:, :, 0], v[:, :, 0], score_bk
+        admit_key(*held, *newest, cache.position, self.window + self.sinks, recent=self.recent)
         cache.position += 1
         arrived = cache.arrived_bks
-        bias = cache.score_bks if self.chance is None else self._slope(torch.where(arrived < 0, -2 - arrived, arrived))
+        if self.chance is not None:
+            bias = self._slope(torch.where(arrived < 0, -2 - arrived, arrived))
+        elif self.sinks:
+            of_sinks = cache.sink_bks.gather(-1, arrived.clamp(0, self.sinks - 1).long())
+            bias = torch.where((arrived >= 0) & (arrived < self.sinks), of_sinks, cache.score_bks)
+        else:
+            bias = cache.score_bks
         out_bhnd = interval_attention_decode(q, cache.k_bksd, cache.v_bksd, arrived, bias=bias)
         return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
 
     def flops(self, seq_len: int) -> AttentionFlops:
-        # A query keeps min(t + 1, W) keys by score; keys kept by `recent` alone depend on the data and are few.
+        # A query keeps min(t + 1, W + sinks) keys; those kept by `recent` alone depend on the data and are few.
         flops_per_pair = 4 * self.n_heads * self.head_dim
         weights = self.o_proj.weight.numel() + (self.dt_proj.weight.numel() if self.learned else 0)
         return AttentionFlops(
             projections=self.heads.flops(seq_len) + 2 * seq_len * weights,
             selection=0,
-            mixing=flops_per_pair * causal_pairs(seq_len, self.window),
+            mixing=flops_per_pair * causal_pairs(seq_len, self.window + self.sinks),
             mixing_dense=flops_per_pair * causal_pairs(seq_len),
         )
 
     def cache_bytes(self, seq_len: int, dtype: torch.dtype) -> int:
         score_bytes = torch.promote_types(dtype, torch.float32).itemsize
-        return (
-            self.n_kv_heads
-            * (self.window + self.recent)
-            * (2 * self.head_dim * dtype.itemsize + score_bytes + torch.int32.itemsize)
-        )
+        slot_bytes = 2 * self.head_dim * dtype.itemsize + score_bytes + torch.int32.itemsize
+        slots = self.window + self.sinks + self.recent
+        return self.n_kv_heads * (slots * slot_bytes + self.sinks * score_bytes)

@@ -26,7 +26,7 @@ from dma_lab.attention.dma import DynamicMaskAttention
 from dma_lab.data.batches import validation_batches
 from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.files import whole
-from dma_lab.kernels import Documents, document_bounds, prefix_topk_expiry
+from dma_lab.kernels import Documents, document_bounds
 from dma_lab.messages import UserError
 from dma_lab.model import Transformer
 
@@ -126,9 +126,7 @@ def measure_lifetimes(model: Transformer, tokens: Tensor, document_ids: Tensor |
         assert isinstance(attention, DynamicMaskAttention)
         x, documents = arguments
         scores = attention.scores(attention.heads(x)[2], documents)
-        expiries.append(
-            prefix_topk_expiry(scores, attention.window, recent=attention.recent, document_ids=documents).cpu().numpy()
-        )
+        expiries.append(attention.lifetimes(scores, documents).cpu().numpy())
 
     attentions = [block.attention for block in model.blocks]
     hooks = [attention.register_forward_pre_hook(note) for attention in attentions]

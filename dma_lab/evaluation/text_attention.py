@@ -12,7 +12,6 @@ from dma_lab.attention.mha import MultiHeadAttention
 from dma_lab.attention.places import places
 from dma_lab.attention.swa import SlidingWindowAttention
 from dma_lab.evaluation.checkpoint import TrainedRun
-from dma_lab.kernels import prefix_topk_expiry
 from dma_lab.messages import UserError
 
 _OF_LIFETIMES = (MultiHeadAttention, SlidingWindowAttention, DynamicMaskAttention)
@@ -77,7 +76,7 @@ def layer_attention(
     j_n = torch.arange(N, device=x.device)
     if isinstance(attention, DynamicMaskAttention):
         score = attention.scores(v)
-        expiry = prefix_topk_expiry(score, attention.window, recent=attention.recent)
+        expiry = attention.lifetimes(score)
         bias = score if attention.chance is None else bias
     else:
         window, sinks = (attention.window, attention.sinks) if isinstance(attention, SlidingWindowAttention) else (N, 0)

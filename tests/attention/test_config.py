@@ -49,6 +49,7 @@ def test_a_node_is_written_as_it_was_read():
         "scores": "frozen",
         "score_rate": 2.0,
         "score_scale": 0.5,
+        "sinks": 4,
     }
     written = AttentionConfig.read(node).written()
     assert written == node

@@ -79,3 +79,40 @@ def test_factors_on_the_scores_are_learning_rates_of_their_own(score):
     for ours, theirs in zip(*outputs, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
     assert outputs[0][1].abs().min() > 0.01, "A was learned"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_sinks_are_kept_beside_the_best_and_the_recent(packed):
+    """Against the definition, query by query."""
+    torch.manual_seed(0)
+    window, sinks, recent, tokens = 4, 3, 2, 24
+    attention = build_attention(
+        "dma",
+        d_model=16,
+        n_heads=2,
+        n_kv_heads=2,
+        head_dim=8,
+        max_seq_len=tokens,
+        window=window,
+        sinks=sinks,
+        recent=recent,
+    )
+    score = torch.randn(1, 2, tokens)
+    documents = torch.tensor([[0] * 2 + [1] * 13 + [2] * 9]) if packed else torch.zeros(1, tokens, dtype=torch.int32)
+    expiry = attention.lifetimes(score, documents.int() if packed else None)
+    for head in range(2):
+        for t in range(tokens):
+            seen = [j for j in range(t + 1) if documents[0, j] == documents[0, t]]
+            best = sorted(seen[sinks:], key=lambda j: float(score[0, head, j]))[-window:]
+            kept = {*seen[:sinks], *best, *(j for j in seen if j > t - recent)}
+            live = {j for j in range(t + 1) if t < expiry[0, head, j]}
+            assert live == kept
+
+
+def test_exp_after_the_choice_chooses_as_exp_before_it():
+    """The exponents' order is the scores': what NOSA moves changes no choice of single keys."""
+    early, late = dma(0.7), dma(0.7, score="linear")
+    late.load_state_dict(early.state_dict())
+    values = early.heads(torch.randn(1, 32, 16))[2]
+    assert torch.equal(early.lifetimes(early.scores(values)), late.lifetimes(late.scores(values)))
+    assert not torch.equal(early.scores(values), late.scores(values))

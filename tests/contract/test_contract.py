@@ -40,6 +40,8 @@ CONTROLS: list[tuple[str, dict[str, Any]]] = [
     ("mla", {"kv_rank": 5, "recency": "slope"}),
     ("swa", {"window": 5, "sinks": 3}),
     ("swa", {"window": 4, "sinks": 2, "recency": "slope"}),
+    ("dma", {"window": 5, "sinks": 3, "recent": 2}),
+    ("dma", {"window": 4, "sinks": 2, "recency": "slope"}),
     ("dma", {"window": 5, "scores": "random", "recent": 2}),
     ("dma", {"window": 5, "scores": "random", "recency": "slope"}),
     ("dma", {"window": 5, "scores": "frozen", "recency": "slope"}),

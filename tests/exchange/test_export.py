@@ -204,6 +204,7 @@ def test_what_is_exported_can_be_read_by_whom_the_umask_lets(tmp_path):
         ("mha", {"recency": "slope"}, {}, "transformers has no MHA with attention.recency=slope"),
         ("dma", {"recency": "slope"}, {}, "transformers has no DMA with attention.recency=slope"),
         ("mla", {"recency": "slope"}, {}, "transformers has no MLA with attention.recency=slope"),
+        ("dma", {"sinks": 2}, {}, "transformers has no DMA with attention.sinks=2"),
         ("dma", {"scores": "random"}, {}, "transformers has no DMA with attention.scores=random"),
         ("dma", {"scores": "frozen"}, {}, "transformers has no DMA with attention.scores=frozen"),
         ("swa", {"sinks": 2}, {}, "transformers has no SWA with attention.sinks=2"),
@@ -298,7 +299,7 @@ CUSTOM = [
     ("mla", {"kv_rank": 20, "q_rank": 28}),
     ("nsa", {"selected_blocks": 4, "rope_base": 500.0}),
     ("dma", {"window": 9, "recent": 3, "score": "linear", "qk_norm": False}),
-    ("dma", {"window": 23}),
+    ("dma", {"window": 23, "sinks": 2}),
 ]
 
 
