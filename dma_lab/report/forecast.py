@@ -27,6 +27,8 @@ TOKENS_PER_PARAMETER = 20
 _GROUP = ("study", "data_fingerprint", "match", "precision")
 """What a run must have in common with those that the forecast is made of."""
 
+_NOT_TUNED = {"tuned": "None"}
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -45,14 +47,15 @@ class Entry:
     trainings: int
     """That the law was fitted to."""
     conditions: dict[str, str]
-    """Of its runs, those in which runs differ that the report keeps apart: a rate tuned or shared, a window, …."""
+    """Of its runs, those in which runs differ that the report keeps apart, and the file of tuned rates: without that
+    they were not tuned."""
 
     def is_of(self, run: Run) -> bool:
         """Whether it is for a run like this, size and length apart."""
         return (
             run.backend == self.backend
             and all(run.summary[name] == getattr(self, name) for name in _GROUP)
-            and all(str(run.conditions.get(name)) == value for name, value in self.conditions.items())
+            and all(str(run.conditions.get(name)) == value for name, value in (_NOT_TUNED | self.conditions).items())
         )
 
 
@@ -98,7 +101,7 @@ def register(paths: Sequence[Path], larger: Larger, groups: Mapping[str, Sequenc
     name, params, tokens = _size_of(larger, new[0])
     entries: list[Entry] = []
     without: list[str] = []
-    apart = telling_apart(groups)
+    apart = dict.fromkeys((*telling_apart(groups), *_NOT_TUNED))
     for members in groups.values():
         best = best_runs([run for run in members if run.finished])
         for backend, law in fit_laws(best, lambda step: None).items():
@@ -167,7 +170,14 @@ def read_forecast(path: Path) -> Forecast:
 def forecast_section(forecast: Forecast, groups: Mapping[str, Sequence[Run]]) -> Section:
     """What was forecast, and what the runs of ``groups``, cohorts, that were trained since came to."""
     such = [run for members in groups.values() for run in members if run.finished and forecast.is_of(run)]
-    named = sorted({name for entry in forecast.backends for name in entry.conditions})
+    named = sorted(
+        {
+            name
+            for entry in forecast.backends
+            for name, value in entry.conditions.items()
+            if (name, value) not in _NOT_TUNED.items()
+        }
+    )
     rows = []
     held, scored = 0, 0
     for entry in forecast.backends:
@@ -178,7 +188,7 @@ def forecast_section(forecast: Forecast, groups: Mapping[str, Sequence[Run]]) ->
         held, scored = held + sum(inside), scored + len(inside)
         rows.append(
             (
-                *(entry.backend, *(entry.conditions[name] for name in named)),
+                *(entry.backend, *((_NOT_TUNED | entry.conditions)[name] for name in named)),
                 *(f"{entry.loss:.4f} [{entry.low:.4f}, {entry.high:.4f}]", f"{entry.trainings}"),
                 ", ".join(f"{loss:.4f}" for loss in losses) or "not trained yet",
                 _error(float(np.mean(losses)), entry.loss) if losses else "-",

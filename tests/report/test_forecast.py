@@ -123,3 +123,24 @@ def test_runs_at_tuned_rates_are_not_scored_by_the_forecast_for_shared_ones(smal
     assert table.columns[1] == "tuned"
     assert measured["mha", tuned["tuned"]] == f"{by_tuning[tuned['tuned']]:.4f}"
     assert measured["mha", "None"] == measured["dma", "None"] == "not trained yet"
+
+
+def test_a_forecast_of_runs_at_the_shared_rate_is_not_scored_by_tuned_ones(small, write, tmp_path):
+    path = tmp_path / "forecast.json"
+    register([path], LARGER, groups(small))
+    shape = {"params_non_embedding": 8_030_000, "val_loss": 2.0}
+    write(small, "mha", "8m", 160_100_000, settings={"tuned": "tuned.yaml@12345678"}, **shape)
+    for found in (read_forecast(path), without_conditions(path)):
+        (table,) = forecast_section(found, groups(small)).blocks
+        assert [row[3] for row in table.rows] == ["not trained yet"] * 2
+        assert "tuned" not in table.columns
+
+
+def without_conditions(path):
+    """As files were written before they said that runs were not tuned."""
+    content = json.loads(path.read_text())
+    for entry in content["backends"]:
+        assert entry["conditions"] == {"tuned": "None"}
+        entry["conditions"] = {}
+    path.write_text(json.dumps(content))
+    return read_forecast(path)
