@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from fla.ops.gated_delta_rule.naive import naive_recurrent_gated_delta_rule
 from torch import Tensor
+from torch._dynamo.backends.debugging import aot_eager
 from transformers import Qwen3NextConfig
 from transformers.models.qwen3_next import modeling_qwen3_next
 
@@ -61,6 +62,24 @@ def test_outputs_and_gradients_are_those_of_the_literal_recurrence(heads, ids):
     upstream = torch.randn_like(expected)
     for ours, theirs in zip(*(torch.autograd.grad(out, given, upstream) for out in (found, expected)), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+def test_compiled_it_is_the_same_and_its_graph_does_not_grow_with_the_chunks():
+    given, sizes = [each.requires_grad_() for each in inputs(4, 2)], set()
+
+    def counted(graph, example_inputs):
+        sizes.add(len(graph.graph.nodes))
+        return aot_eager(graph, example_inputs)
+
+    for tokens in (70, N):
+        part = [each[:, :tokens] for each in given]
+        found = torch.compile(gated_delta_rule, backend=counted, fullgraph=True, dynamic=False)(*part, IDS[:, :tokens])
+        expected = gated_delta_rule(*part, IDS[:, :tokens])
+        upstream = torch.randn_like(expected)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+        for ours, theirs in zip(*(torch.autograd.grad(out, given, upstream) for out in (found, expected)), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-11)
+    assert len(sizes) == 1
 
 
 def test_in_float32_it_is_flas_recurrence():

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dma_lab.kernels.choice import note_kernel
 from dma_lab.kernels.delta import fla
+from dma_lab.kernels.delta.walk import walk_chunks, walk_chunks_apart
 from dma_lab.kernels.documents import Documents, document_bounds
 from dma_lab.messages import warn_once
 
@@ -77,7 +78,7 @@ def _chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, s
     c are chunks and i their tokens, g the heads of v that a head of k serves, r the fade since the chunk began, or the
     token's document where that is later.
     """
-    (B, N, K, D), (H, E), dtype = q.shape, v.shape[2:], torch.promote_types(v.dtype, torch.float32)
+    (_, N, K, D), (H, E), dtype = q.shape, v.shape[2:], torch.promote_types(v.dtype, torch.float32)
     q, k = (_by_heads(heads.to(dtype))[:, :, None] for heads in (q, k))  # (B, K, 1, c, i, D)
     v, beta = (_by_heads(each.to(dtype)).unflatten(1, (K, H // K)) for each in (v, beta[..., None]))
     place_i = torch.arange(CHUNK, device=v.device)
@@ -99,14 +100,9 @@ def _chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, s
         system, torch.cat((beta * v, beta * from_before * k), dim=-1), upper=False, unitriangular=True
     )
     value_bkgcie, takes_bkgcid = writes.split((E, D), dim=-1)
-    asks, keys = D**-0.5 * from_before * q, to_end * k
-    state, states, puts = v.new_zeros(B, K, H // K, D, E), [], []
-    for c in range(v.shape[3]):
-        put = value_bkgcie[:, :, :, c] - takes_bkgcid[:, :, :, c] @ state
-        states.append(state)
-        puts.append(put)
-        state = from_before[:, :, :, c, -1:] * state + keys[:, :, :, c].mT @ put
-    out = asks @ torch.stack(states, dim=3) + (D**-0.5 * fade * (q @ k.mT)) @ torch.stack(puts, dim=3)
+    walk = walk_chunks_apart if torch.compiler.is_compiling() else walk_chunks
+    states, puts = walk(value_bkgcie, takes_bkgcid, to_end * k, from_before[..., -1:, :])
+    out = (D**-0.5 * from_before * q) @ states + (D**-0.5 * fade * (q @ k.mT)) @ puts
     return out.flatten(1, 2).movedim(1, 3).flatten(1, 2)[:, :N]
 
 
