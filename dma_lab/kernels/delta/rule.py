@@ -34,7 +34,7 @@ def gated_delta_rule(
     Args:
         q, k: (B, N, K, D), of length 1 each; a head of theirs serves H / K heads of v, in their order.
         v: (B, N, H, E), of the same dtype.
-        log_decay: (B, N, H), at most 0.
+        log_decay: (B, N, H), at most 0; in float32 one of -x adds a relative error of x / 2^24 to its chunk's fades.
         beta: (B, N, H), from 0 to 1.
         document_ids: (B, N), non-decreasing; None: a row is one document.
 
