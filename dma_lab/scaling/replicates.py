@@ -9,12 +9,12 @@ as a smooth function of size (dma_lab/scaling/noise_by_size.py); budgets that ar
 their noise, and count as one rung's.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
+from scipy import optimize, special
 
 from dma_lab.scaling.documents import LEAST_DOCUMENTS, effective_number, mean_variance
 from dma_lab.scaling.documents import freedom as document_freedom
@@ -22,6 +22,8 @@ from dma_lab.scaling.interval import Interval
 from dma_lab.scaling.noise_by_size import variances_by_size
 
 Vector = NDArray[np.float64]
+_KNOWN_FREEDOM = 3
+"""Degrees of freedom from which a spread's tail is short enough to be summed with the documents'."""
 OWN_FREEDOM = 4
 """Degrees of freedom from which the spread of a rung's own seeds stands alone: five seeds."""
 
@@ -170,12 +172,20 @@ def _mean_difference(cell: Cell, part: _Parts, spread: _Spread, *, pooled: bool)
     of_seeds, of_documents = spread.over_seeds / part.seeds, part.documents if over_documents else 0.0
     # What the two share counts once; neither alone is more than the whole.
     both = min(spread.interaction / part.seeds, of_seeds, of_documents)
-    variance = of_seeds + of_documents - both
-    # Satterthwaite 1946: degrees of freedom of a sum of variances.
-    freedom = (of_seeds + of_documents) ** 2 / (
-        of_seeds**2 / spread.freedom + (of_documents**2 / document_freedom(cell.tokens) if of_documents else 0.0)
-    )
-    reach = float(special.stdtrit(freedom, 0.975) * np.sqrt(variance))
+    of_both = of_seeds + of_documents - both
+    freedom = document_freedom(cell.tokens) if of_documents else 1.0
+    if spread.freedom >= _KNOWN_FREEDOM:
+        # Satterthwaite 1946: degrees of freedom of a sum of variances.
+        parts = [(of_both, (of_seeds + of_documents) ** 2 / (of_seeds**2 / spread.freedom + of_documents**2 / freedom))]
+    else:
+        # Zou and Donner 2008: squares of half widths add up. In one number of degrees of freedom the long tail of a
+        # spread that is hardly known would be lost in the documents'.
+        parts = [(of_seeds, spread.freedom), (of_documents - both, freedom)]
+
+    def reach(p: float) -> float:
+        return float(np.sqrt(sum(special.stdtrit(own, 1 - p / 2) ** 2 * variance for variance, own in parts)))
+
+    half = reach(0.05)
     return MeanDifference(
         part.mean,
         part.seeds,
@@ -183,7 +193,14 @@ def _mean_difference(cell: Cell, part: _Parts, spread: _Spread, *, pooled: bool)
         effective,
         float(np.sqrt(spread.estimate)),
         pooled,
-        (part.mean - reach, part.mean + reach),
+        (part.mean - half, part.mean + half),
         over_documents,
-        float(2 * special.stdtr(freedom, -abs(part.mean) / np.sqrt(variance))),
+        _p_value(reach, abs(part.mean)),
     )
+
+
+def _p_value(reach: Callable[[float], float], distance: float) -> float:
+    """At which an interval that reaches so far just holds 0."""
+    if reach(1e-15) <= distance:
+        return 1e-15
+    return float(np.exp(optimize.brentq(lambda log: reach(np.exp(log)) - distance, np.log(1e-15), 0.0, xtol=1e-10)))

@@ -11,10 +11,16 @@ from dma_lab.scaling.replicates import Cell, mean_differences
 from tests.scaling.studies import BUDGETS, SIZES, make_study
 
 
-def cells_of(study, backend):
+def cells_of(study, backend, counts=None):
+    """``counts``: seeds of each size, all unless given."""
     return [
         (
-            Cell(study.differences[backend, size, :, budget], study.document_tokens, size, SIZES[size]),
+            Cell(
+                study.differences[backend, size, : None if counts is None else counts[size], budget],
+                study.document_tokens,
+                size,
+                SIZES[size],
+            ),
             study.true[backend, size, budget],
         )
         for size in range(len(SIZES))
@@ -22,12 +28,12 @@ def cells_of(study, backend):
     ]
 
 
-def coverage(studies, **settings) -> np.ndarray:
+def coverage(studies, counts=None, **settings) -> np.ndarray:
     """(sizes,): the share of intervals that hold the truth."""
     held = np.zeros((len(SIZES), 2))
     for number in range(studies):
         study = make_study(number, **settings)
-        cells, true = zip(*(zip(*cells_of(study, backend), strict=True) for backend in range(4)), strict=True)
+        cells, true = zip(*(zip(*cells_of(study, backend, counts), strict=True) for backend in range(4)), strict=True)
         for found, right in zip(mean_differences(cells), true, strict=True):
             for place, (own, value) in enumerate(zip(found, right, strict=True)):
                 low, high = own.interval
@@ -140,6 +146,18 @@ def test_they_do_where_noise_falls_tenfold_with_size():
     assert 0.93 <= held.mean() <= 0.975
     assert held.min() >= 0.90
     assert held.max() <= 0.995
+
+
+@pytest.mark.parametrize("fall", [1.0, 10.0])
+def test_they_do_where_larger_sizes_have_fewer_seeds(fall):
+    held = coverage(60, (5, 4, 3, 2, 1), seeds=5, fall=fall)
+    assert 0.93 <= held.mean() <= 0.975
+    assert held.min() >= 0.91
+
+
+def test_they_hold_it_where_two_sizes_alone_have_seeds():
+    """What is hardly known may be called open, but no more often than said is it missed."""
+    assert coverage(60, (3, 3, 1, 1, 1), seeds=3).min() >= 0.92
 
 
 def test_a_variance_that_is_a_power_of_size_is_found_and_shrunk_by_what_one_backend_leaves_open():
