@@ -189,8 +189,11 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
 def _scores(path: Path) -> dict[str, NDArray[Any]] | None:
     try:
         with np.load(path) as file:
-            # An archive has sums in single precision.
-            scores = {key: sums.astype(np.float64) if sums.dtype.kind == "f" else sums for key, sums in file.items()}
+            arrays = dict(file)
     except Exception:  # a damaged archive raises what zipfile, zlib and NumPy raise; the run is shown without
         return None
+    # An archive has sums in single precision, or as counts of a step (dma_lab/report/thinned.py).
+    steps = {name: arrays.pop(name) for name in [*arrays] if name.endswith("_step")}
+    arrays = {name: sums.astype(np.float64) if sums.dtype.kind == "f" else sums for name, sums in arrays.items()}
+    scores = arrays | {name: arrays[name] * step for key, step in steps.items() if (name := key.removesuffix("_step"))}
     return scores if scores.keys() >= _SCORES else None

@@ -1,9 +1,9 @@
 """What an archive keeps of a run's sums of losses and of its metrics: what the report is made of, in few bytes.
 
-Sums per document are rounded to a grid, documents in order of length. What a rounding leaves goes to the next document,
-and what is left at the end to the last. So the sum over all documents stays what it was, and that over the documents of
-any range of lengths is off by less than two steps. Losses by position and those of training are kept as means over the
-bins that the report draws.
+Sums per document are counts of a step, ``X_nats = counts · X_nats_step``. Running sums are rounded, documents in order
+of length, and the step divides the whole sum: so the sum over all documents stays what it was, and that over the
+documents of any range of lengths is off by less than a step. Losses by position and those of training are kept as means
+over the bins that the report draws.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,14 +22,15 @@ _FINER = {"document_nats": 2.0**-12}
 
 
 def thinned_sums(scores: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The arrays of a validation.npz; counts stay as they are."""
+    """The arrays of a validation.npz, of which counts stay as they are."""
     order = np.argsort(scores["document_tokens"], kind="stable")
     thinned = dict(scores)
     for name, values in scores.items():
         if name == "position_nats":
             thinned[name] = _binned(values, scores["position_tokens"])
         elif name.endswith("_nats"):
-            thinned[name] = _on_a_grid(values, order[order < len(values)], _FINER.get(name, _STEP))
+            step = _FINER.get(name, _STEP)
+            thinned[name], thinned[f"{name}_step"] = _counted(values, order[order < len(values)], step)
     return thinned
 
 
@@ -44,18 +45,16 @@ def thinned_metrics(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [*means, *({**line, "loss": None} for line in scored)]
 
 
-def _on_a_grid(nats: NDArray[np.float64], order: NDArray[np.int64], step: float) -> NDArray[np.float32]:
-    """``nats`` (documents, …), of which documents follow each other in ``order``."""
-    columns = nats.reshape(len(nats), -1)[order].astype(np.float64)
-    mean = columns.sum(0) / np.maximum((columns > 0).sum(0), 1)
-    steps = 2.0 ** np.round(np.log2(step * np.maximum(mean, 1.0) ** 0.75))
-    rounded = np.diff(np.round(np.cumsum(columns, axis=0) / steps), axis=0, prepend=0.0) * steps
-    for column, exact in zip(rounded.T, columns.T, strict=True):
-        last = np.flatnonzero(exact)[-1:]
-        column[last] += exact.sum() - column.sum()
-    thinned = np.empty_like(rounded)
-    thinned[order] = rounded
-    return np.asarray(thinned.reshape(nats.shape), np.float32)
+def _counted(
+    nats: NDArray[np.float64], order: NDArray[np.int64], step: float
+) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """Counts and steps of ``nats`` (documents, …), of which documents follow each other in ``order``."""
+    running = np.cumsum(nats[order], axis=0, dtype=np.float64)
+    total, number = running[-1], np.maximum((nats > 0).sum(0), 1)
+    steps = np.maximum(total, 1e-9) / np.maximum(np.round(total / (step * np.maximum(total / number, 1.0) ** 0.75)), 1)
+    counts = np.empty(nats.shape, np.int32)
+    counts[order] = np.diff(np.round(running / steps), axis=0, prepend=0.0)
+    return counts, steps
 
 
 def _binned(nats: NDArray[np.float64], tokens: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -51,7 +51,8 @@ KINDS = {
 def tuned_file(tmp_path_factory):
     file = tmp_path_factory.mktemp("tuned") / "tuned.yaml"
     attention = read_settings(configuration([*STUDY, "attention=dma"])).attention.written()
-    backend = {"attention": attention, "points": [{"parameters": 1e5, "multiplier": 1.5}], "trainings": 2, "notes": []}
+    point = {"parameters": 1e5, "multiplier": 1.5, "interval": None}
+    backend = {"overrides": "attention=dma", "attention": attention, "points": [point], "trainings": 2, "notes": []}
     file.write_text(yaml.safe_dump({"optimizer": "muon", "backends": [backend]}))
     return file
 
