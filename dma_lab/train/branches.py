@@ -24,9 +24,9 @@ from dma_lab.train.hardware import Hardware, resolve_hardware
 from dma_lab.train.optim import schedule_phases
 from dma_lab.train.plan import RunPlan, budget_tokens, padded_vocabulary, plan_run
 from dma_lab.train.ranks import find_ranks
-from dma_lab.train.run_log import require_logger
 from dma_lab.train.settings import TrainSettings
 from dma_lab.train.task import prepare_task
+from dma_lab.train.trackers import require_logger
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from dma_lab.train.plan_table import short_plan
 from dma_lab.train.process import device_in_words, this_process
 from dma_lab.train.ranks import Ranks, find_ranks
 from dma_lab.train.reading import recipe_rate
-from dma_lab.train.run_log import last_step, require_logger, run_log
+from dma_lab.train.run_log import last_step
 from dma_lab.train.rung import rung_name
 from dma_lab.train.runs import RunDirectory, git_commit
 from dma_lab.train.settings import TrainSettings
@@ -35,6 +35,7 @@ from dma_lab.train.stopped import stopped_neighbour
 from dma_lab.train.summary import FinishedBefore, of_another_run
 from dma_lab.train.task import Task, prepare_task
 from dma_lab.train.timing import Timing
+from dma_lab.train.trackers import require_logger, run_log
 from dma_lab.train.training import train_model
 
 

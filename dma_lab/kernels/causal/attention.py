@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dma_lab.kernels.causal import flash2, flash4, interval, sdpa
+from dma_lab.kernels.causal.flash_operator import flash_attention
 from dma_lab.kernels.causal.problem import Problem
 from dma_lab.kernels.choice import note_kernel
 from dma_lab.kernels.documents import Documents
@@ -26,9 +27,9 @@ class Implementation(NamedTuple):
 
 # Fastest first (docs/backends.md); the last does everything, anywhere.
 IMPLEMENTATIONS = (
-    Implementation("flash-attn 4", flash4.supports, flash4.attend),
+    Implementation("flash-attn 4", flash4.supports, functools.partial(flash_attention, version=4)),
     Implementation("cuDNN", sdpa.cudnn_supports, sdpa.cudnn_attend),
-    Implementation("flash-attn 2", flash2.supports, flash2.attend),
+    Implementation("flash-attn 2", flash2.supports, functools.partial(flash_attention, version=2)),
     Implementation("PyTorch's SDPA", sdpa.supports, sdpa.attend),
     Implementation("interval attention", interval.supports, interval.attend),
 )

@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor
 
-from dma_lab.kernels.causal.flash_operator import flash_attention
 from dma_lab.kernels.causal.problem import Problem, not_importable
-from dma_lab.kernels.documents import Documents
 
 _HEAD_DIMS = (64, 128)  # which every build of the package has
 
@@ -22,12 +20,6 @@ def supports(problem: Problem) -> str | None:
 
 def missing() -> str | None:
     return not_importable("flash_attn.flash_attn_interface")
-
-
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, window: int | None, document_ids: Tensor | Documents | None, scale: float | None
-) -> Tensor:
-    return flash_attention(q, k, v, window, document_ids, scale, version=2)
 
 
 def forward(

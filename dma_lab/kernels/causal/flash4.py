@@ -8,9 +8,7 @@ import importlib.metadata
 import torch
 from torch import Tensor
 
-from dma_lab.kernels.causal.flash_operator import flash_attention
 from dma_lab.kernels.causal.problem import Problem, not_importable
-from dma_lab.kernels.documents import Documents
 
 
 def supports(problem: Problem) -> str | None:
@@ -41,12 +39,6 @@ def missing() -> str | None:
     # Where the two lie in different folders, version 2 hides it: it has the same name and an old ``cute`` of its own.
     flash_attn.__path__ = [folder, *(other for other in flash_attn.__path__ if other != folder)]
     return not_importable("flash_attn.cute.interface")
-
-
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, window: int | None, document_ids: Tensor | Documents | None, scale: float | None
-) -> Tensor:
-    return flash_attention(q, k, v, window, document_ids, scale, version=4)
 
 
 def forward(

@@ -6,7 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dma_lab.kernels.causal import flash2, flash4
 from dma_lab.kernels.documents import Documents, locate_documents
+
+_PACKAGES: dict[int, ModuleType] = {2: flash2, 4: flash4}
 
 
 def flash_attention(
@@ -40,7 +43,7 @@ def _attend(
 ) -> tuple[Tensor, Tensor]:
     """Output (B, N, H, E) and the B * H * N queries' log-sum-exp, float32, in the package's order."""
     with torch.cuda.device_of(q):
-        out, lse = _package(version).forward(q, k, v, offsets, _length(longest), window, scale)
+        out, lse = _PACKAGES[version].forward(q, k, v, offsets, _length(longest), window, scale)
     return out, lse.flatten()
 
 
@@ -76,7 +79,7 @@ def _backward_pass(
     B, N, H, _ = q.shape
     lse = lse.view(B, H, N) if offsets is None and version == 4 else lse.view(H, B * N)
     with torch.cuda.device_of(q):
-        gradients: tuple[Tensor, Tensor, Tensor] = _package(version).backward(
+        gradients: tuple[Tensor, Tensor, Tensor] = _PACKAGES[version].backward(
             d_out.contiguous(), q, k, v, out, lse, offsets, _length(longest), window, scale
         )
     return gradients
@@ -112,12 +115,6 @@ def _backward(ctx: Any, d_out: Tensor, _d_lse: Tensor) -> tuple[Tensor | None, .
 
 
 _attend.register_autograd(_backward, setup_context=_save_for_backward)
-
-
-def _package(version: int) -> ModuleType:
-    from dma_lab.kernels.causal import flash2, flash4  # which import this file
-
-    return {2: flash2, 4: flash4}[version]
 
 
 def _length(longest: Tensor | None) -> int:
