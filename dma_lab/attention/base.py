@@ -76,7 +76,7 @@ class AttentionFlops:
 
 
 def causal_pairs(seq_len: int, window: int | None = None) -> int:
-    """(query, key) pairs a head when every query sees the last ``window`` keys, itself included; all by default."""
+    """(query, key) pairs per head when every query sees the last ``window`` keys, itself included; all by default."""
     window = seq_len if window is None else min(window, seq_len)
     return window * seq_len - window * (window - 1) // 2
 

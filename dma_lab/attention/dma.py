@@ -3,7 +3,7 @@
 A key's score comes from its value alone: ``dt = W_Δ v`` (v flattened over the K heads), and by key/value head
 ``score = exp(A · softplus(dt))`` (section 3.1, equations 3 to 5). Scores of kept keys are added to their logits, which
 is how A and W_Δ learn: the choice itself has no gradient. Because scores do not depend on the query, the mask is one
-lifetime a key (``dma_lab.kernels.prefix_topk_expiry``), and a decoding cache never needs a key that has left.
+lifetime per key (``dma_lab.kernels.prefix_topk_expiry``), and a decoding cache never needs a key that has left.
 
 With ``sinks`` and ``recent`` keys beside the chosen it is the variant that NOSA's authors trained (arXiv 2510.13602).
 Their exp comes after the choice, which of single keys chooses the same, because exp keeps the order.

@@ -158,7 +158,7 @@ def _listed(path: Path, stream: io.BufferedReader) -> Iterator[tuple[object, str
         raise not_utf8(f"{path}, line {line}", error) from None
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} is not valid JSON ({error}): it must hold one list of records, or one a line."
+            f"{path} is not valid JSON ({error}): it must hold one list of records, or one per line."
         ) from None
     for number, item in enumerate(items, start=1):
         yield item, f"{path}, record {number}"

@@ -51,7 +51,7 @@ class Benchmarks:
     """Benchmarks as jobs of a suite.
 
     Args:
-        limit: questions a task; all where it is None.
+        limit: questions per task; all where it is None.
         rope_base: base of the rotary frequencies; as trained where it is None.
     """
 

@@ -2,7 +2,7 @@
 
 Sequences of a batch advance together from position 0: at every step a sequence is fed its prompt's next token while it
 has one, and its own last choice from then on. So prompts of different lengths need no padding, which a backend that
-chooses its keys would choose among, and every sequence gets what it would get alone. A prompt costs a step a token.
+chooses its keys would choose among, and every sequence gets what it would get alone. A prompt costs a step per token.
 """
 
 from collections.abc import Callable, Sequence
@@ -122,7 +122,7 @@ def generate(
 
 
 def cache_pays(model: Transformer, prompt_tokens: int, new_tokens: int) -> bool:
-    """Whether decoding with the cache, a step a token of the prompt, takes less time than a pass a new token."""
+    """Whether decoding with the cache, a step per token of the prompt, takes less time than a pass per new token."""
     return _STEPS_PER_PASS[model.embedding.weight.device.type] * new_tokens >= prompt_tokens
 
 

@@ -71,7 +71,7 @@ class NeedleTask:
         kind: one of ``KINDS``.
         values: one of ``VALUES``: what the needles' values are.
         needles: how many a haystack holds, 1 in kind ``single``.
-        samples: questions a cell.
+        samples: questions per cell.
         seed: with a sample's index fixes its needles, and with its length besides its excerpt; not with its depth.
     """
 

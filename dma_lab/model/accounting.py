@@ -101,7 +101,7 @@ def estimate_memory(model: Transformer, sequences: int, seq_len: int, activation
     """Memory of AdamW training in float32 master weights with ``sequences`` sequences per micro-batch.
 
     Activations count what the backward pass keeps, by formula: a layer holds its two residual inputs and their norms
-    (4 M), q, k, v and the attention output (2 H D + 2 K D) and the three feed-forward products (3 F), a token, in
+    (4 M), q, k, v and the attention output (2 H D + 2 K D) and the three feed-forward products (3 F), per token, in
     ``activation_dtype``. The head's loss (``LinearCrossEntropy``) holds logits and their gradient in float32 (2 V) of
     its largest chunk of tokens, the gradient of its input (M) of all, and that of its weight in float32 (V M).
     With activation checkpointing a layer holds its input (M, in float32), and one layer at a time all of the above.

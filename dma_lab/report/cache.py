@@ -51,4 +51,4 @@ def _figure(
     if len(series) < 2:
         return None
     caption = f"{point_text(points[0][0])}: {caption}."
-    return Figure(slug, title, caption, _X_LABEL, y_label, series, x_log=True, unit="one training a point")
+    return Figure(slug, title, caption, _X_LABEL, y_label, series, x_log=True, unit="one training per point")

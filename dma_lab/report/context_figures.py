@@ -39,7 +39,7 @@ def loss_by_position(runs: Sequence[Run]) -> Figure | None:
         "validation loss (nats per token)",
         series,
         x_log=True,
-        unit="one training a backend; over its validation tokens",
+        unit="one training per backend; over its validation tokens",
     )
 
 
@@ -68,7 +68,7 @@ def recall_by_gap(runs: Sequence[Run]) -> Figure | None:
         "accuracy",
         series,
         x_log=True,
-        unit="one training a backend; over its queries",
+        unit="one training per backend; over its queries",
     )
 
 

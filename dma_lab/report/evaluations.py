@@ -97,7 +97,7 @@ def _last_weights(run: Run) -> str | None:
 
 
 def _groups(cells: Iterable[_Cell], axes: Sequence[str]) -> list[tuple[dict[str, Any], list[_Cell]]]:
-    """Cells whose settings differ in ``axes`` alone, of one run a backend; with what they have in common."""
+    """Cells whose settings differ in ``axes`` alone, of one run per backend; with what they have in common."""
     groups: dict[str, tuple[dict[str, Any], list[_Cell]]] = {}
     for cell in cells:
         common = {name: value for name, value in cell.settings.items() if name not in axes}
@@ -131,7 +131,7 @@ def _needles(number: int, settings: dict[str, Any], cells: Sequence[_Cell]) -> l
             [f"{backend} {depth:.0%}" for backend, depth in rows],
             grid,
             columns=[f"{length:,} tokens" for length in lengths],
-            unit="one training a backend; a cell is a mean over samples",
+            unit="one training per backend; a cell is a mean over samples",
             scale=scale,
             reach=reach if score == "gain" else None,
         )
@@ -159,7 +159,7 @@ def _contexts(number: int, settings: dict[str, Any], cells: Sequence[_Cell]) -> 
         "perplexity",
         series,
         x_log=True,
-        unit="one training a backend; over its validation tokens",
+        unit="one training per backend; over its validation tokens",
     )
 
 
@@ -192,7 +192,7 @@ def _benchmarks(cells: Sequence[_Cell]) -> Table:
         [(*shown, *(scores.get(backend, "") for backend in backends)) for (shown, _), scores in rows.items()],
         frozenset(("task", "score", "rung", "setting")),
         title="Benchmarks",
-        unit="one training a row and backend; ± is over questions",
+        unit="one training per row and backend; ± is over questions",
     )
 
 

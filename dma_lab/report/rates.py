@@ -25,7 +25,7 @@ def rates_of(finished: Sequence[Run]) -> dict[str, str]:
 def _words(own: dict[Any, set[float]], baseline: dict[Any, set[float]]) -> str:
     most = max(len(rates) for rates in own.values())
     if most > 1:
-        return f"the best of up to {most} rates a point"
+        return f"the best of up to {most} rates per point"
     shared = own.keys() & baseline.keys()
     if not shared:
         return "no point shared with MHA to tell whether the rate is"

@@ -24,7 +24,7 @@ _TERMS = (
     " the token before it stood side by side earlier in its document, within its window: what can be recalled from the "
     "context; how rare that bigram is, the number of scored documents that it stands in says. The tokens that it is "
     "predicted from are those of its own document in the window, where documents are "
-    "masked. Of so many intervals a backend one in twenty misses by chance."
+    "masked. Of so many intervals per backend one in twenty misses by chance."
 )
 _KINDS = ("all targets", "that repeat a bigram", "all other")
 

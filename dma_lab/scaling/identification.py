@@ -17,7 +17,7 @@ _ON_A_LINE = 0.1
 """Root mean square of the points' distances from a line in (log N, log D): tokens within 10 % of a power of size."""
 _LARGEST_CONDITION = 1000.0
 """Of the Jacobian with columns of equal length. Grids, isoFLOP grids and a ladder with branches at 0.5, 1 and 2 have 20
-to 80, a grid that spans a factor of 4 has 220; tokens at 20 a parameter, give or take 1 %, have 2,000."""
+to 80, a grid that spans a factor of 4 has 220; tokens at 20 per parameter, give or take 1 %, have 2,000."""
 _LEAST_SHARE = 1e-3
 """Of the loss: a term that is nowhere larger is at its bound, 0."""
 

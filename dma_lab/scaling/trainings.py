@@ -1,6 +1,6 @@
 """The law fitted to trainings by least squares, and what its parameters may be given the noise that the runs show.
 
-Branches of one training share its noise, so a ladder with three branches a size has not three times the evidence of
+Branches of one training share its noise, so a ladder with three branches per size has not three times the evidence of
 one without. How much they share, and how large it is, is estimated with the law, and is uncertain by the few trainings
 that tell it: intervals are wider than a bootstrap of the points makes them. Where two sizes have several seeds, noise
 is a power of size, estimated likewise: runs of the less noisy sizes weigh more.

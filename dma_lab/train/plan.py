@@ -38,7 +38,7 @@ class RunPlan:
     steps: int
     sequences_per_step: int
     accumulate: int
-    """Micro-batches a step and device."""
+    """Micro-batches per step and device."""
     tokens: int
     flops: TrainingFlops
     """Of the whole run."""

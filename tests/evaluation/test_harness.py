@@ -210,7 +210,7 @@ def test_every_kind_of_task_scores_alike_question_by_question(pair, texts, tmp_p
 
 
 def test_scores_are_what_they_say(run, tmp_path, monkeypatch):
-    """Log-likelihoods of −1 a character of ``good`` and −2 of any other, so that each score is known by hand."""
+    """Log-likelihoods of −1 per character of ``good`` and −2 of any other, so that each score is known by hand."""
     model = adapter(run, run.model())
 
     def answers(asked):

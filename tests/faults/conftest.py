@@ -129,7 +129,7 @@ class Trials:
         return {"tried": self.ends.total()} | {end: self.ends[end] for end in ENDS}
 
     def complaint(self) -> str:
-        """What went wrong, a line a way; empty where nothing did."""
+        """What went wrong, a line per way; empty where nothing did."""
         ways = [f"  {way}\n    {fault}" for way, fault in list(self.bad.items())[:_SHOWN]]
         more = [f"  … and {len(self.bad) - _SHOWN} ways more"] if len(self.bad) > _SHOWN else []
         return "\n".join([f"{self.summary()}", *ways, *more]) if ways else ""

@@ -150,7 +150,7 @@ def test_no_square_of_memory_at_131072_tokens():
     interval_attention(q, k, v, expiry, bias=scores, max_live=window).sum().backward()
     used = torch.cuda.max_memory_allocated() - before
     print(f"peak memory at N = 131,072, a head: {used / 2**20:.0f} MiB beside {before / 2**20:.0f} MiB of inputs")
-    assert used < 2**29  # a square of one byte an entry is 16 GiB
+    assert used < 2**29  # a square of one byte per entry is 16 GiB
 
 
 def test_long_sequences_equal_the_reference_row_by_row():

@@ -58,7 +58,7 @@ def make_scores() -> Scores:
 
 @pytest.fixture
 def live_by_sorting() -> Callable[..., Tensor]:
-    """``live_by_sorting(scores, window, recent, document_ids)``: bool (B, K, N query, N key), one sort a query."""
+    """``live_by_sorting(scores, window, recent, document_ids)``: bool (B, K, N query, N key), one sort per query."""
 
     def live(scores: Tensor, window: int, recent: int = 0, document_ids: Tensor | None = None) -> Tensor:
         B, K, N = scores.shape
@@ -90,7 +90,7 @@ def live_by_expiry() -> Callable[[Tensor], Tensor]:
 
 @pytest.fixture
 def attention_by_loops() -> Callable[..., Tensor]:
-    """``attention_by_loops(q, k, v, live, bias, scale)``: a softmax a query and head, over its live keys alone."""
+    """``attention_by_loops(q, k, v, live, bias, scale)``: a softmax per query and head, over its live keys alone."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, live: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
         B, H, N, D = q.shape

@@ -52,7 +52,7 @@ def begin(add_run):
 
 
 def printed(root: Path, now: float = 0.0) -> str:
-    """Rows without the table's lines, one text a line."""
+    """Rows without the table's lines, one text per line."""
     stream = io.StringIO()
     Console(file=stream, width=250).print(status_page(read_status(root), now))
     return "\n".join(re.sub(r"\s*│\s*", "|", line).strip("|") for line in stream.getvalue().splitlines())
@@ -71,7 +71,7 @@ def test_every_run_is_told_by_what_became_of_it(begin, add_run, tmp_path):
         lines = printed(tmp_path / "runs").splitlines()
     assert lines[0].strip() == "2 running, 2 finished, 3 failed or stopped, 0 points left"
     rows = {line.split("|")[1]: line.split("|") for line in lines if line.count("|")}
-    # 3 s a step from line to line, the start-up left out: 60 steps are 180 s.
+    # 3 s per step from line to line, the start-up left out: 60 steps are 180 s.
     assert rows[running.name][:6] == [
         "running",
         running.name,
@@ -107,7 +107,7 @@ def test_points_are_counted_over_all_processes_and_their_time_follows_from_the_m
     common = "experiment=chinchilla model=nano tokens=1000000"
     points = [f"{common} attention={name} seed={seed}" for seed in (0, 1) for name in ("mha", "dma", "swa")]
     finished = add_run("mha", seconds=SECONDS)  # 1 M tokens in 100 s
-    running = begin("dma", lines=[(50, 100.0)], process=HERE)  # 2 s a step: 100 s left
+    running = begin("dma", lines=[(50, 100.0)], process=HERE)  # 2 s per step: 100 s left
     ours, theirs = SweepPoints(root, points), SweepPoints(root, points)
     ours.write(0, Point(points[0], summaries=[{"run": str(finished)}]))
     ours.write(1, Point(points[1], ended=False, process=HERE))

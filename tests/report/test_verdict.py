@@ -102,7 +102,7 @@ def test_the_rate_is_said(add_run, tmp_path):
         "mha": "shared rate",
         "dma": "shared rate",
         "swa": "a rate other than MHA's at 1 of 1 points",
-        "nsa": "the best of up to 3 rates a point",
+        "nsa": "the best of up to 3 rates per point",
     }
 
 

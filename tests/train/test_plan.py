@@ -28,10 +28,10 @@ def mha_plan(read, *overrides):
     [
         # A layer of MLA has 55,328 weights and one of MHA 49,216; a unit of width has 3 · 128: 384 - 15.9.
         ("1m", "mla", "params", 368),
-        # DMA's 33 weights a layer are less than a unit of width, 3 · 64.
+        # DMA's 33 weights per layer are less than a unit of width, 3 · 64.
         ("nano", "dma", "params", 192),
         # A window of 1024 in 2048 saves 524,800 of 2,098,176 pairs, each 4 · 6 · 128 FLOP; a unit of width takes
-        # 2 · 3 · 768 a token: 2304 + 170.8. 2472 and 2480 are off by more than a twentieth of a percent.
+        # 2 · 3 · 768 per token: 2304 + 170.8. 2472 and 2480 are off by more than a twentieth of a percent.
         ("80m", "swa", "flops", 2476),
     ],
 )
@@ -71,7 +71,7 @@ def test_the_budget_is_twenty_tokens_a_parameter_in_whole_steps(read):
 def test_a_budget_of_flops_is_what_the_mha_rung_takes_and_every_backend_sees_its_tokens(read, attention):
     own = plan(read, "model=3m", f"attention={attention}", "flops=1e15")
     mha = mha_plan(read, "model=3m", "flops=1e15")
-    # By hand, the norms left out: 6 a weight and token, causal scores and values, and the head.
+    # By hand, the norms left out: 6 per weight and token, causal scores and values, and the head.
     weights = 4 * (256 * 64 * (2 * 4 + 2 * 2) + 3 * 256 * 768) + 256 * 4096
     a_token = 6 * weights + 4 * 3 * (4 * 4 * 64 * 1025 / 2)
     step = 16_384 * a_token

@@ -25,7 +25,7 @@ def wound(monkeypatch):
 def test_slow_stretches_are_the_spread_and_compiling_is_counted_once(read, overrides, wound, monkeypatch, compiled):
     for part in (Block, LinearCrossEntropy):
         monkeypatch.setattr(part, "compile", lambda self, **options: None)
-    first = 4 if compiled else 1  # then intervals of 5 steps: of 12, these three take 3 s a step, the others 1 s
+    first = 4 if compiled else 1  # then intervals of 5 steps: of 12, these three take 3 s per step, the others 1 s
     slow = {5 * interval + first + step for interval in (2, 7, 8) for step in range(1, 6)}
     wound(LanguageModel, "take_step", lambda call: 10 if call <= first else 3 if call in slow else 1)
     wound(probe, "score_validation", lambda call: 7 if call == 1 else 2)

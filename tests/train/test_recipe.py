@@ -58,7 +58,7 @@ def test_the_law_is_that_of_size_budget_and_batch(with_exponents):
         (["tokens_per_parameter=320"], 16.0),
         (["tokens=315095040"], 16.0),  # a sixteenth of rung 1m's 984,768 parameters is worth 20 tokens each
         (["schedule.branches=[1,16,4]"], 16.0),  # by the longest, for all
-        (["flops=2.3596e15"], 16.0),  # 6 (984,768 + 2,048 · 128) a token
+        (["flops=2.3596e15"], 16.0),  # 6 (984,768 + 2,048 · 128) per token
     ],
     ids=lambda value: str(value),
 )
