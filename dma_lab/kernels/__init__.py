@@ -16,10 +16,11 @@ Dimension letters, in capitals for sizes and as suffixes of tensors (``q_bhnd``)
 - R rows: the key/value heads of all batch entries, B * K
 - in a kernel's tile: a attending rows (queries times the query heads that share the tile), s slots (keys, or places of
   a list or cache)
-- i blocks of queries, t tiles of a list, c chunks of positions, u buckets of ranks or windows of positions
+- i blocks of queries, t tiles of a list, x chunks of positions, u buckets of ranks or windows of positions
 - C compressed blocks of a row, S slots of a query (the blocks that it chose), J selection blocks of a document; in a
   kernel's tile q queries, p places of a piece
 
+A kernel's last argument, ``C``, is no size: it is what the kernel is compiled for (``QueryConfig`` and its like).
 ``j`` is a key's position and ``t`` a query's.
 """
 

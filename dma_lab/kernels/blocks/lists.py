@@ -33,15 +33,15 @@ def build_query_lists(chosen: Tensor, block: int) -> QueryLists:
     """
     B, K, N, S = chosen.shape
     R, chunks, windows = B * K, cdiv(N, _CHUNK), cdiv(N, block)
-    count_ruc = torch.zeros(R, windows, chunks, dtype=torch.int32, device=chosen.device)
-    _count_kernel[(chunks, R)](chosen, count_ruc, N, windows, block, S, _CHUNK, _WINDOWS)
-    before_ruc = count_ruc.cumsum(-1, dtype=torch.int32)
-    total_ru = before_ruc[..., -1]
+    count_rux = torch.zeros(R, windows, chunks, dtype=torch.int32, device=chosen.device)
+    _count_kernel[(chunks, R)](chosen, count_rux, N, windows, block, S, _CHUNK, _WINDOWS)
+    before_rux = count_rux.cumsum(-1, dtype=torch.int32)
+    total_ru = before_rux[..., -1]
     first_ru = total_ru.cumsum(-1, dtype=torch.int32)
     length_r = total_ru.sum(-1, dtype=torch.int32)
-    before_ruc = before_ruc - count_ruc + (first_ru - total_ru)[..., None]
+    before_rux = before_rux - count_rux + (first_ru - total_ru)[..., None]
     place_rl = torch.empty(R, N * S, dtype=torch.int32, device=chosen.device)
-    _place_kernel[(chunks, R)](chosen, before_ruc, place_rl, N, windows, block, S, _CHUNK, _WINDOWS)
+    _place_kernel[(chunks, R)](chosen, before_rux, place_rl, N, windows, block, S, _CHUNK, _WINDOWS)
     return QueryLists(place_rl, length_r)
 
 

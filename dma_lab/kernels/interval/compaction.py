@@ -34,10 +34,10 @@ def by_arrival_kernel(expiry_ptr, bias_ptr, ever_ptr, arrivals, N, CHUNK: tl.con
     """Keys that ever live in order of arrival, with their expiries and biases times log2(e); the others behind them."""
     chunk, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     chunks = tl.num_programs(0)
-    c = tl.arange(0, MAX_CHUNKS)
-    ever_c = tl.load(ever_ptr + row * chunks + c, mask=c < chunks, other=0)
-    ever_before = tl.sum(tl.where(c < chunk, ever_c, 0), 0)
-    never_from = tl.sum(ever_c, 0) + chunk * CHUNK - ever_before
+    x = tl.arange(0, MAX_CHUNKS)
+    ever_x = tl.load(ever_ptr + row * chunks + x, mask=x < chunks, other=0)
+    ever_before = tl.sum(tl.where(x < chunk, ever_x, 0), 0)
+    never_from = tl.sum(ever_x, 0) + chunk * CHUNK - ever_before
     place_s = tl.arange(0, CHUNK)
     j_s = chunk * CHUNK + place_s
     expiry_s = tl.load(expiry_ptr + row * N + j_s, mask=j_s < N, other=0)
@@ -74,8 +74,8 @@ def coarse_lists_kernel(
     t0 = span * SPAN
     t1 = tl.minimum(t0 + SPAN, N)
     of_span = row * tl.num_programs(0) + span
-    c = tl.arange(0, MAX_CHUNKS)
-    arrived = tl.sum(tl.load(ever_ptr + row * chunks + c, mask=(c < chunks) & (c * CHUNK < t1), other=0), 0)
+    x = tl.arange(0, MAX_CHUNKS)
+    arrived = tl.sum(tl.load(ever_ptr + row * chunks + x, mask=(x < chunks) & (x * CHUNK < t1), other=0), 0)
     length = 0
     largest_s = tl.full((CHUNK,), float("-inf"), tl.float32)
     next_j_s, next_expiry_s, next_bias_s = _listed(arrivals, row * N, 0, arrived, N, CHUNK)

@@ -64,7 +64,7 @@ class KeyLists(NamedTuple):
     by_arrival_rn: Tensor
     """int32 (R, N), a permutation of the keys: those that ever live, then those that never do, each in order of
     arrival."""
-    ever_rc: Tensor
+    ever_rx: Tensor
     """int32 (R, chunks): how many keys of each CHUNK ever live."""
     blocks: BlockLists
 
@@ -73,7 +73,7 @@ class KeyLists(NamedTuple):
         index, span, mask, length, bias, reference = self.blocks
         if bias is None or reference is None:
             bias, reference = (index.new_empty(0, dtype=torch.float32) for _ in range(2))
-        return self.by_arrival_rn, self.ever_rc, index, span, mask, length, bias, reference
+        return self.by_arrival_rn, self.ever_rx, index, span, mask, length, bias, reference
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor], has_bias: bool) -> "KeyLists":
@@ -129,10 +129,10 @@ def build_key_lists(expiry: Tensor, block: int, max_live: int, bias: Tensor | No
 
     arrivals, coarse = new_list(lists.by_arrival_rn), new_list(_new(expiry, R, spans, coarse_capacity))
     coarse_length, coarse_reference = _new(expiry, R, spans), _new(expiry, R, spans, dtype=torch.float32)
-    count_ever_live_kernel[(chunks, R)](expiry, lists.ever_rc, N, CHUNK)
-    by_arrival_kernel[(chunks, R)](expiry, bias, lists.ever_rc, arrivals, N, CHUNK, max_chunks)
+    count_ever_live_kernel[(chunks, R)](expiry, lists.ever_rx, N, CHUNK)
+    by_arrival_kernel[(chunks, R)](expiry, bias, lists.ever_rx, arrivals, N, CHUNK, max_chunks)
     coarse_lists_kernel[(spans, R)](
-        arrivals, lists.ever_rc, coarse, coarse_length, coarse_reference, N, coarse_capacity, chunks,
+        arrivals, lists.ever_rx, coarse, coarse_length, coarse_reference, N, coarse_capacity, chunks,
         _SPAN, CHUNK, max_chunks, num_warps=CHUNK // 32,
     )  # fmt: skip
     block_lists_kernel[(cdiv(N, block), R)](

@@ -30,11 +30,11 @@ def backward_key_order(expiry: Tensor, lists: KeyLists) -> Tensor:
     was 2 to 3, by arrival alone 2 to 3 times.
     """
     B, K, N = expiry.shape
-    chunks, bucket = lists.ever_rc.shape[1], bucket_size(N)
+    chunks, bucket = lists.ever_rx.shape[1], bucket_size(N)
     order_rn = torch.empty_like(lists.by_arrival_rn)
     sorted_type = tl.int32 if N < 2**31 // bucket - 1 else tl.int64
     _sort_buckets_kernel[(cdiv(N, bucket), B * K)](
-        expiry, lists.ever_rc, lists.by_arrival_rn, order_rn, N, chunks,
+        expiry, lists.ever_rx, lists.by_arrival_rn, order_rn, N, chunks,
         bucket, next_power_of_2(chunks), sorted_type, num_warps=8,
     )  # fmt: skip
     return order_rn
@@ -66,8 +66,8 @@ def _sort_buckets_kernel(
     place = tl.arange(0, BUCKET)
     inside = bucket * BUCKET + place < N
     j = tl.load(by_arrival_ptr + place, mask=inside, other=0)
-    c = tl.arange(0, MAX_CHUNKS)
-    ever_live = tl.sum(tl.load(ever_ptr + row * chunks + c, mask=c < chunks, other=0), 0)
+    x = tl.arange(0, MAX_CHUNKS)
+    ever_live = tl.sum(tl.load(ever_ptr + row * chunks + x, mask=x < chunks, other=0), 0)
     if bucket * BUCKET < ever_live:
         expiry = tl.load(expiry_ptr + row * N + j, mask=inside, other=0)
         # Descending: those that never live near the end, places past the last key behind them; the rest by expiry.

@@ -154,7 +154,7 @@ def _build_lists(expiry: Tensor, block: int, bias: Tensor | None, max_live: int 
 def _kept(lists: KeyLists, max_live: int | None) -> FlatLists:
     if max_live is not None:
         return lists.flatten()
-    nothing = lists.ever_rc.new_empty(0)
+    nothing = lists.ever_rx.new_empty(0)
     a, b, c, d, e, f, g = (nothing.clone() for _ in range(7))  # an operator's outputs may not be one tensor
     return nothing, a, b, c, d, e, f, g
 

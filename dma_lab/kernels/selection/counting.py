@@ -53,18 +53,18 @@ def expiry_from_scores(
     def new(*shape: int) -> Tensor:
         return scores_rn.new_empty(shape, dtype=torch.int32)
 
-    below_ruc, threshold_rc = new(R, buckets, chunks), new(R, chunks + 1)
+    below_rux, threshold_rx = new(R, buckets, chunks), new(R, chunks + 1)
     entries = _Entries(new(R, N), new(R, N), new(R, chunks + 1))
     expiry_rn = new(R, N)
     most_chunks, most_buckets = next_power_of_2(chunks), next_power_of_2(buckets)
     with torch.cuda.device_of(scores_rn):
         order = _Order(*rank_scores(scores_rn, start_rn))
-        _count_kernel[(buckets, R)](order.position, below_ruc, N, chunks, chunk, bucket, most_chunks)
+        _count_kernel[(buckets, R)](order.position, below_rux, N, chunks, chunk, bucket, most_chunks)
         _threshold_kernel[(chunks + 1, R)](
-            order, below_ruc, threshold_rc, entries, N, window, chunks, buckets, chunk, bucket, most_buckets
+            order, below_rux, threshold_rx, entries, N, window, chunks, buckets, chunk, bucket, most_buckets
         )
         _expiry_kernel[(R, chunks * _SHARES)](
-            order, threshold_rc, entries, end_rn, expiry_rn, N, window, recent, chunks,
+            order, threshold_rx, entries, end_rn, expiry_rn, N, window, recent, chunks,
             chunk, _RANKS, _SHARES, num_warps=_RANKS // 32,
         )  # fmt: skip
     return expiry_rn
@@ -79,14 +79,14 @@ def _(scores_rn: Tensor, window: int, recent: int, start_rn: Tensor | None, end_
 def _count_kernel(
     position_ptr, below_ptr, N, chunks, CHUNK: tl.constexpr, BUCKET: tl.constexpr, MAX_CHUNKS: tl.constexpr
 ):
-    """below[u, c]: keys of bucket u that arrive in chunks 0..c."""
+    """below[u, x]: keys of bucket u that arrive in chunks 0..x."""
     u, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     rank = u * BUCKET + tl.arange(0, BUCKET)
     inside = rank < N
     position = tl.load(position_ptr + row * N + rank, mask=inside, other=0)
     count = tl.histogram(position // CHUNK, MAX_CHUNKS, mask=inside)
-    c = tl.arange(0, MAX_CHUNKS)
-    tl.store(below_ptr + (row * tl.num_programs(0) + u) * chunks + c, tl.cumsum(count, 0), mask=c < chunks)
+    x = tl.arange(0, MAX_CHUNKS)
+    tl.store(below_ptr + (row * tl.num_programs(0) + u) * chunks + x, tl.cumsum(count, 0), mask=x < chunks)
 
 
 @triton.jit
@@ -94,16 +94,16 @@ def _threshold_kernel(
     order, below_ptr, threshold_ptr, entries, N, window, chunks, buckets,
     CHUNK: tl.constexpr, BUCKET: tl.constexpr, MAX_BUCKETS: tl.constexpr,
 ):  # fmt: skip
-    """threshold[c]: the window-th largest rank among the keys before chunk c; 0 while there are fewer.
+    """threshold[x]: the window-th largest rank among the keys before chunk x; 0 while there are fewer.
 
     Lists which keys of the chunk rank above it, and their ranks: no other can make a live key leave.
     """
-    c, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    boundary = tl.minimum(c * CHUNK, N)
+    x, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    boundary = tl.minimum(x * CHUNK, N)
     threshold = 0
     if boundary >= window:
         u = tl.arange(0, MAX_BUCKETS)
-        count = tl.load(below_ptr + (row * buckets + u) * chunks + c - 1, mask=u < buckets, other=0)
+        count = tl.load(below_ptr + (row * buckets + u) * chunks + x - 1, mask=u < buckets, other=0)
         from_here_up = tl.cumsum(count, 0, reverse=True)
         # Counts fall with u: the bucket is the last one from which at least `window` keys lie.
         bucket = tl.sum((from_here_up >= window).to(tl.int32), 0) - 1
@@ -112,14 +112,14 @@ def _threshold_kernel(
         position = tl.load(order.position + row * N + rank, mask=rank < N, other=N)
         from_rank_up = above + tl.cumsum((position < boundary).to(tl.int32), 0, reverse=True)
         threshold = bucket * BUCKET + tl.sum((from_rank_up >= window).to(tl.int32), 0) - 1
-    tl.store(threshold_ptr + row * (chunks + 1) + c, threshold)
+    tl.store(threshold_ptr + row * (chunks + 1) + x, threshold)
     arrival = boundary + tl.arange(0, CHUNK)
     rank = tl.load(order.rank + row * N + arrival, mask=arrival < N, other=-1)
     enters = (rank > threshold).to(tl.int32)
     place = row * N + boundary + tl.cumsum(enters, 0) - enters
     tl.store(entries.arrival + place, arrival, mask=enters != 0)
     tl.store(entries.rank + place, rank, mask=enters != 0)
-    tl.store(entries.length + row * (chunks + 1) + c, tl.sum(enters, 0))
+    tl.store(entries.length + row * (chunks + 1) + x, tl.sum(enters, 0))
 
 
 @triton.jit
