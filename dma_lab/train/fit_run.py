@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,31 +13,27 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from dma_lab.checkpoints import DamagedCheckpointError, read_checkpoint
 from dma_lab.messages import warn_once
-from dma_lab.threads import use_threads
-from dma_lab.train.beginning import prepare_beginning
-from dma_lab.train.continuing import Start, prepare_start
+from dma_lab.train.continuing import prepare_start
 from dma_lab.train.divergence import DivergedError
-from dma_lab.train.hardware import Hardware, machine_facts, machine_in_words, resolve_hardware
-from dma_lab.train.identity import run_name, state_identity
+from dma_lab.train.hardware import machine_in_words
+from dma_lab.train.identity import state_identity
 from dma_lab.train.launch import hold_run
 from dma_lab.train.memory import refuse_beyond_memory
 from dma_lab.train.micro_batches import train_within_memory
-from dma_lab.train.plan import RunPlan, budget_tokens, matched_model, padded_vocabulary, plan_run
+from dma_lab.train.peers import Peers
 from dma_lab.train.plan_table import short_plan
+from dma_lab.train.prepared import PreparedRun, prepare_run
 from dma_lab.train.process import device_in_words, this_process
 from dma_lab.train.ranks import Ranks, find_ranks
-from dma_lab.train.reading import recipe_rate
 from dma_lab.train.run_log import last_step
-from dma_lab.train.rung import rung_name
-from dma_lab.train.runs import RunDirectory, git_commit
+from dma_lab.train.runs import RunDirectory
 from dma_lab.train.settings import TrainSettings
 from dma_lab.train.signals import StopRequest
 from dma_lab.train.stopped import stopped_neighbour
 from dma_lab.train.summary import FinishedBefore, of_another_run
-from dma_lab.train.task import Task, prepare_task
 from dma_lab.train.timing import Timing
-from dma_lab.train.trackers import require_logger, run_log
-from dma_lab.train.training import train_model
+from dma_lab.train.trackers import run_log
+from dma_lab.train.training import Training
 
 
 def fit_run(
@@ -67,79 +64,83 @@ def fit_run(
         timing = Timing()
         ranks = ranks or find_ranks(settings.trainer.devices, settings.trainer.num_nodes)
         rank_zero_only.rank = ranks.rank  # type: ignore[attr-defined] # Lightning took it from any launcher's variables
-        hardware = resolve_hardware(settings.trainer)
-        require_logger(settings.logger)
-        matched_model(settings, settings.model.vocab_size)  # what cannot be is refused before a corpus is read
-        with timing.measured("data"):
-            task = prepare_task(settings, budget_tokens(settings, settings.model.vocab_size))
-            plan = plan_run(settings, padded_vocabulary(task.vocab_size), hardware)
-            task.draw(plan)  # what it refuses is said before anything is written
-        use_threads(plan.micro_batch_flops, hardware.device)
-        hardware = resolve_hardware(settings.trainer)  # whose name says how many
-
-        beginning = prepare_beginning(settings, plan, say=ranks.first)
-        digest = None if beginning is None else beginning.digest
-        run = find_run(settings, task, hardware, digest, writer=ranks.first)
+        prepared = prepare_run(settings, ranks, timing)
         if ranks.first:
-            print(short_plan(settings, plan), file=sys.stderr)
-        known = _known_before(run, settings, plan, task, hardware) | (beginning.facts if beginning else {})
-        if not ranks.launched and (finished := _ended_before(run, settings, known)):
+            print(short_plan(settings, prepared.plan), file=sys.stderr)
+        if not ranks.launched and (finished := _ended_before(prepared.run, settings, prepared.known)):
             return finished
-        refuse_beyond_memory(plan, settings.model.name, settings.trainer, hardware)
+        refuse_beyond_memory(prepared.plan, settings.model.name, settings.trainer, prepared.hardware)
         others = partial(fit_run, settings, keep_step=keep_step, shorter=shorter)
-        with hold_run(run, ranks, hardware.device, others) as peers:
+        with hold_run(prepared.run, ranks, prepared.hardware.device, others) as peers:
             # Again, for whoever held it until now may have finished it.
-            if finished := _ended_before(run, settings, known):
+            if finished := _ended_before(prepared.run, settings, prepared.known):
                 return finished
-            if ranks.first and (neighbour := stopped_neighbour(run, settings.written())):
-                run.say(neighbour)
-            peers.wait()  # all have looked, before the writer changes what they look at
-            identity_at = partial(state_identity, settings, plan.steps, task.fingerprint, hardware.precision, digest)
-            logged = last_step(run)
-            start = prepare_start(run, identity_at, shorter)
-            peers.wait()  # the others find the checkpoint that the writer chose
-            machine = machine_in_words(known)
-            summary = known | {
-                "steps_shared": start.steps_shared,
-                "earlier_machines": sorted(set(start.machines) - {machine}),
-            }
-            if ranks.first and summary["earlier_machines"]:
-                warn_once(
-                    f"earlier steps of {run.path} were taken on {'; '.join(summary['earlier_machines'])}: machines "
-                    "round differently, so the report will compare this run with no other."
-                )
-            device = device_in_words(hardware.device.type, hardware.device.index, settings.trainer.processes)
-            run.write_summary(summary | {"status": "running", "process": this_process() | {"device": device}})
-            try:
-                with run_log(settings, run, logged) as log:
-
-                    def train(used: TrainSettings, plan: RunPlan) -> dict[str, Any]:
-                        run.write_config(used.written())
-                        machines = sorted({*start.machines, machine})
-                        so_far = Start(start.steps_shared, machines, used.trainer.micro_batch_sequences)
-                        return train_model(
-                            used, plan, task, task.draw(plan), run, hardware, peers, stop, keep_step, identity_at,
-                            so_far, timing, log, beginning,
-                        )  # fmt: skip
-
-                    begin_again = partial(prepare_start, run, identity_at, shorter)
-                    micro = start.micro_batch_sequences if ranks.count == 1 else None
-                    summary |= train_within_memory(train, settings, plan, micro, hardware, ranks, timing, begin_again)
-                    log.exit_code = 0 if summary["status"] == "finished" else 1
-            except BaseException as error:
-                end = peers.explain(error)
-                with suppress(OSError):  # the disk may be what failed
-                    run.write_summary(summary | _cut_off(run, end))
-                raise end from (None if end is error else error)
-            run.write_summary(summary)
-        diverged = _diverged("diverged", run, summary, settings) if summary["status"] == "diverged" else None
+            summary = _train_or_continue(settings, prepared, peers, stop, timing, keep_step, shorter)
+        diverged = _diverged("diverged", prepared.run, summary, settings) if summary["status"] == "diverged" else None
         if stop.number is not None:  # also of a finished run: what would come after it was not to begin
             if ranks.first:
                 how = "finished before it stopped" if summary["status"] == "finished" else "stopped and saved"
-                print(diverged or f"{how}; the same command continues {run.path}", file=sys.stderr)
+                print(diverged or f"{how}; the same command continues {prepared.run.path}", file=sys.stderr)
             raise SystemExit(128 + stop.number)
     if diverged:
         raise diverged
+    return summary
+
+
+def _train_or_continue(
+    settings: TrainSettings,
+    prepared: PreparedRun,
+    peers: Peers,
+    stop: StopRequest,
+    timing: Timing,
+    keep_step: int | None,
+    shorter: Sequence[tuple[Path, int]],
+) -> dict[str, Any]:
+    """The summary of a run that is held, written at its beginning and at its end, however it ends."""
+    task, plan, hardware, run = prepared.task, prepared.plan, prepared.hardware, prepared.run
+    if run.writer and (neighbour := stopped_neighbour(run, settings.written())):
+        run.say(neighbour)
+    peers.wait()  # all have looked, before the writer changes what they look at
+    identity_at = partial(state_identity, settings, plan.steps, task.fingerprint, hardware.precision, prepared.digest)
+    logged = last_step(run)
+    start = prepare_start(run, identity_at, shorter)
+    peers.wait()  # the others find the checkpoint that the writer chose
+    machine = machine_in_words(prepared.known)
+    earlier = sorted(set(start.machines) - {machine})
+    if run.writer and earlier:
+        warn_once(
+            f"earlier steps of {run.path} were taken on {'; '.join(earlier)}: machines round differently, so the "
+            "report will compare this run with no other."
+        )
+    summary = prepared.known | {"steps_shared": start.steps_shared, "earlier_machines": earlier}
+    device = device_in_words(hardware.device.type, hardware.device.index, settings.trainer.processes)
+    run.write_summary(summary | {"status": "running", "process": this_process() | {"device": device}})
+    try:
+        with run_log(settings, run, logged) as log:
+            training = Training(
+                settings=settings,
+                plan=plan,
+                task=task,
+                run=run,
+                hardware=hardware,
+                peers=peers,
+                stop=stop,
+                start=replace(start, machines=sorted({*start.machines, machine})),
+                identity_at=identity_at,
+                keep_step=keep_step,
+                beginning=prepared.beginning,
+                timing=timing,
+                log=log,
+            )
+            micro = start.micro_batch_sequences if peers.ranks.count == 1 else None
+            summary |= train_within_memory(training, micro, partial(prepare_start, run, identity_at, shorter))
+            log.exit_code = 0 if summary["status"] == "finished" else 1
+    except BaseException as error:
+        end = peers.explain(error)
+        with suppress(OSError):  # the disk may be what failed
+            run.write_summary(summary | _cut_off(run, end))
+        raise end from (None if end is error else error)
+    run.write_summary(summary)
     return summary
 
 
@@ -186,38 +187,3 @@ def _diverged(when: str, run: RunDirectory, summary: dict[str, Any], settings: T
         f"{run.path} {when}, at step {summary['step']} of {summary['steps']}: {summary['reason']}; give a smaller "
         f"optimizer.learning_rate than {settings.optimizer.learning_rate:g}, or delete it to train it once more."
     )
-
-
-def find_run(
-    settings: TrainSettings, task: Task, hardware: Hardware, init_from_digest: str | None, *, writer: bool = True
-) -> RunDirectory:
-    """The directory of this run, named so that a reader finds it and hashed over all that defines its result."""
-    name = run_name(settings, task.fingerprint, hardware.precision, init_from_digest)
-    return RunDirectory(Path(settings.output_dir) / name, writer=writer)
-
-
-def _known_before(
-    run: RunDirectory, settings: TrainSettings, plan: RunPlan, task: Task, hardware: Hardware
-) -> dict[str, Any]:
-    return {
-        "run": str(run.path),
-        "study": settings.study,
-        "model": settings.model.name,
-        "rung": rung_name(vars(settings.model)),
-        "attention": settings.attention.label,
-        "match": settings.match,
-        "seed": settings.seed,
-        "params_total": plan.parameters.total,
-        "params_non_embedding": plan.parameters.non_embedding,
-        "d_ff": plan.shape.d_ff,
-        "context": plan.shape.max_seq_len,
-        "steps": plan.steps,
-        "tokens": plan.tokens,
-        "recipe_learning_rate": recipe_rate(settings),
-        "flops": plan.flops.dense_equivalent,
-        "flops_executed": plan.flops.executed,
-        **task.facts,
-        "data_fingerprint": task.fingerprint,
-        **machine_facts(hardware, settings.trainer.processes),
-        "git_commit": git_commit(),
-    }

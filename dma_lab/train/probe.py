@@ -12,14 +12,15 @@ from torch import Tensor
 
 from dma_lab.data.module import TokenDataModule
 from dma_lab.evaluation.perplexity import score_validation
+from dma_lab.train.compiling import language_model
 from dma_lab.train.hardware import Hardware
 from dma_lab.train.module import LanguageModel
 from dma_lab.train.peers import OneRun
 from dma_lab.train.plan import RunPlan
+from dma_lab.train.quiet import hush_lightning
 from dma_lab.train.ranks import Ranks
 from dma_lab.train.settings import TrainSettings
 from dma_lab.train.step_graph import STEPS_UNTIL_REPLAYED
-from dma_lab.train.training import hush_lightning, language_model
 
 _SECONDS = 15.0
 """Of steps after the first ones: others who use the machine come and go within less."""

@@ -45,9 +45,9 @@ def uncut(scripts, tiny_run, tmp_path_factory):
 LIGHTNING = "lightning.pytorch.trainer.connectors"
 MOMENTS = {
     "as a point begins": ("dma_lab.train.sweep:SweepCallback.on_job_start", 2),
-    "while its data is prepared": ("dma_lab.train.fit_run:prepare_task", 2),
+    "while its data is prepared": ("dma_lab.train.prepared:prepare_task", 2),
     "while its first summary is written": ("dma_lab.train.runs:RunDirectory.write_summary", 3),
-    "while the model is built": ("dma_lab.train.training:build_model", 2),
+    "while the model is built": ("dma_lab.train.compiling:build_model", 2),
     "while Lightning sets up": ("dma_lab.train.module:LanguageModel.configure_optimizers", 2),
     "while the loader is made": ("dma_lab.data.module:TokenDataModule.train_dataloader", 2),
     "as training begins": ("dma_lab.train.callbacks:RunRecorder.on_train_start", 2),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dma_lab.messages import UserError
-from dma_lab.train import run_log, trackers
+from dma_lab.train import run_log
 from dma_lab.train.branches import fit_branches
 from dma_lab.train.callbacks import RunRecorder
 from dma_lab.train.fit_run import fit_run
@@ -86,7 +86,7 @@ def test_branches_and_a_continued_run_log_every_step_once(read, overrides, monke
 def test_a_tracker_that_is_not_installed_is_said_before_anything_is_read(
     read, overrides, monkeypatch, name, train, tmp_path
 ):
-    monkeypatch.setattr(trackers, "find_spec", lambda package: None)
+    monkeypatch.setattr("dma_lab.train.trackers.find_spec", lambda package: None)
     settings = read([*overrides, *SHORT, f"logger={name}", "schedule.branches=[0.5,1]"])
     with pytest.raises(UserError, match=rf"logger={name} needs .* pip install 'dma-lab\[{name}\]'"):
         train(settings)
