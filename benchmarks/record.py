@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import platform
 import re
 import subprocess
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from dma_lab.files import write_whole
 from dma_lab.train.runs import git_commit
 
 _PACKAGES = ("torch", "triton", "lightning", "flash-attn", "flash-attn-4", "fla-core", "flash-dmattn", "transformers")
@@ -49,9 +49,7 @@ def write_record(
     device = re.sub(r"[^a-z0-9]+", "-", record["device"].lower()).strip("-")
     path = Path(results_dir) / f"{suite}-{device}-{now:%Y%m%dT%H%M%SZ}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    write_whole(path, json.dumps(record, indent=1) + "\n")
     return path
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dma_lab.files import write_whole
 from dma_lab.seals import sealed, unsealed
 
 CHUNK_BYTES = 1 << 22
@@ -96,11 +97,6 @@ class DigestCache:
         """Write what was learnt, whole or not at all."""
         if not self._changed:
             return
-        partial = self._file.with_suffix(f".partial-{os.getpid()}")
-        try:
+        with contextlib.suppress(OSError):  # no room or no right to write: token files there can still be used
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(sealed(self._known), encoding="utf-8")
-            os.replace(partial, self._file)
-        except OSError:  # no room or no right to write: token files that are there can still be used
-            with contextlib.suppress(OSError):
-                partial.unlink()
+            write_whole(self._file, sealed(self._known))

@@ -1,7 +1,6 @@
 """Documents streamed from a Hugging Face data set, pinned to one revision of it."""
 
 import itertools
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from dma_lab.data.digests import share_below
 from dma_lab.data.readers import NULL, Document, whole_document
 from dma_lab.data.records import field_text
 from dma_lab.data.settings import DataSettings
+from dma_lab.files import write_whole
 from dma_lab.messages import UserError, warn_once
 from dma_lab.seals import sealed, unsealed
 
@@ -117,9 +117,7 @@ def _current_revision(name: str, cache_dir: Path) -> str:
         return revision
     known[name] = revision
     cache_dir.mkdir(parents=True, exist_ok=True)
-    partial = remembered.with_suffix(f".partial-{os.getpid()}")
-    partial.write_text(sealed(known), encoding="utf-8")
-    os.replace(partial, remembered)
+    write_whole(remembered, sealed(known))
     return revision
 
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dma_lab.data.store import TornCacheError
+from dma_lab.files import sync
 
 _ABANDONED_SECONDS = 3600  # of a build on another machine, which writes all the while
 _HOST = socket.gethostname()
@@ -27,8 +28,8 @@ def put_in_place(partial: Path, folder: Path, check: Callable[[], object]) -> No
         check: raises TornCacheError where the ``folder`` that is there is damaged.
     """
     for file in partial.iterdir():
-        _sync(file)
-    _sync(partial)
+        sync(file)
+    sync(partial)
     try:
         partial.rename(folder)
     except OSError as error:
@@ -42,15 +43,7 @@ def put_in_place(partial: Path, folder: Path, check: Callable[[], object]) -> No
             folder.rename(damaged)  # not deleted in its place: a run may be reading it
             partial.rename(folder)
             _remove(damaged)
-    _sync(folder.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(folder.parent)
 
 
 def remove_abandoned(cache_dir: Path) -> None:

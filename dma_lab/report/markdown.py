@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from dma_lab.files import write_whole
 from dma_lab.report.document import LINES, ROWS, Block, Document, Figure, Heatmap, Notice, Table, Verdicts
 
 
@@ -13,7 +14,7 @@ def write_markdown(document: Document, path: Path) -> None:
     for section in document.sections:
         lines.append(f"## {section.title}")
         lines += map(_block, section.blocks)
-    path.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(path, "\n\n".join(lines) + "\n")
 
 
 def figures_linked(path: Path) -> list[str]:

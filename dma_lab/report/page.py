@@ -11,6 +11,7 @@ from pathlib import Path
 from plotly.offline import get_plotlyjs
 
 from dma_lab.figures.palette import colours_of
+from dma_lab.files import write_whole
 from dma_lab.report.document import LINES, ROWS, Block, Document, Figure, Heatmap, Notice, Table, Verdict, Verdicts
 from dma_lab.report.interactive import plotly_figure
 
@@ -43,7 +44,7 @@ def write_page(document: Document, path: Path) -> None:
         f'<script type="application/octet-stream" id="plotly">{_plotly_js()}</script>',
         f"<script>\n{own.joinpath('page.js').read_text()}</script>\n</body>\n</html>\n",
     ]
-    path.write_text("\n".join(parts), encoding="utf-8")
+    write_whole(path, "\n".join(parts))
 
 
 @cache
