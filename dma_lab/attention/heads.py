@@ -49,6 +49,21 @@ class HeadProjections(nn.Module):
         return 2 * seq_len * weights
 
 
+class KeyValueProjections(nn.Module):
+    """Keys and values alone: x (B, N, M) -> k and v, (B, K, N, D) each, neither normed nor rotated."""
+
+    def __init__(self, shape: AttentionShape, qk_norm: bool) -> None:
+        super().__init__()
+        self.head_dim = shape.head_dim
+        self.k_proj = nn.Linear(shape.d_model, shape.n_kv_heads * shape.head_dim, bias=False)
+        self.v_proj = nn.Linear(shape.d_model, shape.n_kv_heads * shape.head_dim, bias=False)
+        self.k_norm = QKNorm(shape.head_dim) if qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        k_bnkd, v_bnkd = (projection(x).unflatten(-1, (-1, self.head_dim)) for projection in (self.k_proj, self.v_proj))
+        return k_bnkd.transpose(1, 2), v_bnkd.transpose(1, 2)
+
+
 @dataclass
 class KeyValueCache:
     """Keys and values seen so far, (B, K, positions kept, D) each, oldest first."""

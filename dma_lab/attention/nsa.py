@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dma_lab.attention.base import AttentionBackend, AttentionFlops, AttentionShape, causal_pairs
-from dma_lab.attention.heads import HeadProjections, KeyValueCache, QKNorm, attend_to_cache
+from dma_lab.attention.heads import HeadProjections, KeyValueCache, KeyValueProjections, attend_to_cache
 from dma_lab.attention.nsa_blocks import (
     BlockCompression,
     Places,
@@ -43,21 +43,6 @@ from dma_lab.kernels.blocks.compressed import compressed_attention
 from dma_lab.kernels.choice import choose_triton, note_kernel
 
 _QUERY_CHUNK = 2048  # queries whose logits exist at a time
-
-
-class KeyValueProjections(nn.Module):
-    """Keys and values of one branch: x (B, N, M) -> k and v, (B, K, N, D) each, neither normed nor rotated."""
-
-    def __init__(self, shape: AttentionShape, qk_norm: bool) -> None:
-        super().__init__()
-        self.head_dim = shape.head_dim
-        self.k_proj = nn.Linear(shape.d_model, shape.n_kv_heads * shape.head_dim, bias=False)
-        self.v_proj = nn.Linear(shape.d_model, shape.n_kv_heads * shape.head_dim, bias=False)
-        self.k_norm = QKNorm(shape.head_dim) if qk_norm else nn.Identity()
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        k_bnkd, v_bnkd = (projection(x).unflatten(-1, (-1, self.head_dim)) for projection in (self.k_proj, self.v_proj))
-        return k_bnkd.transpose(1, 2), v_bnkd.transpose(1, 2)
 
 
 @dataclass

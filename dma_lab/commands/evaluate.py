@@ -4,13 +4,14 @@ from omegaconf import DictConfig
 
 from dma_lab.entry_point import run_entry_point
 from dma_lab.phases import phase
+from dma_lab.settings import read_settings
 
 
 def main(config: DictConfig) -> None:
     with phase("importing PyTorch"):  # seconds, for which --help need not wait
         from dma_lab.evaluation.evaluate import evaluate
-        from dma_lab.evaluation.settings import read_settings
-    print(f"evaluation: {evaluate(read_settings(config))}")
+        from dma_lab.evaluation.settings import EvaluateSettings
+    print(f"evaluation: {evaluate(read_settings(EvaluateSettings, config))}")
 
 
 def run() -> None:

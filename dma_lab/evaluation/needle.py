@@ -14,6 +14,7 @@ import random
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from tokenizers import Tokenizer
 
@@ -22,8 +23,8 @@ from dma_lab.evaluation import ruler
 from dma_lab.evaluation.haystack import Haystack
 from dma_lab.messages import UserError
 
-KINDS = ("single", "multikey", "multivalue", "multiquery")
-VALUES = ("words", "numbers", "uuids")
+Kind = Literal["single", "multikey", "multivalue", "multiquery"]
+ValueKind = Literal["words", "numbers", "uuids"]
 
 _ADJECTIVES = (
     "amber ancient autumn bitter bright broken calm clever cold crimson damp dark deep distant dry early eager faint "
@@ -68,15 +69,22 @@ class NeedleTask:
     """Samples of one kind for one tokenizer and haystack.
 
     Args:
-        kind: one of ``KINDS``.
-        values: one of ``VALUES``: what the needles' values are.
+        values: what the needles' values are.
         needles: how many a haystack holds, 1 in kind ``single``.
         samples: questions per cell.
         seed: with a sample's index fixes its needles, and with its length besides its excerpt; not with its depth.
     """
 
     def __init__(
-        self, kind: str, values: str, *, needles: int, samples: int, seed: int, haystack: Haystack, tokenizer: Tokenizer
+        self,
+        kind: Kind,
+        values: ValueKind,
+        *,
+        needles: int,
+        samples: int,
+        seed: int,
+        haystack: Haystack,
+        tokenizer: Tokenizer,
     ) -> None:
         self.kind, self.values, self.seed = kind, values, seed
         self.haystack, self.tokenizer = haystack, tokenizer

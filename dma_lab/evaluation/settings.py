@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, Union
 
-from omegaconf import DictConfig
 from pydantic import Field
 
-import dma_lab.evaluation.suites
-import dma_lab.settings
+import dma_lab.evaluation.suites  # noqa: F401 (they register themselves)
 from dma_lab.evaluation.suite import Suite, registered_suites
 from dma_lab.settings import STRICT, Count, Text
 
@@ -27,12 +25,3 @@ class EvaluateSettings:
     precision: Literal["auto", "fp32", "bf16"]
     batch_tokens: Count
     suite: AnySuite
-
-
-def read_settings(config: DictConfig) -> EvaluateSettings:
-    """The settings of a composed config.
-
-    Raises:
-        UserError: naming the first setting whose type or value cannot be.
-    """
-    return dma_lab.settings.read_settings(EvaluateSettings, config)

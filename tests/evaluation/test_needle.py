@@ -6,6 +6,7 @@ import re
 import uuid
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from torch import nn
 from dma_lab.evaluation import ruler
 from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.evaluation.haystack import Haystack
-from dma_lab.evaluation.needle import KINDS, VALUES, Needle, NeedleTask
+from dma_lab.evaluation.needle import Kind, Needle, NeedleTask, ValueKind
 from dma_lab.evaluation.needle_scores import begins_with_answer, score_samples, value_log_probabilities
 from dma_lab.evaluation.suites.needle import _lengths
 from dma_lab.messages import UserError
@@ -49,8 +50,8 @@ def said_of(task: NeedleTask, tokens: list[int]) -> str:
     return task.tokenizer.decode(tokens[1:], skip_special_tokens=False)
 
 
-@pytest.mark.parametrize("values", VALUES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("values", get_args(ValueKind))
+@pytest.mark.parametrize("kind", get_args(Kind))
 def test_a_sample_holds_its_needles_and_asks_for_the_right_ones(make, run, kind, values):
     task = make(kind, values)
     for index in range(4):
@@ -78,8 +79,8 @@ def test_a_sample_holds_its_needles_and_asks_for_the_right_ones(make, run, kind,
         assert spelled == " " + " ".join(sample.values)
 
 
-@pytest.mark.parametrize("values", VALUES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("values", get_args(ValueKind))
+@pytest.mark.parametrize("kind", get_args(Kind))
 def test_a_control_differs_in_the_values_asked_for_alone_and_has_others_of_as_many_tokens(make, kind, values):
     task = make(kind, values)
     for index in range(4):
@@ -119,7 +120,7 @@ def niah():
 
 
 @pytest.mark.parametrize(("kind", "counts"), [("single", {}), ("multikey", {"num_needle_k": 4})])
-@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize("values", get_args(ValueKind))
 def test_a_prompt_with_one_answer_is_rulers_own_letter_by_letter(make, niah, monkeypatch, kind, counts, values):
     assert_same_words(make, niah, monkeypatch, kind, values, {"num_needle_k": 1, "num_needle_v": 1} | counts)
 
@@ -133,7 +134,7 @@ def test_a_prompt_with_one_answer_is_rulers_own_letter_by_letter(make, niah, mon
         ("multiquery", {"num_needle_k": 2, "num_needle_v": 1, "num_needle_q": 2}),
     ],
 )
-@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize("values", get_args(ValueKind))
 def test_a_prompt_with_several_answers_is_rulers_own_letter_by_letter(make, niah, monkeypatch, kind, counts, values):
     assert_same_words(make, niah, monkeypatch, kind, values, counts)
 
@@ -354,7 +355,7 @@ class Bigram(nn.Module):
         return self.table_vv[tokens] * (1 + torch.arange(tokens.shape[1])[:, None] / 1000)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", get_args(Kind))
 def test_a_model_that_does_not_read_needles_gains_nothing(make, run, kind):
     """It knows the format, and the place that an answer has, which a shorter control would change."""
     task = make(kind)

@@ -20,7 +20,7 @@ from dma_lab import threads
 from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.evaluation.evaluate import evaluate
 from dma_lab.evaluation.record import EvaluationRecord
-from dma_lab.evaluation.settings import EvaluateSettings, read_settings
+from dma_lab.evaluation.settings import EvaluateSettings
 from dma_lab.evaluation.suite import Job, Suite, registered_suites
 from dma_lab.messages import UserError
 from dma_lab.model import Transformer
@@ -28,6 +28,7 @@ from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
 from dma_lab.report.evaluations import evaluations
 from dma_lab.seals import sealed, unsealed
+from dma_lab.settings import read_settings
 from tests.scripts import KILLED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +42,7 @@ def run_suite(run_copy):
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = compose("evaluate", [f"suite={suite}", f"checkpoint={run_copy}", "device=cpu", *overrides])
-        return json.loads(evaluate(read_settings(config)).read_text())["cells"]
+        return json.loads(evaluate(read_settings(EvaluateSettings, config)).read_text())["cells"]
 
     return run
 

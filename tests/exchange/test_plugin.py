@@ -5,8 +5,9 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
+import dma_lab.settings
 from dma_lab.evaluation.evaluate import evaluate
-from dma_lab.evaluation.settings import read_settings as read_evaluation
+from dma_lab.evaluation.settings import EvaluateSettings
 from dma_lab.exchange import export_model, export_run
 from dma_lab.messages import UserError
 from dma_lab.report.collect import read_run
@@ -44,11 +45,15 @@ def test_a_run_of_it_is_planned_trained_evaluated_exported_and_read(anchored, tm
     run = tmp_path / summary["run"].rpartition("/")[2]
 
     chosen = ["suite=context", "suite.lengths=[32,128]", f"checkpoint={run}", "device=cpu"]
-    record = evaluate(read_evaluation(configuration(chosen, "evaluate")))
+    record = evaluate(dma_lab.settings.read_settings(EvaluateSettings, configuration(chosen, "evaluate")))
     cells = [entry["cell"] for entry in unsealed(record.read_text())["cells"]]
     assert [(cell["context"], cell["rope_base"]) for cell in cells] == [(32, None), (128, None)]
     with pytest.raises(UserError, match=r"attention.rope_base is no option of attention=anchored; it has: window, st"):
-        evaluate(read_evaluation(configuration([*chosen, "suite.rope_base=5e5"], "evaluate")))
+        evaluate(
+            dma_lab.settings.read_settings(
+                EvaluateSettings, configuration([*chosen, "suite.rope_base=5e5"], "evaluate")
+            )
+        )
 
     card = (export_run(run, tmp_path / "folder") / "README.md").read_text()
     assert "the packages `dma_lab` and `anchored-attention 0.1.0` must be installed" in card

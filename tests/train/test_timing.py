@@ -12,8 +12,7 @@ import torch
 from dma_lab.model.loss import LinearCrossEntropy
 from dma_lab.model.transformer import Block
 from dma_lab.report.collect import Run, read_run
-from dma_lab.train import fit_run as fitting
-from dma_lab.train import task, timing
+from dma_lab.train import prepared, task, timing
 from dma_lab.train.callbacks import RunRecorder
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.hardware import Hardware, resolve_hardware
@@ -36,8 +35,8 @@ def clock(monkeypatch):
     monkeypatch.setattr(timing, "_imported", [])
     for part in (Block, LinearCrossEntropy):
         monkeypatch.setattr(part, "compile", lambda self, **options: None)
-    wind(fitting, "prepare_task", lambda call: PREPARING)
-    wind(fitting, "prepare_beginning", lambda call: PLANNING)
+    wind(prepared, "prepare_task", lambda call: PREPARING)
+    wind(prepared, "prepare_beginning", lambda call: PLANNING)
     first = STEPS_UNTIL_REPLAYED
     wind(LanguageModel, "take_step", lambda call: COMPILING if call <= first else DISTURBED if call == 11 else STEADY)
     wind(task, "score_validation", lambda call: VALIDATING)

@@ -1,4 +1,4 @@
-"""What ``evaluate.py`` can do with a run, a suite a file.
+"""What ``evaluate.py`` can do with a run, one file per suite.
 
 A file in this folder that subclasses ``Suite`` is a suite: beside it, conf/suite/ has its settings under its name, and
 nothing else needs to know.

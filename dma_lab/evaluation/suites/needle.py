@@ -13,7 +13,7 @@ from dma_lab.data.finding import user_path
 from dma_lab.evaluation import ruler
 from dma_lab.evaluation.checkpoint import TrainedRun
 from dma_lab.evaluation.haystack import Haystack
-from dma_lab.evaluation.needle import NeedleTask
+from dma_lab.evaluation.needle import Kind, NeedleTask, ValueKind
 from dma_lab.evaluation.needle_scores import score_samples
 from dma_lab.evaluation.record import EvaluationRecord
 from dma_lab.evaluation.session import Machine, show
@@ -28,8 +28,8 @@ class NeedleSuite(Suite):
     """A cell is a kind of needle and of value, at one length and depth."""
 
     name: Literal["needle"]
-    kinds: Annotated[list[Literal["single", "multikey", "multivalue", "multiquery"]], Field(min_length=1)]
-    values: Annotated[list[Literal["words", "numbers", "uuids"]], Field(min_length=1)]
+    kinds: Annotated[list[Kind], Field(min_length=1)]
+    values: Annotated[list[ValueKind], Field(min_length=1)]
     needles: Annotated[int, Field(ge=2, le=100)]
     lengths: Annotated[list[Width], Field(min_length=1)] | None
     depths: Annotated[list[Fraction], Field(min_length=1)]
