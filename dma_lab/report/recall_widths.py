@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t
+from scipy import special
 
 from dma_lab.report.collect import Run
 from dma_lab.report.conditions import TUNED, without
@@ -39,7 +39,7 @@ class Recall:
         count = len(self.runs)
         if count < 2:
             return None
-        half = float(t.ppf(0.975, count - 1) * np.std(self.accuracies, ddof=1) / np.sqrt(count))
+        half = float(special.stdtrit(count - 1, 0.975) * np.std(self.accuracies, ddof=1) / np.sqrt(count))
         return max(0.0, self.mean - half), min(1.0, self.mean + half)
 
 
