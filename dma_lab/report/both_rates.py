@@ -1,16 +1,16 @@
 """Backends beside MHA at the rate that all share, and at each one's own tuned rate: where runs of both kinds exist."""
 
 from collections.abc import Mapping
-from math import isclose
 from typing import Any
 
 from dma_lab.report.cohorts import but_for_tuning
-from dma_lab.report.collect import BASELINE, Run
+from dma_lab.report.collect import BASELINE
 from dma_lab.report.comparison import OverTrainings
 from dma_lab.report.conditions import shared_by_a_study, without
 from dma_lab.report.document import Section, Table
-from dma_lab.report.rates import is_tuned
+from dma_lab.report.rates import is_recipes, is_tuned
 from dma_lab.report.statistics import Statistics
+from dma_lab.report.tuning_gains import what_tuning_gains
 
 _SEED_AND_RATE = frozenset({"seed", "tuned", "optimizer.learning_rate"})
 
@@ -25,7 +25,8 @@ def at_both_rates(statistics: Mapping[str, Statistics]) -> list[Section]:
     for name, tuned in statistics.items():
         beside = shared.get(_apart_from_tuning(tuned)) if is_tuned(tuned.finished[0]) else None
         if beside and (rows := _rows(beside, tuned)):
-            sections.append(Section("Shared rate and tuned rates", [f"Tuned: runs of {name}.", _table(rows)]))
+            gains = [own] if (own := what_tuning_gains(beside, tuned)) else []
+            sections.append(Section("Shared rate and tuned rates", [f"Tuned: runs of {name}.", _table(rows), *gains]))
     return sections
 
 
@@ -89,13 +90,8 @@ def _compute(found: Statistics, backend: str, beside: str) -> str:
 def _cells(found: Statistics, backend: str, beside: str) -> dict[Any, OverTrainings]:
     """By point; of several rates the recipe's, else that of least loss."""
     own = found.comparison.cells_of(backend, [beside])
-    own.sort(key=lambda cell: (_is_recipes(cell.run), -cell.run.summary["val_loss"]))
+    own.sort(key=lambda cell: (is_recipes(cell.run), -cell.run.summary["val_loss"]))
     return {without(cell.run.conditions, _SEED_AND_RATE): cell for cell in own}
-
-
-def _is_recipes(run: Run) -> bool:
-    recipe = run.summary.get("recipe_learning_rate")
-    return recipe is not None and isclose(run.config.optimizer.learning_rate, recipe, rel_tol=1e-3)
 
 
 def _text(cell: OverTrainings) -> str:

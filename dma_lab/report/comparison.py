@@ -86,14 +86,15 @@ def _compare(beside: Sequence[tuple[Run, list[Run] | str]], part: Part) -> Compa
                 by_point.setdefault(key, []).append((run, difference))
     found: list[OverTrainings] = []
     cells = [list(by_point.values()) for by_point in alike.values()]
-    means = mean_differences([[_cell(members) for members in own] for own in cells])
+    means = mean_differences([[cell_of(members) for members in own] for own in cells])
     for (_, named), own, values in zip(alike, cells, means, strict=True):
         found += [OverTrainings(members[0][0], named, value) for members, value in zip(own, values, strict=True)]
     order = {run.path: number for number, (run, _) in enumerate(pairs)}
     return Comparison(pairs, sorted(found, key=lambda cell: (" " in cell.beside, order[cell.run.path])))
 
 
-def _cell(members: Sequence[tuple[Run, PairedDifference]]) -> Cell:
+def cell_of(members: Sequence[tuple[Run, PairedDifference]]) -> Cell:
+    """Of runs that their seeds alone tell apart, each with its difference to another's."""
     by_seed: dict[int, list[np.ndarray]] = {}
     for run, difference in members:
         by_seed.setdefault(run.summary["seed"], []).append(difference.nats)

@@ -1,6 +1,7 @@
 """At whose learning rate a backend was trained: one for all, its own tuned one, or the best of several."""
 
 from collections.abc import Sequence
+from math import isclose
 from typing import Any
 
 from dma_lab.report.collect import BASELINE, Run
@@ -9,6 +10,12 @@ from dma_lab.report.collect import BASELINE, Run
 def is_tuned(run: Run) -> bool:
     """Whether its rate is that of a file of rates tuned for each backend (``tuned=FILE``)."""
     return run.config.get("tuned") is not None
+
+
+def is_recipes(run: Run) -> bool:
+    """Whether its rate is the recipe's."""
+    recipe = run.summary.get("recipe_learning_rate")
+    return recipe is not None and isclose(run.config.optimizer.learning_rate, recipe, rel_tol=1e-3)
 
 
 def rates_of(finished: Sequence[Run]) -> dict[str, str]:

@@ -319,6 +319,11 @@ def test_shared_and_tuned_rates_stand_side_by_side_at_the_same_point(add_run, tm
         assert low < value < high
     assert cells["which shared rate"] == "shared rate"
     assert at_both_rates({name: own for name, own in found.items() if "tuned=None" in name}) == []
+    # Runs of one seed differ by what was shifted alone: -0.04 for DMA, nothing for MHA.
+    gains = {row[0]: row[1:] for row in at_both_rates(found)[0].blocks[2].rows}
+    assert gains["mha"] == ("nano", "1,000,000", "0.01", "0.01", "+0.0000", "3")
+    assert gains["dma"][2:4] == ("0.01", "0.004")
+    assert gains["dma"][4].startswith("-0.0400")
 
 
 def rows_at_both_rates(found):
