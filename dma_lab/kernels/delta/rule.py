@@ -75,43 +75,43 @@ def delta_step(
 def _chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, start_bn: Tensor | None) -> Tensor:
     """The same in plain PyTorch. Of a document's tokens no bit depends on another document, or on what comes later.
 
-    c are chunks and i their tokens, g the heads of v that a head of k serves, r the fade since the chunk began, or the
-    token's document where that is later.
+    x are chunks and n their tokens, g the heads of v that a head of k serves; ``faded`` is the logarithm of the decay
+    since the chunk began, or the token's document where that is later.
     """
     (_, N, K, D), (H, E), dtype = q.shape, v.shape[2:], torch.promote_types(v.dtype, torch.float32)
-    q, k = (_by_heads(heads.to(dtype))[:, :, None] for heads in (q, k))  # (B, K, 1, c, i, D)
+    q, k = (_by_heads(heads.to(dtype))[:, :, None] for heads in (q, k))  # (B, K, 1, x, n, D)
     v, beta = (_by_heads(each.to(dtype)).unflatten(1, (K, H // K)) for each in (v, beta[..., None]))
-    place_i = torch.arange(CHUNK, device=v.device)
+    place_n = torch.arange(CHUNK, device=v.device)
     if start_bn is None:
-        first_bci = place_i.new_full((1, v.shape[3], CHUNK), -1)
-        first_bci[:, 0] = 0
+        first_bxn = place_n.new_full((1, v.shape[3], CHUNK), -1)
+        first_bxn[:, 0] = 0
     else:  # a document's first place in the chunk; negative where it lies in an earlier one
-        first_bci = _chunks(start_bn) - CHUNK * torch.arange(v.shape[3], device=v.device)[:, None]
-    seen_bcij = (place_i <= place_i[:, None]) & (place_i >= first_bci[..., None])
-    r_bkgci = (seen_bcij.to(dtype) @ _chunks(log_decay.to(dtype))).permute(0, 3, 1, 2).unflatten(1, (K, H // K))
-    fade = (r_bkgci[..., None] - r_bkgci[..., None, :]).masked_fill(~seen_bcij[:, None, None], -torch.inf).exp()
-    from_before = r_bkgci.masked_fill((first_bci >= 0)[:, None, None], -torch.inf).exp()[..., None]
-    stays = (place_i >= first_bci[..., -1:])[:, None, None]
-    to_end = (r_bkgci[..., -1:] - r_bkgci).masked_fill(~stays, -torch.inf).exp()[..., None]
+        first_bxn = _chunks(start_bn) - CHUNK * torch.arange(v.shape[3], device=v.device)[:, None]
+    seen_bxnj = (place_n <= place_n[:, None]) & (place_n >= first_bxn[..., None])
+    faded_bkgxn = (seen_bxnj.to(dtype) @ _chunks(log_decay.to(dtype))).permute(0, 3, 1, 2).unflatten(1, (K, H // K))
+    fade = (faded_bkgxn[..., None] - faded_bkgxn[..., None, :]).masked_fill(~seen_bxnj[:, None, None], -torch.inf).exp()
+    from_before = faded_bkgxn.masked_fill((first_bxn >= 0)[:, None, None], -torch.inf).exp()[..., None]
+    stays = (place_n >= first_bxn[..., -1:])[:, None, None]
+    to_end = (faded_bkgxn[..., -1:] - faded_bkgxn).masked_fill(~stays, -torch.inf).exp()[..., None]
 
     # What each token puts in, given the chunk's tokens before it: a triangular system with a unit diagonal.
     system = beta * fade * (k @ k.mT)
     writes = torch.linalg.solve_triangular(
         system, torch.cat((beta * v, beta * from_before * k), dim=-1), upper=False, unitriangular=True
     )
-    value_bkgcie, takes_bkgcid = writes.split((E, D), dim=-1)
+    value_bkgxne, takes_bkgxnd = writes.split((E, D), dim=-1)
     walk = walk_chunks_apart if torch.compiler.is_compiling() else walk_chunks
-    states, puts = walk(value_bkgcie, takes_bkgcid, to_end * k, from_before[..., -1:, :])
+    states, puts = walk(value_bkgxne, takes_bkgxnd, to_end * k, from_before[..., -1:, :])
     out = (D**-0.5 * from_before * q) @ states + (D**-0.5 * fade * (q @ k.mT)) @ puts
     return out.flatten(1, 2).movedim(1, 3).flatten(1, 2)[:, :N]
 
 
 def _chunks(x: Tensor) -> Tensor:
-    """(B, N, ...) -> (B, c, i, ...), filled up with zeros."""
+    """(B, N, ...) -> (B, x, n, ...), filled up with zeros."""
     missing = -x.shape[1] % CHUNK
     return F.pad(x, (*(0, 0) * (x.ndim - 2), 0, missing)).unflatten(1, (-1, CHUNK))
 
 
 def _by_heads(x: Tensor) -> Tensor:
-    """(B, N, heads, D) -> (B, heads, c, i, D)."""
+    """(B, N, heads, D) -> (B, heads, x, n, D)."""
     return _chunks(x).movedim(3, 1)

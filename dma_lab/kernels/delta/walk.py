@@ -1,6 +1,6 @@
 """From chunk to chunk of the gated delta rule: the one part of it that is sequential.
 
-c are chunks and i their tokens, g the heads of values that a head of keys serves.
+x are chunks and n their tokens, g the heads of values that a head of keys serves.
 """
 
 from typing import Any
@@ -13,20 +13,20 @@ def walk_chunks(value: Tensor, takes: Tensor, keys: Tensor, passed: Tensor) -> t
     """The state before every chunk, and what every token puts in.
 
     Args:
-        value: (B, K, g, c, i, E), what a token would put into an empty state.
-        takes: (B, K, g, c, i, D), by which it reads what is to be taken off that.
-        keys: (B, K, g, c, i, D), under which it is put, faded to the chunk's end.
-        passed: (B, K, g, c, 1, 1), the share of a state that a chunk passes on.
+        value: (B, K, g, x, n, E), what a token would put into an empty state.
+        takes: (B, K, g, x, n, D), by which it reads what is to be taken off that.
+        keys: (B, K, g, x, n, D), under which it is put, faded to the chunk's end.
+        passed: (B, K, g, x, 1, 1), the share of a state that a chunk passes on.
 
     Returns:
-        (B, K, g, c, D, E), the first ones zero, and (B, K, g, c, i, E).
+        (B, K, g, x, D, E), the first ones zero, and (B, K, g, x, n, E).
     """
     state = value.new_zeros(*value.shape[:3], takes.shape[-1], value.shape[-1])
     states, puts = [], []
-    for c in range(value.shape[3]):
+    for x in range(value.shape[3]):
         states.append(state)
-        puts.append(value[:, :, :, c] - takes[:, :, :, c] @ state)
-        state = passed[:, :, :, c] * state + keys[:, :, :, c].mT @ puts[-1]
+        puts.append(value[:, :, :, x] - takes[:, :, :, x] @ state)
+        state = passed[:, :, :, x] * state + keys[:, :, :, x].mT @ puts[-1]
     return torch.stack(states, dim=3), torch.stack(puts, dim=3)
 
 
@@ -48,10 +48,10 @@ def _walk_back(
     """Gradients of value, takes, keys and passed."""
     d_state = torch.zeros_like(states[:, :, :, 0])
     d_after, d_value = [], []
-    for c in reversed(range(states.shape[3])):
+    for x in reversed(range(states.shape[3])):
         d_after.append(d_state)  # of the state that the chunk leaves
-        d_value.append(d_puts[:, :, :, c] + keys[:, :, :, c] @ d_state)
-        d_state = d_states[:, :, :, c] + passed[:, :, :, c] * d_state - takes[:, :, :, c].mT @ d_value[-1]
+        d_value.append(d_puts[:, :, :, x] + keys[:, :, :, x] @ d_state)
+        d_state = d_states[:, :, :, x] + passed[:, :, :, x] * d_state - takes[:, :, :, x].mT @ d_value[-1]
     after, values = (torch.stack(each[::-1], dim=3) for each in (d_after, d_value))
     return values, -values @ states.mT, puts @ after.mT, (after * states).sum((-2, -1), keepdim=True)
 
