@@ -4,6 +4,7 @@ import codecs
 from pathlib import Path
 
 from dma_lab.messages import UserError
+from dma_lab.settings import shown
 
 KINDS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 COMPRESSIONS = (".gz", ".xz", ".zst")
@@ -33,7 +34,9 @@ def checked_encoding(name: str) -> str:
             return codec.name
     except (LookupError, ValueError):
         pass
-    raise UserError(f"data.encoding={name} is no encoding of text; give one such as utf-8, latin-1, cp1252 or utf-16.")
+    raise UserError(
+        f"data.encoding={shown(name)} is no encoding of text; give one such as utf-8, latin-1, cp1252 or utf-16."
+    )
 
 
 def is_utf8(encoding: str) -> bool:

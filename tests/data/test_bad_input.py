@@ -154,6 +154,7 @@ def test_an_empty_validation_file_is_refused(settings_of, write, tmp_path, docum
         ({"validation_fraction": 0.0}, "data.validation_fraction=0.0 must lie between 0 and 1"),
         ({"max_tokens": 0}, "data.max_tokens=0 must be at least 1"),
         ({"encoding": "latin-99"}, "data.encoding=latin-99 is no encoding of text; give one such as utf-8, latin-1"),
+        ({"encoding": "\U00091255"}, r"data.encoding='\\U00091255' is no encoding of text"),
         ({"encoding": "zlib"}, "data.encoding=zlib is no encoding of text"),
         ({"text_field": []}, r"data.text_field=\[\] names nothing"),
     ],
