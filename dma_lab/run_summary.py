@@ -11,6 +11,8 @@ from dma_lab.seals import sealed, unsealed
 SUMMARY = "summary.json"
 BESIDE = ("config.yaml", "metrics.jsonl", "speed.jsonl", "validation.npz")
 """Files that no longer change once a run has ended. Checkpoints vouch for themselves."""
+LIFETIMES = "lifetimes.npz"
+"""How long DMA's keys live, once that was measured (dma_lab/evaluation/lifetimes.py)."""
 _FILES = "files"
 
 

@@ -29,6 +29,7 @@ from dma_lab.files import whole
 from dma_lab.kernels import Documents, document_bounds
 from dma_lab.messages import UserError
 from dma_lab.model import Transformer
+from dma_lab.run_summary import LIFETIMES
 
 KINDS = ("window", "long memory", "sink", "mixed")
 OBSERVED = 1.5
@@ -36,8 +37,6 @@ OBSERVED = 1.5
 _TOKENS = 8192
 """Validation tokens that a run's lifetimes are measured on, or one sequence where that is longer."""
 _BINS = 30
-NOTED_FILE = "lifetimes.npz"
-"""In a run's directory."""
 _FIRST = 4
 
 
@@ -147,7 +146,7 @@ def run_lifetimes(path: Path) -> Lifetimes:
     Raises:
         UserError: the run is not DMA's or not of text, or its checkpoint or its token files are gone or not its own.
     """
-    noted = path / NOTED_FILE
+    noted = path / LIFETIMES
     if noted.exists():
         try:
             return Lifetimes.load(noted)

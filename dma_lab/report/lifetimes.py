@@ -3,10 +3,11 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from dma_lab.evaluation.lifetimes import KINDS, NOTED_FILE, OBSERVED, Lifetimes, run_lifetimes
+from dma_lab.evaluation.lifetimes import KINDS, OBSERVED, Lifetimes, run_lifetimes
 from dma_lab.messages import UserError
 from dma_lab.report.collect import Run
 from dma_lab.report.document import Block, Heatmap, Notice, Section, Table
+from dma_lab.run_summary import LIFETIMES
 
 _SHOWN_LIFETIMES = 3
 _TERMS = (
@@ -24,7 +25,7 @@ def lifetimes_section(finished: Sequence[Run], progress: Callable[[str], None]) 
         return Section("Key lifetimes", ["No DMA run is finished here, so there are no lifetimes to show."])
     blocks: list[Block] = [_TERMS]
     measured: list[tuple[Run, Lifetimes]] = []
-    kept = [run for run in own if any((run.path / file).exists() for file in ("checkpoints/last.ckpt", NOTED_FILE))]
+    kept = [run for run in own if any((run.path / file).exists() for file in ("checkpoints/last.ckpt", LIFETIMES))]
     if len(kept) < len(own):
         blocks.append(Notice(f"No lifetimes of {len(own) - len(kept)} of {len(own)} runs: their weights are not here."))
     for run in kept:

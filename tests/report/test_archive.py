@@ -2,14 +2,17 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from dma_lab.evaluation.lifetimes import Lifetimes
 from dma_lab.messages import UserError
 from dma_lab.report.archive import unpacked, write_archive
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
 from dma_lab.report.comparison import compare
 from dma_lab.report.context_figures import loss_by_position
+from dma_lab.report.lifetimes import lifetimes_section
 from dma_lab.report.training_figure import training_curves
 from dma_lab.report.write import write_report
 from tests.report.conftest import vouch
@@ -27,6 +30,11 @@ def study(add_run, tmp_path):
             vouch(run)
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "last.ckpt").write_bytes(b"w" * 1000)
+    bounds = np.arange(0, 200, 100).repeat(100)[None]
+    expiry = np.minimum(
+        np.arange(200)[None, None, None] + np.arange(1, 3)[None, None, :, None] * 7, bounds[:, None] + 100
+    )
+    Lifetimes(expiry.astype(np.int32), bounds, bounds + 100, 10).save(run / "lifetimes.npz")
     (run / "evaluation").mkdir()
     (run / "evaluation" / "needle.json").write_text("{}")
     (run / "evaluation" / "context-01234567.npz").touch()
@@ -41,7 +49,14 @@ def test_an_archive_gives_the_page_of_its_runs(study, tmp_path):
         packed, problems = read_runs(folder)
         assert not problems
         named = {path.relative_to(folder).name for path in folder.rglob("*") if path.is_file()}
-        assert named == {"config.yaml", "metrics.jsonl", "summary.json", "validation.npz", "needle.json"}
+        assert named == {
+            "config.yaml",
+            "metrics.jsonl",
+            "summary.json",
+            "validation.npz",
+            "needle.json",
+            "lifetimes.npz",
+        }
     assert not folder.exists()
     original = {run.name: run for run in read_runs(study)[0] if run.finished}
     assert {run.name for run in packed} == original.keys()
@@ -49,13 +64,19 @@ def test_an_archive_gives_the_page_of_its_runs(study, tmp_path):
         for key, values in run.scores.items():
             assert values.dtype == original[run.name].scores[key].dtype
             assert values.sum() == pytest.approx(original[run.name].scores[key].sum(), rel=1e-7)
-    pages, figures = [], []
+    (with_lifetimes,) = (run for run in packed if (study / run.name / "lifetimes.npz").exists())
+    pages, figures, heads = [], [], []
     for name, roots in (("whole", [study]), ("packed", [file])):
         with unpacked(roots) as folders:
             (members,) = [[run for run in own if run.finished] for own in cohorts(read_runs(*folders)[0]).values()]
             pages.append(compare(members).cells)
             write_report(folders, tmp_path / name)
             figures.append([training_curves(members), loss_by_position(members)])
+            heads.append(lifetimes_section(members, str).blocks[2:])
+    assert heads[0] == heads[1]
+    assert (
+        f"| dma | {with_lifetimes.rung} |" in (tmp_path / "packed" / "report.md").read_text().split("Kinds of heads")[1]
+    )
     for whole, thinned in zip(*figures, strict=True):
         for ours, theirs in zip(whole.series, thinned.series, strict=True):
             assert (ours.kind, ours.x, list(ours.hover)) == (theirs.kind, theirs.x, list(theirs.hover))
