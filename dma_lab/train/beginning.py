@@ -55,8 +55,7 @@ def prepare_beginning(settings: TrainSettings, plan: RunPlan, *, say: bool) -> B
     if settings.init_from is None:
         return None
     source = open_source(settings.init_from)
-    _refuse_another_shape(settings, source.shape, plan.shape)
-    _refuse_another_norm(settings, source)
+    _refuse_another_shape(settings, source, plan.shape)
     with torch.device("meta"):
         ours = build_model(settings, plan.shape).state_dict()
     if plan.shape.tie_embeddings:
@@ -83,31 +82,30 @@ def prepare_beginning(settings: TrainSettings, plan: RunPlan, *, say: bool) -> B
     return Beginning(taken, source.digest, anew, left)
 
 
-def _refuse_another_shape(settings: TrainSettings, theirs: ModelShape, ours: ModelShape) -> None:
-    begun = f"init_from={settings.init_from}: "
+def _refuse_another_shape(settings: TrainSettings, source: Source, ours: ModelShape) -> None:
+    """All that differs at once, with what to set. Norms of queries and keys that one has and the other has not would
+    make another function of all the weights."""
+    theirs, begun = source.shape, f"init_from={settings.init_from}: "
+    differ, cure = [], []
     for name in _MODEL_SETTINGS:
         if (value := getattr(theirs, name)) != (own := getattr(ours, name)):
-            raise UserError(f"{begun}its {name} is {value} and here {own}; set model.{name}={str(value).lower()}.")
+            differ.append(f"{name} is {value} and here {own}")
+            cure.append(f"model.{name}={str(value).lower()}")
     if theirs.d_ff != ours.d_ff:
         matched = settings.match != "none" and ours.d_ff != settings.model.d_ff
         why = f" (match={settings.match} made it so)" if matched else ""
-        raise UserError(
-            f"{begun}its d_ff is {theirs.d_ff} and here {ours.d_ff}{why}; set model.d_ff={theirs.d_ff} match=none."
-        )
+        differ.append(f"d_ff is {theirs.d_ff} and here {ours.d_ff}{why}")
+        cure.append(f"model.d_ff={theirs.d_ff} match=none")
+    norms = source.attention.get("qk_norm"), settings.attention.written().get("qk_norm")
+    if None not in norms and norms[0] != norms[1]:
+        differ.append(f"qk_norm is {norms[0]} and here {norms[1]}")
+        cure.append(f"attention.qk_norm={str(norms[0]).lower()}")
+    if differ:
+        raise UserError(f"{begun}its {', its '.join(differ)}; set {' '.join(cure)}.")
     if theirs.vocab_size != ours.vocab_size:
         raise UserError(
             f"{begun}its vocab_size is {theirs.vocab_size} and here {ours.vocab_size}, the tokenizer's in whole "
             "sixty-fours; set data.tokenizer to the tokenizer that the weights were trained with."
-        )
-
-
-def _refuse_another_norm(settings: TrainSettings, source: Source) -> None:
-    """Norms of queries and keys that one has and the other has not would make another function of all the weights."""
-    theirs, ours = source.attention.get("qk_norm"), settings.attention.written().get("qk_norm")
-    if None not in (theirs, ours) and theirs != ours:
-        raise UserError(
-            f"init_from={settings.init_from}: its qk_norm is {theirs} and here {ours}; set "
-            f"attention.qk_norm={str(theirs).lower()}."
         )
 
 

@@ -191,6 +191,11 @@ def test_weights_of_dma_and_their_exports_are_the_same_source(tmp_path):
         (["model.d_ff=64"], "its d_ff is 96 and here 64; set model.d_ff=96 match=none"),
         (["attention.gate=true"], r"here 85 \(match=params made it so\); set model.d_ff=96 match=none"),
         (["attention.qk_norm=false"], "its qk_norm is True and here False; set attention.qk_norm=true"),
+        (
+            ["model.n_layers=3", "model.d_ff=64", "attention.qk_norm=false"],
+            "its n_layers is 2 and here 3, its d_ff is 96 and here 64, its qk_norm is True and here False; "
+            "set model.n_layers=2 model.d_ff=96 match=none attention.qk_norm=true",
+        ),
         (["attention.gate=true", "match=none"], "attention.gate_proj.weight.* is only in this model; give the options"),
     ],
 )
