@@ -13,7 +13,7 @@ from dma_lab.exchange.source import Source, open_source
 from dma_lab.messages import UserError, warn_once
 from dma_lab.model import ModelShape, Transformer
 from dma_lab.settings import shown
-from dma_lab.train.plan import RunPlan, build_model
+from dma_lab.train.plan import RunPlan, build_model, padded_vocabulary
 from dma_lab.train.settings import TrainSettings
 
 _MODEL_SETTINGS = ("n_layers", "d_model", "n_heads", "n_kv_heads", "head_dim", "tie_embeddings")
@@ -102,6 +102,11 @@ def _refuse_another_shape(settings: TrainSettings, source: Source, ours: ModelSh
         cure.append(f"attention.qk_norm={str(norms[0]).lower()}")
     if differ:
         raise UserError(f"{begun}its {', its '.join(differ)}; set {' '.join(cure)}.")
+    if theirs.vocab_size != ours.vocab_size == padded_vocabulary(theirs.vocab_size):
+        raise UserError(
+            f"{begun}its vocab_size is {theirs.vocab_size} and here {ours.vocab_size}, in whole sixty-fours; enlarge "
+            f"its embeddings with transformers, model.resize_token_embeddings({ours.vocab_size}), and save it again."
+        )
     if theirs.vocab_size != ours.vocab_size:
         raise UserError(
             f"{begun}its vocab_size is {theirs.vocab_size} and here {ours.vocab_size}, the tokenizer's in whole "

@@ -208,6 +208,9 @@ def test_a_vocabulary_of_another_size_is_refused(read, overrides, tmp_path):
     of_transformers(tmp_path / "theirs", "Qwen3", vocab_size=384)
     with pytest.raises(UserError, match=r"its vocab_size is 384 and here 320.*data\.tokenizer"):
         begun(read([*overrides, "attention=mha", f"init_from={tmp_path / 'theirs'}"]))
+    of_transformers(tmp_path / "uneven", "Qwen3", vocab_size=300)
+    with pytest.raises(UserError, match=r"its vocab_size is 300 and here 320.*resize_token_embeddings\(320\)"):
+        begun(read([*overrides, "attention=mha", f"init_from={tmp_path / 'uneven'}"]))
 
 
 @pytest.mark.parametrize(
