@@ -331,6 +331,19 @@ def rows_at_both_rates(found):
     return [dict(zip(section.blocks[1].columns, row, strict=True)) for row in section.blocks[1].rows]
 
 
+def test_an_attention_with_other_options_at_tuned_rates_alone_is_not_held_against_the_plain_one(add_run, tmp_path):
+    """Among the tuned runs the option does not vary, and it is named all the same."""
+    for tuned, options in ((None, {}), ("tuned.yaml@12345678", {"score": "linear"})):
+        settings = {"tuned": tuned} if tuned else {}
+        for seed in (0, 1):
+            add_run("mha", seed=seed, settings=settings)
+            shift(add_run("dma", seed=seed, settings=settings | {"attention": options}), 0.5 if tuned else 0.0)
+    groups = cohorts(read_runs(tmp_path / "runs")[0])
+    found = {name: compute_statistics(members, lambda step: None) for name, members in groups.items()}
+    rows = {row["attention"]: row["which shared rate"] for row in rows_at_both_rates(found)}
+    assert rows == {"dma": "shared alone", "dma score=linear": "tuned alone"}
+
+
 def test_variants_stand_beside_their_like_at_both_rates_and_never_beside_other_options(add_run, tmp_path):
     """The tuned runs have DMA with another score alone, and both attentions with a slope."""
     slope, linear = {"recency": "slope"}, {"score": "linear"}
