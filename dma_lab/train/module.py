@@ -1,7 +1,6 @@
 """The one LightningModule that trains every backend."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -9,13 +8,13 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
 from dma_lab.messages import warn_once
 from dma_lab.model import Transformer
 from dma_lab.train.divergence import DivergenceWatch
 from dma_lab.train.parts import own_part, whole
+from dma_lab.train.replicated import average
 from dma_lab.train.sharded import ShardedStrategy
 from dma_lab.train.step_graph import MicroBatch, StepGraph
 
@@ -39,7 +38,7 @@ class StepMetrics:
 class LanguageModel(L.LightningModule):
     """Next-token training with accumulation and clipping.
 
-    On one GPU a step is captured as a CUDA graph once it has been taken a few times (``StepGraph``).
+    On GPUs a step is captured as a CUDA graph once it has been taken a few times (``StepGraph``), unless it is sharded.
 
     Optimization is manual: a step is ``accumulate`` micro-batches and nothing else decides when it ends, so the state
     between two steps is complete in (weights, optimizers, step, ``watch``) and a resumed run repeats it bit for bit.
@@ -83,13 +82,16 @@ class LanguageModel(L.LightningModule):
         for group in self._groups():
             # A tensor there, so that a captured step reads the rate of the step that it is replayed for.
             group["lr"], group["capturable"] = torch.zeros((), device=self.device) if on_gpu else 0.0, on_gpu
-        if on_gpu and self.trainer.world_size == 1:
-            self._take_step = StepGraph(self.take_step)
+        if on_gpu and not self._sharded:
+            self._take_step = StepGraph(self.take_step, self._any_process)
         elif on_gpu and self.trainer.is_global_zero:
             warn_once(
-                "steps of several processes are not captured as a CUDA graph; their kernels are launched one by one "
-                "instead, slowly for a small model."
+                "steps of a sharded run (trainer.strategy=fsdp) are not captured as a CUDA graph; their kernels are "
+                "launched one by one instead, slowly for a small model."
             )
+
+    def on_train_end(self) -> None:
+        del self._take_step  # NCCL leaves a group of processes only when no graph holds its sums
 
     def training_step(self, batch: MicroBatch, batch_idx: int) -> None:
         self._micro_batches.append(batch)
@@ -119,14 +121,15 @@ class LanguageModel(L.LightningModule):
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)  # of a step that was captured half-way: never computed
         losses, auxiliary = [], []
-        for number, batch in enumerate(micro_batches, 1):
-            with nullcontext() if number == len(micro_batches) else self._gradients_stay_local():
-                own, more = self.model.losses(batch["tokens"], batch["targets"], batch.get("document_ids"))
-                own, more = own / self.accumulate, None if more is None else more / self.accumulate
-                self.manual_backward(own if more is None else own + more)
+        for batch in micro_batches:
+            own, more = self.model.losses(batch["tokens"], batch["targets"], batch.get("document_ids"))
+            own, more = own / self.accumulate, None if more is None else more / self.accumulate
+            self.manual_backward(own if more is None else own + more)
             losses.append(own.detach())
             if more is not None:
                 auxiliary.append(more.detach())
+        if self.trainer.world_size > 1 and not self._sharded:
+            average(weight.grad for weight in self.model.parameters() if weight.grad is not None)
         grad_norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip))
         loss = torch.stack(losses).sum()
         not_finite = ~(loss.isfinite() & grad_norm.isfinite())
@@ -151,10 +154,17 @@ class LanguageModel(L.LightningModule):
     def _groups(self) -> list[dict[str, Any]]:
         return [group for optimizer in self._optimizers() for group in optimizer.param_groups]
 
-    def _gradients_stay_local(self) -> AbstractContextManager[None]:
-        """Several processes exchange gradients once per step, with its last micro-batch."""
-        strategy = self.trainer.strategy
-        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+    @property
+    def _sharded(self) -> bool:
+        return isinstance(self.trainer.strategy, ShardedStrategy)
+
+    def _any_process(self, yes: bool) -> bool:
+        """Whether it is so in any process of the run. All of them call this; the device has no part in it."""
+        if self.trainer.world_size == 1:
+            return yes
+        found = torch.tensor(yes, dtype=torch.int32)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return bool(found)
 
     def read_last_step(self) -> StepMetrics:
         """Metrics of the last finished step; waits for the device."""

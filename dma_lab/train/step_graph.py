@@ -29,10 +29,14 @@ class StepGraph:
     Args:
         take_step: micro-batches on the GPU -> a tensor there. It must launch the same kernels whatever numbers its
             tensors hold, and read nothing else that changes from step to step but tensors that stay where they are.
+        any_process: whether something is so in any process that takes steps with this one. What they exchange within a
+            step must be captured by all or by none.
     """
 
-    def __init__(self, take_step: Callable[[Sequence[MicroBatch]], Tensor]) -> None:
-        self.take_step = take_step
+    def __init__(
+        self, take_step: Callable[[Sequence[MicroBatch]], Tensor], any_process: Callable[[bool], bool]
+    ) -> None:
+        self.take_step, self.any_process = take_step, any_process
         self.graph: torch.cuda.CUDAGraph | None = None
         self._plain_steps = 0
         self._refused = False
@@ -48,8 +52,10 @@ class StepGraph:
                 result = self.take_step(micro_batches)
             torch.cuda.current_stream().wait_stream(self._side)
             return result
-        if not self._refused and (self.graph is None or not self._has_room(micro_batches)):
+        if not self._refused and self.any_process(self.graph is None or not self._has_room(micro_batches)):
             self._capture(micro_batches)
+            if self.any_process(self.graph is None):
+                self.graph, self._refused = None, True
         if self.graph is None:
             return self.take_step(micro_batches)
         for inputs, batch in zip(self._inputs, micro_batches, strict=True):
@@ -73,7 +79,6 @@ class StepGraph:
                 self._result = self.take_step(self._inputs)
             self.graph = graph
         except RuntimeError as error:
-            self._refused = True
             cause = error.__context__ or error  # ending a capture that failed is a failure of its own
             warn_once(
                 f"a training step cannot be captured as a CUDA graph ({str(cause).splitlines()[0]}); its kernels are "

@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.fsdp import FSDPModule
 
 from dma_lab.data.module import TokenDataModule
@@ -24,6 +23,7 @@ from dma_lab.train.module import LanguageModel
 from dma_lab.train.peers import OneRun, Peers
 from dma_lab.train.plan import RunPlan
 from dma_lab.train.quiet import hush_lightning
+from dma_lab.train.replicated import ReplicatedStrategy
 from dma_lab.train.run_log import RunLog
 from dma_lab.train.runs import RunDirectory
 from dma_lab.train.settings import TrainSettings
@@ -146,7 +146,7 @@ def _recorder(training: Training, writer: CheckpointWriter, validate: Callable[[
 def _trainer(training: Training, writer: CheckpointWriter, recorder: RunRecorder) -> L.Trainer:
     """Lightning's, of which nothing but the loop over batches and the devices is used."""
     hardware, asked, on_gpu = training.hardware, training.settings.trainer, training.hardware.device.type == "cuda"
-    several = ShardedStrategy() if training.sharded else DDPStrategy(gradient_as_bucket_view=True)
+    several = ShardedStrategy() if training.sharded else ReplicatedStrategy()
     trainer = L.Trainer(
         accelerator="gpu" if on_gpu else "cpu",
         devices=[hardware.device.index] if on_gpu and training.alone else asked.devices,

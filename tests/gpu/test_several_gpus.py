@@ -35,6 +35,18 @@ def test_sharded_steps_are_those_of_one_gpu_and_go_on_with_another_number(tmp_pa
         assert list(chain(*losses)) == pytest.approx(list(chain(*expected[3:])), abs=5e-3)
 
 
+def test_steps_of_several_gpus_are_captured_and_those_of_one(tmp_path):
+    """Captured anew by both, though one alone has more documents than there is room for (``tests.several.draw``)."""
+    files = {name: tmp_path / f"{name}.ckpt" for name in ("whole", "copies", "three", "again")}
+    expected = train(Ranks(), *KIND, 6, None, files["whole"])
+    trainings = (6, None, files["copies"]), (3, None, files["three"]), (6, files["three"], files["again"])
+    found, _, continued = train_together(tmp_path, 2, *KIND, *((*training, "ddp") for training in trainings))
+    assert found[0] == pytest.approx(expected[0], abs=1e-5)
+    assert list(chain(*found)) == pytest.approx(list(chain(*expected)), abs=5e-3)
+    # In these three steps one training replays what the other launches; sums of gradients have no order of their own.
+    assert list(chain(*continued)) == pytest.approx(list(chain(*found[3:])), abs=1e-4)
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_run_of_two_gpus_ends_once_it_is_finished_and_says_everything_once(tmp_path, strategy):
     settings = (

@@ -23,6 +23,7 @@ from dma_lab.train.divergence import DivergedError, DivergenceWatch
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.module import LanguageModel
 from dma_lab.train.optim import build_optimizers
+from dma_lab.train.replicated import ReplicatedStrategy
 from dma_lab.train.settings import AdamWSettings
 
 CALM = ["attention=mha", "tokens=10240", "trainer.log_every=1", "trainer.checkpoint_every=7"]  # 20 steps
@@ -318,8 +319,9 @@ def test_ranks_skip_a_step_together(tmp_path):
         return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
 
     trainer = L.Trainer(
-        accelerator="cpu", devices=2, strategy="ddp_fork", max_steps=3, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        accelerator="cpu", devices=2, strategy=ReplicatedStrategy(start_method="fork"), max_steps=3, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False,
     )  # fmt: skip
     trainer.fit(module, TokenDataModule(draw, sequences_per_step=4, accumulate=1))
     (first, ours), (second, theirs) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))

@@ -1,4 +1,4 @@
-"""Training whose weights, gradients and moments are shared by processes, against one process that has all of them."""
+"""Trainings by several processes, each with all of the weights or with a part, against one process."""
 
 import signal
 import subprocess
@@ -18,12 +18,13 @@ KIND = ("cpu", "dma", torch.float64)
 """In which another order of sums shows nowhere."""
 
 
-def test_steps_and_checkpoints_are_those_of_one_process(tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_steps_and_checkpoints_are_those_of_one_process(strategy, tmp_path):
     whole, parts, three, again = (tmp_path / f"{name}.ckpt" for name in ("whole", "parts", "three", "again"))
     expected = train(Ranks(), *KIND, 6, None, whole)
     assert [skipped for *_, skipped in expected] == [0, 1, 0, 0, 0, 0]
     assert all(norm > 0.5 for _, norm, _ in expected), "gradients are clipped"
-    trainings = (6, None, parts), (3, None, three), (6, three, again)
+    trainings = [(*steps, strategy) for steps in ((6, None, parts), (3, None, three), (6, three, again))]
     found, _, continued = train_together(tmp_path, 2, *KIND, *trainings)
     assert list(chain(*found)) == pytest.approx(list(chain(*expected)), abs=1e-9)
     ours, theirs, later = (torch.load(file, weights_only=False) for file in (parts, whole, again))
