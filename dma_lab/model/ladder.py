@@ -1,4 +1,4 @@
-"""The ladder's arithmetic: how many parameters a rung has."""
+"""The ladder's arithmetic: how many parameters a rung has, and on how many tokens it is trained."""
 
 from typing import Any
 
@@ -16,6 +16,11 @@ def rung_parameters(name: str) -> int | None:
         return None
     rung: Any = OmegaConf.load(file)
     return reference_parameters(*(int(rung[part]) for part in _SHAPE))
+
+
+def tokens_per_parameter() -> float:
+    """Training tokens per non-embedding parameter where a run says nothing else."""
+    return float(OmegaConf.load(CONFIG_DIR / "train.yaml").tokens_per_parameter)
 
 
 def reference_parameters(n_layers: int, d_model: int, n_heads: int, n_kv_heads: int, head_dim: int, d_ff: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from dma_lab.files import write_whole
 from dma_lab.messages import UserError
-from dma_lab.model.ladder import rung_parameters
+from dma_lab.model.ladder import rung_parameters, tokens_per_parameter
 from dma_lab.report.cohorts import telling_apart
 from dma_lab.report.collect import Run
 from dma_lab.report.document import Block, Notice, Section, Table
@@ -22,8 +22,6 @@ from dma_lab.train.runs import git_commit
 
 _SAME = 0.02
 """Largest relative difference of parameters and of tokens to those forecast: matching and whole steps move both."""
-TOKENS_PER_PARAMETER = 20
-"""Where none are given: conf/train.yaml's."""
 _GROUP = ("study", "data_fingerprint", "match", "precision")
 """What a run must have in common with those that the forecast is made of."""
 
@@ -123,7 +121,8 @@ def register(paths: Sequence[Path], larger: Larger, groups: Mapping[str, Sequenc
 
 
 def _size_of(larger: Larger, path: Path) -> tuple[str, float, float]:
-    """Name, parameters and tokens: of a rung its own parameters and 20 tokens for each, where they are not given."""
+    """Name, parameters and tokens: of a rung its own parameters and as many tokens for each as the ladder has, where
+    they are not given."""
     own = None if larger.name is None else rung_parameters(larger.name)
     params = larger.params if larger.params is not None else own
     if larger.name is None or params is None or (own is None and larger.tokens is None):
@@ -136,7 +135,8 @@ def _size_of(larger: Larger, path: Path) -> tuple[str, float, float]:
             f"larger.params={params:g} are not those of larger.name={larger.name}, which has {own:,} non-embedding "
             "parameters; leave larger.params out, or choose another name."
         )
-    return larger.name, float(params), float(TOKENS_PER_PARAMETER * params if larger.tokens is None else larger.tokens)
+    tokens = tokens_per_parameter() * params if larger.tokens is None else larger.tokens
+    return larger.name, float(params), float(tokens)
 
 
 def _entry(backend: str, law: TrainingsFit, params: float, tokens: float, of: Run, conditions: dict[str, str]) -> Entry:
