@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from dma_lab.messages import UserError
 from dma_lab.scaling.interval import percentile_interval
 from dma_lab.scaling.objective import Vector
-from dma_lab.scaling.trainings import DRAWS, TrainingsFit
+from dma_lab.scaling.posterior import DRAWS
+from dma_lab.scaling.trainings import TrainingsFit
 
 _NEAREST = 8
 _LEAST = 50

@@ -1,0 +1,122 @@
+"""What a law and its noise may be given the runs: draws of the posterior under a reference prior.
+
+The prior (Bernardo 1979) is Jeffreys' rule for the law given the noise, flat in the logarithms of the two noises, of
+the power about 0, with E, A and B above 0: of such intervals the share that holds the truth is near their name, which
+simulations check (tests/scaling/test_coverage.py). E, A, B and the noise are drawn exactly given exponents, ratio of
+the noises and power; those by an affine-invariant ensemble (Goodman and Weare 2010).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dma_lab.messages import UserError
+from dma_lab.scaling.noise_by_size import POWER_PRIOR
+from dma_lab.scaling.projection import Trainings, Vector
+
+DRAWS = 2000
+LOG_EXPONENTS = float(np.log(0.005)), float(np.log(6.0))
+_LOG_RATIO = 14.0
+"""Largest: branches' own noise then has a thousandth of the training's standard deviation."""
+_WALKERS, _BURN, _THIN = 128, 60, 3
+
+
+def draw_noises(runs: Trainings, exponents: Vector, generator: np.random.Generator, count: int) -> Vector:
+    """(count, 2): logarithms of the ratio of the noises and powers, given the exponents."""
+    grid = np.stack(
+        np.meshgrid(
+            np.linspace(0.0, _LOG_RATIO, 71)[:-1] if runs.branched else [0.0],
+            np.linspace(-4.0, 4.0, 41) if runs.replicated else [0.0],
+            indexing="ij",
+        ),
+        axis=-1,
+    ).reshape(-1, 2)
+    density = _log_density(runs, np.column_stack((np.tile(exponents, (len(grid), 1)), grid)), exponents)
+    share = np.exp(density - density.max())
+    return np.asarray(grid[generator.choice(len(grid), count, p=share / share.sum())])
+
+
+def draw_laws(
+    runs: Trainings, best: Vector, of_noise: Sequence[float], generator: np.random.Generator
+) -> tuple[Vector, Vector, Vector]:
+    """Laws (draws, 5), noises (draws, 2) and powers (draws,)."""
+    normal = runs.normal(*(np.array([value]) for value in (*best, *of_noise)))
+    (coefficients,), (left,) = normal.best
+    # How far the exponents may lie from the best, by the curvature there: where the ensemble begins.
+    columns = np.array([1, 1, 1, *-coefficients[1:] * np.exp(best)])
+    covariance = np.linalg.pinv(normal.matrix[0] * np.outer(columns, columns))[3:, 3:] * left / (runs.runs - 5)
+    spread = np.linalg.cholesky(covariance + 1e-18 * np.eye(2))
+    spread *= min(1.0, 0.4 / np.sqrt(np.trace(covariance)))
+    begun = draw_noises(runs, best, generator, _WALKERS)
+    begun[:, 1] += 0.05 * generator.normal(size=_WALKERS) * runs.replicated  # off the grid, or no walker leaves it
+    walkers = np.column_stack((best + generator.normal(size=(_WALKERS, 2)) @ spread.T, begun))
+    walkers[:, :2] = np.clip(walkers[:, :2], LOG_EXPONENTS[0] + 1e-6, LOG_EXPONENTS[1] - 1e-6)
+    dimensions = 2 + runs.branched + runs.replicated
+    density = _log_density(runs, walkers, best)
+    half, kept = _WALKERS // 2, []
+    for step in range(_BURN + _THIN * -(-2 * DRAWS // _WALKERS)):
+        for own, others in ((slice(0, half), slice(half, None)), (slice(half, None), slice(0, half))):
+            stretch = (1 + generator.random(half)) ** 2 / 2
+            other = walkers[others][generator.integers(half, size=half)]
+            moved = other + stretch[:, None] * (walkers[own] - other)
+            moved_density = _log_density(runs, moved, best)
+            gain = (dimensions - 1) * np.log(stretch) + moved_density - density[own]
+            taken = np.log(generator.random(half)) < gain
+            walkers[own] = np.where(taken[:, None], moved, walkers[own])
+            density[own] = np.where(taken, moved_density, density[own])
+        if step >= _BURN and step % _THIN == 0:
+            kept.append(walkers.copy())
+    return _drawn_laws(runs, np.concatenate(kept), generator)
+
+
+def _log_density(runs: Trainings, z: Vector, best: Vector) -> Vector:
+    """(m,): of z (m, 4), logarithms of the exponents and of the ratio, and the power; E, A, B and the noise integrated
+    out. ``best``: logarithms of the exponents (2,) of least squares.
+
+    Without the prior's factor A · B, and without E, A, B > 0: the draws of these bring both.
+    """
+    low, high = LOG_EXPONENTS
+    inside = ((z[:, :2] > low) & (z[:, :2] < high)).all(axis=1) & (z[:, 2] >= 0) & (z[:, 2] < _LOG_RATIO)
+    density = np.full(len(z), -np.inf)
+    if not inside.any():
+        return density
+    z = z[inside]
+    normal = runs.normal(*z.T)
+    a, b = np.tile(best, (len(z), 1)).T
+    at_best = runs.normal(a, b, *z.T[2:])
+    value = (
+        (normal.log_weights - _log_det(normal.linear) - (runs.runs - 3) * np.log(normal.best[1])) / 2
+        # Jeffreys' rule for the law's parameters given the noise; at the best law it says nothing of the noise.
+        + (_log_det(normal.matrix) - _log_det(at_best.matrix)) / 2
+        + z[:, :2].sum(axis=1)
+        - z[:, 3] ** 2 / (2 * POWER_PRIOR**2)
+    )
+    density[inside] = np.where(np.isfinite(value), value, -np.inf)
+    return density
+
+
+def _log_det(matrix: Vector) -> Vector:
+    return np.asarray(np.linalg.slogdet(matrix)[1])
+
+
+def _drawn_laws(runs: Trainings, z: Vector, generator: np.random.Generator) -> tuple[Vector, Vector, Vector]:
+    """E, A, B and the noise given exponents, ratio and power z (m, 4), drawn above 0, weighted by the prior's A · B."""
+    normal = runs.normal(*z.T)
+    coefficients, left = normal.best
+    variance = left / generator.chisquare(runs.runs - 3, len(z))
+    root = np.linalg.cholesky(np.linalg.inv(normal.linear))
+    coefficients = coefficients + np.sqrt(variance)[:, None] * np.einsum(
+        "mij,mj->mi", root, generator.normal(size=(len(z), 3))
+    )
+    weight = np.where((coefficients > 0).all(axis=1), coefficients[:, 1] * coefficients[:, 2], 0.0)
+    if (weight > 0).sum() < len(z) // 100:
+        raise UserError(
+            "given their noise, hardly any law with E, A and B above 0 fits these runs; run sizes and numbers of "
+            "tokens that are further apart, or more seeds."
+        )
+    chosen = generator.choice(len(z), DRAWS, p=weight / weight.sum())
+    with np.errstate(over="ignore"):
+        scaled = coefficients[:, 1:] * np.exp(normal.scale)
+    laws = np.column_stack((coefficients[:, 0], scaled, np.exp(z[:, :2])))
+    noise = np.sqrt(np.column_stack((variance * runs.shared_of(z[:, 2]), variance)))
+    return laws[chosen], noise[chosen], z[chosen, 3]
