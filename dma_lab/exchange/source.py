@@ -1,7 +1,7 @@
 """Weights to begin a training with: of a run of ours, of a folder that we exported, or of one of transformers' folders.
 
 Of transformers' architectures those that ours are (configs.py), read from config.json and safetensors alone: Llama and
-Qwen3 are MHA, Mistral and Qwen3 with a window SWA, Doge DMA.
+Qwen3 are MHA, Mistral and Qwen3 with a window SWA (in all layers, or but for every so-maniest), Doge DMA.
 """
 
 import hashlib
@@ -27,7 +27,14 @@ _FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "is_
 _NORM_EPSILON = 1e-6
 _SILENT = {
     "llama": {"rms_norm_eps": 1e-6, "tie_word_embeddings": False},
-    "qwen3": {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "head_dim": 128},
+    "qwen3": {
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+        "head_dim": 128,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    },
     "mistral": {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "sliding_window": 4096, "num_key_value_heads": 8},
     "doge": {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "keep_window_size": 2048},
 }
@@ -45,7 +52,7 @@ class Source:
     attention: dict[str, Any]
     """The backend's name, and those of its options that are known."""
     weights: dict[str, Tensor]
-    """float32 by our names, the head absent where it is the embedding."""
+    """float32 by our names (buffers of integers as they are), the head absent where it is the embedding."""
     remarks: tuple[str, ...] = ()
     """In what it is not quite a model of ours, a clause each."""
 
@@ -106,7 +113,11 @@ def _of_run(path: Path) -> Source:
 
 
 def _plain(weights: dict[str, Tensor], shape: ModelShape) -> dict[str, Tensor]:
-    return {name: weight.float() for name, weight in untied(weights, shape).items()}
+    """Integers, which random scores are drawn from, stay what they are: float32 would round them."""
+    return {
+        name: weight.float() if weight.is_floating_point() else weight
+        for name, weight in untied(weights, shape).items()
+    }
 
 
 def _refuse_foreign(path: Path, config: dict[str, Any]) -> None:
@@ -129,22 +140,48 @@ def _rope(config: dict[str, Any]) -> dict[str, Any]:
 
 def _stock(config: dict[str, Any]) -> tuple[ModelShape, dict[str, Any], tuple[str, ...]]:
     kind = config["model_type"]
-    window = config.get("sliding_window") if kind == "mistral" or config.get("use_sliding_window") else None
+    windowed = _windowed(config)
     attention: dict[str, Any] = {
-        "name": "dma" if kind == "doge" else "swa" if window is not None else "mha",
+        "name": "dma" if kind == "doge" else "swa" if any(windowed) else "mha",
         "qk_norm": kind in ("qwen3", "doge"),
         "rope_base": float(_rope(config)["rope_theta"]),
     }
     if kind == "doge":
         attention["window"] = config["keep_window_size"]
-    elif window is not None:
-        attention["window"] = window
+    elif any(windowed):
+        attention["window"] = config["sliding_window"]
+        if not all(windowed):
+            attention["full_every"] = _full_every(windowed)
     remarks: tuple[str, ...] = ()
     if (epsilon := config["rms_norm_eps"]) != _NORM_EPSILON:
         remarks = (
             f"its norms have rms_norm_eps={epsilon:g} and ours {_NORM_EPSILON:g}, so that logits differ slightly",
         )
     return shape_of(config, _rope(config)), attention, remarks
+
+
+def _windowed(config: dict[str, Any]) -> list[bool]:
+    """Of each layer, whether it has a sliding window."""
+    layers, has_windows = config["num_hidden_layers"], config.get("sliding_window") is not None
+    if config["model_type"] == "mistral":
+        return [has_windows] * layers
+    if config["model_type"] != "qwen3" or not config["use_sliding_window"] or not has_windows:
+        return [False] * layers
+    if (kinds := config.get("layer_types")) is None:
+        return [layer >= config["max_window_layers"] for layer in range(layers)]
+    return [kind == "sliding_attention" for kind in kinds]
+
+
+def _full_every(windowed: list[bool]) -> int:
+    """Raises UserError where it is not every so-maniest layer that has no window."""
+    every = windowed.index(False) + 1
+    if windowed != [(layer + 1) % every != 0 for layer in range(len(windowed))]:
+        full = ", ".join(str(layer) for layer, window in enumerate(windowed) if not window)
+        raise UserError(
+            f"layers {full} (from 0) of the weights have no sliding window, the others have, and our model can leave "
+            "it out of every so-maniest layer alone (attention.full_every); give weights of such a model."
+        )
+    return every
 
 
 def _without_residual_scales(given: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dma_lab.attention import AttentionConfig
 from dma_lab.exchange.source import Source, open_source
 from dma_lab.messages import UserError, warn_once
 from dma_lab.model import ModelShape, Transformer
@@ -77,7 +78,7 @@ def prepare_beginning(settings: TrainSettings, plan: RunPlan, *, say: bool) -> B
             f"with ({_options(source)})."
         )
     if say:
-        for remark in _remarks(settings, source, anew, left):
+        for remark in _remarks(settings, plan.shape, source, anew, left):
             warn_once(f"init_from={settings.init_from}: {remark}.")
     return Beginning(taken, source.digest, anew, left)
 
@@ -90,7 +91,7 @@ def _refuse_another_shape(settings: TrainSettings, source: Source, ours: ModelSh
     for name in _MODEL_SETTINGS:
         if (value := getattr(theirs, name)) != (own := getattr(ours, name)):
             differ.append(f"{name} is {value} and here {own}")
-            cure.append(f"model.{name}={str(value).lower()}")
+            cure.append(f"model.{name}={_given(value)}")
     if theirs.d_ff != ours.d_ff:
         matched = settings.match != "none" and ours.d_ff != settings.model.d_ff
         why = f" (match={settings.match} made it so)" if matched else ""
@@ -99,7 +100,7 @@ def _refuse_another_shape(settings: TrainSettings, source: Source, ours: ModelSh
     norms = source.attention.get("qk_norm"), settings.attention.written().get("qk_norm")
     if None not in norms and norms[0] != norms[1]:
         differ.append(f"qk_norm is {norms[0]} and here {norms[1]}")
-        cure.append(f"attention.qk_norm={str(norms[0]).lower()}")
+        cure.append(f"attention.qk_norm={_given(norms[0])}")
     if differ:
         raise UserError(f"{begun}its {', its '.join(differ)}; set {' '.join(cure)}.")
     if theirs.vocab_size != ours.vocab_size == padded_vocabulary(theirs.vocab_size):
@@ -114,18 +115,21 @@ def _refuse_another_shape(settings: TrainSettings, source: Source, ours: ModelSh
         )
 
 
-def _remarks(settings: TrainSettings, source: Source, anew: tuple[str, ...], left: tuple[str, ...]) -> list[str]:
+def _remarks(
+    settings: TrainSettings, shape: ModelShape, source: Source, anew: tuple[str, ...], left: tuple[str, ...]
+) -> list[str]:
     """What a user who expects the source's own function would want to know."""
     said = list(source.remarks)
-    ours, theirs = settings.attention.written(), source.attention
+    with torch.device("meta"):
+        ours, theirs = build_model(settings, shape).attention.written(), _decided(source)
     if anew:
         said.append(f"{len(anew)} parameters are not in it and begin anew: {_some(anew, 8)}")
     if left:
         said.append(f"{len(left)} of its parameters have no place in this model and are left: {_some(left, 8)}")
     changed = [
-        f"attention.{name}={shown(theirs[name])} (here {shown(ours[name])})"
+        f"attention.{name}={_given(theirs[name])} (here {_given(ours[name])})"
         for name in theirs
-        if name not in ("name", "package") and ours.get(name) is not None and theirs[name] != ours[name]
+        if name not in ("name", "package") and name in ours and theirs[name] != ours[name]
     ]
     if changed:
         said.append(f"it was trained with {', '.join(changed)}, which can be set here too")
@@ -138,9 +142,24 @@ def _remarks(settings: TrainSettings, source: Source, anew: tuple[str, ...], lef
     return said
 
 
+def _decided(source: Source) -> dict[str, Any]:
+    """The options of the source's attention, those that its config leaves to the shape decided; as they are of a
+    backend that is not installed here."""
+    try:
+        attention = AttentionConfig.read(source.attention)
+    except UserError:
+        return source.attention
+    return Transformer(source.shape, attention).attention.written()
+
+
 def _options(source: Source) -> str:
     known = {name: value for name, value in source.attention.items() if name not in ("name", "package")}
-    return ", ".join(f"attention.{name}={str(value).lower()}" for name, value in known.items())
+    return ", ".join(f"attention.{name}={_given(value)}" for name, value in known.items())
+
+
+def _given(value: object) -> str:
+    """As a command line gives it."""
+    return "null" if value is None else shown(str(value).lower() if isinstance(value, bool) else value)
 
 
 def _some(names: tuple[str, ...], most: int = 3) -> str:

@@ -183,6 +183,70 @@ def test_weights_of_dma_and_their_exports_are_the_same_source(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        ({"window": 32}, "attention.window=32 (here 16)"),
+        ({}, "attention.window=32 (here 16)"),
+        ({"window": 16, "full_every": 2}, "attention.full_every=2 (here null)"),
+    ],
+)
+def test_options_left_open_are_said_by_what_they_come_to(read, overrides, tmp_path, theirs, said, capsys):
+    print_once.cache_clear()
+    folder = tmp_path / "theirs"
+    export_model(Transformer(ModelShape(2, 32, 2, 1, 16, 96, 320, 64), "swa", theirs), folder)
+    begun(read([*overrides, "attention=swa", "trainer.context=32", f"init_from={folder}"]))
+    assert f"it was trained with {said}, which can be set here too" in capsys.readouterr().err
+
+
+QWEN3 = {"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 7}
+
+
+@pytest.mark.parametrize(
+    ("layers", "attention"),
+    [
+        ({"layer_types": ["sliding", "full", "sliding", "full"]}, {"name": "swa", "window": 7, "full_every": 2}),
+        ({"layer_types": ["sliding", "sliding", "sliding", "full"]}, {"name": "swa", "window": 7, "full_every": 4}),
+        ({"layer_types": ["sliding"] * 4}, {"name": "swa", "window": 7}),
+        ({"layer_types": ["full"] * 4}, {"name": "mha"}),
+        ({"max_window_layers": 0}, {"name": "swa", "window": 7}),
+        ({}, {"name": "mha"}),  # the first 28 layers have none
+        ({"max_window_layers": 2}, None),
+        ({"layer_types": ["sliding", "full", "full", "sliding"]}, None),
+    ],
+)
+@torch.no_grad()
+def test_which_layers_of_a_qwen3_have_a_window_is_read_of_its_config(tmp_path, layers, attention):
+    if "layer_types" in layers:
+        layers = {"layer_types": [f"{kind}_attention" for kind in layers["layer_types"]]}
+    theirs = of_transformers(tmp_path, "Qwen3", **QWEN3 | layers, num_hidden_layers=4)
+    config = json.loads((tmp_path / "config.json").read_text())
+    if "layer_types" not in layers:  # as folders have it that older versions wrote
+        config.pop("layer_types")
+        (tmp_path / "config.json").write_text(json.dumps(config | QWEN3 | layers))
+    if attention is None:
+        with pytest.raises(UserError, match=r"layers (0|1), (1|2) \(from 0\) of the weights have no sliding window"):
+            open_source(str(tmp_path))
+        return
+    source = open_source(str(tmp_path))
+    assert source.attention == attention | {"qk_norm": True, "rope_base": 10_000.0}
+    options = {name: value for name, value in source.attention.items() if name != "name"}
+    ours = Transformer(source.shape, source.attention["name"], options)
+    ours.load_state_dict(source.weights | {"head.weight": source.weights["embedding.weight"]})
+    tokens = torch.randint(0, 320, (2, 64), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_random_scores_go_on_as_they_were_drawn(tmp_path):
+    model = Transformer(ModelShape(2, 32, 2, 2, 16, 96, 320, 64), "dma", {"window": 8, "scores": "random"}, seed=3)
+    source = open_source(str(export_model(model, tmp_path / "custom")))
+    streams = {name: value for name, value in model.state_dict().items() if name.endswith("stream_k")}
+    assert any(int(value) % 256 for value in torch.cat(list(streams.values()))), "float32 would hold them"
+    for name, value in streams.items():
+        assert source.weights[name].tolist() == value.tolist()
+
+
+@pytest.mark.parametrize(
     ("ours", "said"),
     [
         (["model.n_layers=3"], "its n_layers is 2 and here 3; set model.n_layers=2"),
