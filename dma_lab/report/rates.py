@@ -21,12 +21,16 @@ def is_recipes(run: Run) -> bool:
 def rates_of(finished: Sequence[Run]) -> dict[str, str]:
     """By backend, in words, of a cohort's finished runs; a cohort is tuned as a whole or not at all."""
     tried: dict[str, dict[Any, set[float]]] = {}
+    of_mha: dict[Any, set[float]] = {}
     for run in finished:
-        own = tried.setdefault(run.backend, {})
-        own.setdefault(run.tuned_point, set()).add(float(run.config.optimizer.learning_rate))
+        rate = float(run.config.optimizer.learning_rate)
+        tried.setdefault(run.backend, {}).setdefault(run.tuned_point, set()).add(rate)
+        if run.attention == BASELINE:
+            of_mha.setdefault(run.tuned_point, set()).add(rate)
     if is_tuned(finished[0]):
         return dict.fromkeys(tried, "its own tuned rate")
-    return {backend: _words(own, tried.get(BASELINE, {})) for backend, own in tried.items()}
+    # Without plain MHA (contexts or batches vary within a rung) any of its variants.
+    return {backend: _words(own, tried.get(BASELINE, of_mha)) for backend, own in tried.items()}
 
 
 def _words(own: dict[Any, set[float]], baseline: dict[Any, set[float]]) -> str:

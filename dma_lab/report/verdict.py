@@ -10,25 +10,33 @@ from dma_lab.report.statistics import Statistics, ToMatch
 
 
 def verdicts(found: Statistics) -> list[Verdict]:
-    """One a backend, MHA apart; none without MHA."""
-    if all(run.attention != BASELINE for run in found.finished):
+    """One a backend, MHA apart; none without MHA. Where contexts or batches vary within a rung there is no plain MHA:
+    all runs are variants of their backends, each beside the MHA of its own.
+    """
+    of_mha = {run.backend for run in found.finished if run.attention == BASELINE}
+    if not of_mha:
         return []
-    return [_verdict(found, backend) for backend in found.backends if backend != BASELINE]
+    first = {BASELINE} if BASELINE in of_mha else {own for own in of_mha if not found.comparison.besides(own)}
+    return [_verdict(found, backend) for backend in found.backends if backend not in first]
 
 
 def _verdict(found: Statistics, backend: str) -> Verdict:
     seeds = len({run.summary["seed"] for run in found.finished if run.backend == backend})
     trainings = _count(found.trainings[backend], "training")
-    units = f"{_count(seeds, 'seed')}, {trainings} (MHA: {found.trainings[BASELINE]}); {found.rates[backend]}"
-    beside = " ".join(_beside(found, backend, named) for named in found.comparison.besides(backend)[1:])
+    besides = found.comparison.besides(backend)
+    theirs = {BASELINE: "MHA"} if BASELINE in found.trainings else {named: named for named in besides}
+    counted = ", ".join(f"{said}: {found.trainings[named]}" for named, said in theirs.items())
+    units = f"{_count(seeds, 'seed')}, {trainings}{f' ({counted})' if counted else ''}; {found.rates[backend]}"
+    beside = " ".join(_beside(found, backend, named) for named in besides if named != BASELINE)
     if backend in found.to_match:
         verdict = of_compute(backend, found.to_match[backend], units)
         return replace(verdict, further=f"{verdict.further} {beside}".strip())
     said = f"How much of MHA's compute {backend} needs is not known: these runs give no law for it"
     if backend in found.fitted:
         said = f"How much of MHA's compute {backend} needs is not known: its law cannot be held against one of MHA's"
-    first = found.comparison.besides(backend)[:1]
-    told = _by_losses(found, backend, first[0]) if first else "No run of it is paired with one of MHA's."
+    told = "" if besides else "No run of it is paired with one of MHA's."
+    if BASELINE in besides:
+        told = _by_losses(found, backend, BASELINE)
     return Verdict(backend, "not known", f"{said}; {units}.", f"{told} {beside}".strip())
 
 

@@ -87,6 +87,23 @@ def test_plain_mha_stays_the_baseline_beside_variants_of_it(add_run, tmp_path):
     assert [said.backend for said in verdicts(found(tmp_path))] == ["mha recency=slope", "dma", "dma recency=slope"]
 
 
+def test_where_contexts_vary_within_a_rung_each_stands_beside_the_mha_of_its_own(add_run, tmp_path):
+    for seed in range(3):
+        for context in (64, 128):
+            add_run("mha", seed=seed, context=context)
+        add_run("dma", seed=seed, context=64)
+    add_run("swa", context=256)
+    dma, swa = verdicts(found(tmp_path))
+    assert (dma.backend, swa.backend) == ("dma context=64", "swa context=256")
+    assert dma.sentence.endswith("; 3 seeds, 3 trainings (mha context=64: 3); shared rate.")
+    # conftest: DMA's law lies 0.02 lower, documents differ by 0.01.
+    assert dma.further.startswith(
+        "Of 1 point (rung and budget) its loss is above mha context=64's in 0 and below in 1,"
+    )
+    assert swa.sentence.endswith("; 1 seed, 1 training; no point shared with MHA to tell whether the rate is.")
+    assert swa.further == "No run of it is paired with one of MHA's."
+
+
 def rated(add_run, attention, *rates, **more):
     for rate in rates:
         add_run(attention, settings={"optimizer": {"learning_rate": rate}, **more})
