@@ -21,8 +21,9 @@ def main(config: DictConfig) -> None:
         from dma_lab.train.memory import refuse_beyond_memory
         from dma_lab.train.plan import padded_vocabulary, plan_run
         from dma_lab.train.plan_table import print_plan, probed_time, stated_time, unknown_time
-        from dma_lab.train.reading import read_plan_settings
+        from dma_lab.train.reading import read_plan_settings, say_unused_window
     settings = read_plan_settings(config)
+    say_unused_window(config)
     hardware = resolve_hardware(settings.trainer)
     plan = plan_run(settings, padded_vocabulary(settings.model.vocab_size), hardware)
     branches: list[Branch] = []

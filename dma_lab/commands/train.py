@@ -19,8 +19,10 @@ def main(config: DictConfig) -> Sequence[dict[str, Any]]:
     if not is_launched_first():
         leave_to_the_first()
     with phase("importing PyTorch"):  # seconds, for which --help and a mistaken setting need not wait
-        from dma_lab.train.reading import read_settings
+        from dma_lab.train.reading import read_settings, say_unused_window
     settings = read_settings(config)
+    if HydraConfig.get().mode is not RunMode.MULTIRUN:
+        say_unused_window(config)
     with phase("importing Lightning"):
         from dma_lab.train.branches import fit_branches
         from dma_lab.train.fit_run import fit_run

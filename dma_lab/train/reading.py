@@ -29,6 +29,16 @@ def read_plan_settings(config: DictConfig) -> PlanSettings:
     return _with_recipe(PlanSettings, config)
 
 
+def say_unused_window(config: DictConfig) -> None:
+    """Tell the user of a ``window`` that the run's attention does not take: of a single run, for in a sweep it is meant
+    for those backends that have one.
+    """
+    node = OmegaConf.to_container(config.attention)
+    assert isinstance(node, dict)  # it was read
+    if config.window is not None and "window" not in node and "${window}" not in node.values():
+        warn_once(f"window={config.window} changes nothing: attention={node['name']} has no window.")
+
+
 _Settings = TypeVar("_Settings", bound=TrainSettings)
 
 

@@ -3,7 +3,9 @@
 import pytest
 
 from dma_lab.attention import registered_backends
-from dma_lab.messages import UserError
+from dma_lab.messages import UserError, print_once
+from dma_lab.train.reading import say_unused_window
+from tests.made_up import configuration
 
 REFUSED = [
     (["attention=flash"], ["attention=flash", "dma", "mha"]),
@@ -89,3 +91,15 @@ def test_one_window_is_that_of_every_backend_that_has_one_and_no_setting_of_the_
     assert windows == {**without, "swa": 48, "nsa": 48, "dma": 48}
     assert given["mha"] == read(["attention=mha"]), "the same run, with the same name"
     assert given["dma"] == read(["attention=dma", "attention.window=48"])
+
+
+@pytest.mark.parametrize("attention", sorted(registered_backends()))
+def test_a_window_is_said_to_change_nothing_where_the_attention_has_none(read, attention, capsys):
+    print_once.cache_clear()
+    chosen = [f"attention={attention}"]
+    say_unused_window(configuration([*chosen, "window=48"], "train"))
+    takes = read([*chosen, "window=48"]) != read(chosen)
+    said = "" if takes else f"dma_lab: window=48 changes nothing: attention={attention} has no window.\n"
+    assert capsys.readouterr().err == said
+    say_unused_window(configuration(chosen, "train"))
+    assert not capsys.readouterr().err
