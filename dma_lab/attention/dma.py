@@ -189,15 +189,27 @@ class DynamicMaskAttention(AttentionBackend, name="dma"):
         return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
 
     def flops(self, seq_len: int) -> AttentionFlops:
-        # A query keeps min(t + 1, W + sinks) keys; those kept by `recent` alone depend on the data and are few.
         flops_per_pair = 4 * self.n_heads * self.head_dim
         weights = self.o_proj.weight.numel() + (self.dt_proj.weight.numel() if self.learned else 0)
         return AttentionFlops(
             projections=self.heads.flops(seq_len) + 2 * seq_len * weights,
             selection=0,
-            mixing=flops_per_pair * causal_pairs(seq_len, self.window + self.sinks),
+            mixing=flops_per_pair * self._live_pairs(seq_len),
             mixing_dense=flops_per_pair * causal_pairs(seq_len),
         )
+
+    def _live_pairs(self, seq_len: int) -> int:
+        """(query, key) pairs that live per head. How many of the recent keys are not among the best, which are kept in
+        any case, depends on the data: as many as by chance, and none where scores prefer recent keys.
+        """
+        recent_first = self.chance is None and (not self.learned or self.recency is not None)
+        if recent_first or not self.recent:
+            return causal_pairs(seq_len, self.sinks + max(self.window, self.recent))
+        more = 0.0
+        for others in range(self.window + 1, seq_len - self.sinks + 1):  # keys seen beside the sinks
+            recent = min(self.recent, others)
+            more += recent - recent * self.window / others
+        return causal_pairs(seq_len, self.window + self.sinks) + round(more)
 
     def cache_bytes(self, seq_len: int, dtype: torch.dtype) -> int:
         score_bytes = torch.promote_types(dtype, torch.float32).itemsize

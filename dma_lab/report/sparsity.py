@@ -23,10 +23,8 @@ def window_of(run: Run) -> int | None:
     run that drops none, or whose layers are not known."""
     for layer in attention_layers(run):
         match layer:
-            case SlidingWindowAttention():
+            case SlidingWindowAttention() | DynamicMaskAttention():
                 return layer.window + layer.sinks
-            case DynamicMaskAttention():
-                return layer.window
             case NativeSparseAttention():
                 return layer.selected_blocks * layer.selected_block
             case DeepSeekSparseAttention():

@@ -109,6 +109,29 @@ def test_sinks_are_kept_beside_the_best_and_the_recent(packed):
             assert live == kept
 
 
+@pytest.mark.parametrize(
+    ("options", "exactly"),
+    [
+        ({"recent": 16}, False),
+        ({"recent": 200, "sinks": 5}, False),
+        ({"recent": 16, "scores": "random", "recency": "slope"}, False),
+        ({"recent": 16, "scores": "frozen"}, True),
+        ({"recent": 100, "scores": "frozen", "sinks": 3}, True),
+        ({"sinks": 5}, True),
+    ],
+)
+def test_flops_count_the_recent_keys_that_are_not_among_the_best(options, exactly):
+    """Against how many lifetimes keep, of scores in random order or, where all are equal, the recent first."""
+    torch.manual_seed(0)
+    tokens, shape = 256, {"d_model": 16, "n_heads": 2, "n_kv_heads": 2, "head_dim": 8, "max_seq_len": 256}
+    attention = build_attention("dma", **shape, window=64, **options)
+    frozen = options.get("scores") == "frozen"
+    scores = torch.ones(1, 2, tokens) if frozen else torch.rand(50, 2, tokens)
+    kept = (attention.lifetimes(scores) - torch.arange(tokens)).sum(-1).double().mean()
+    counted = attention.flops(tokens).mixing / (4 * 2 * 8)
+    assert counted == pytest.approx(float(kept), rel=0 if exactly else 0.002)
+
+
 def test_exp_after_the_choice_chooses_as_exp_before_it():
     """The exponents' order is the scores': what NOSA moves changes no choice of single keys."""
     early, late = dma(0.7), dma(0.7, score="linear")
