@@ -1,4 +1,4 @@
-"""Random documents, written in any of the formats, and the corpora made of them."""
+"""Random documents, written in any of the formats, and the corpora and tokenizers made of them."""
 
 import gzip
 import itertools
@@ -17,9 +17,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from dma_lab.data import build
 from dma_lab.data.build import prepare_data
 from dma_lab.data.settings import DataSettings
 from dma_lab.data.store import TokenData
+from dma_lab.data.tokenizer import train_tokenizer
 
 _WORDS = [
     *(
@@ -104,7 +106,8 @@ def in_a_process() -> Callable[..., subprocess.CompletedProcess]:
     def prepare(*settings: DataSettings, environment: dict | None = None, before: str = "") -> Any:
         program = f"""
             import resource, sys
-            from dma_lab.data.build import prepare_data
+            from dma_lab.data import build
+from dma_lab.data.build import prepare_data
             from dma_lab.data.settings import DataSettings
             from dma_lab.messages import UserError
             {before}
@@ -172,3 +175,31 @@ def decode_stream() -> Callable[..., list[str]]:
         return texts
 
     return decode
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """How often token files were made: the real builder, counted."""
+    made: list[Path] = []
+    real = build._build
+
+    def counted(folder: Path, *rest: Any) -> None:
+        made.append(folder)
+        real(folder, *rest)
+
+    monkeypatch.setattr(build, "_build", counted)
+    return made
+
+
+@pytest.fixture
+def pair(tmp_path: Path, make_documents: Callable[..., list[str]]) -> Path:
+    """A small encoder.json and vocab.bpe, written as GPT-2's are."""
+    trained = json.loads(train_tokenizer(iter(make_documents(300)), 400).to_str())["model"]
+    vocabulary = {token: i for i, token in enumerate(t for t in trained["vocab"] if t != "<|endoftext|>")}
+    vocabulary["<|endoftext|>"] = len(vocabulary)
+    merges = [merge if isinstance(merge, list) else merge.split(" ") for merge in trained["merges"]]
+    folder = tmp_path / "pair"
+    folder.mkdir()
+    (folder / "encoder.json").write_text(json.dumps(vocabulary))
+    (folder / "vocab.bpe").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    return folder

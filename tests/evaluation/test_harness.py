@@ -13,7 +13,6 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from dma_lab.evaluation.benchmarks import score_task
-from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.evaluation.harness import HarnessModel
 from dma_lab.evaluation.local_sets import local_benchmarks
 from dma_lab.exchange import export_model
@@ -27,11 +26,6 @@ BACKENDS = {
     "nsa": ("nsa", {"selected_blocks": 4}, "custom"),
     "dma": ("dma", {"window": 24}, "custom"),
 }
-
-
-@pytest.fixture(scope="module")
-def run(trained_run):
-    return open_run(trained_run)
 
 
 @pytest.fixture(scope="module")

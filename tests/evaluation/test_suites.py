@@ -1,25 +1,18 @@
-"""evaluate.py as a user runs it: scores in the run's directory, killed and continued, mistakes said in a sentence."""
+"""evaluate.py as a user runs it: scores in the run's directory and in the report, mistakes said in a sentence."""
 
-import fcntl
 import json
 import os
-import platform
-import signal
-import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from dma_lab import threads
 from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.evaluation.evaluate import evaluate
-from dma_lab.evaluation.record import EvaluationRecord
 from dma_lab.evaluation.settings import EvaluateSettings
 from dma_lab.evaluation.suite import Job, Suite, registered_suites
 from dma_lab.messages import UserError
@@ -27,27 +20,9 @@ from dma_lab.model import Transformer
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
 from dma_lab.report.evaluations import evaluations
-from dma_lab.seals import sealed, unsealed
-from dma_lab.settings import read_settings
-from tests.scripts import KILLED
+from tests.evaluation.needles import NEEDLE
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def run_suite(run_copy):
-    """What ``evaluate.py`` does, in this process; returns the cells of the suite's file."""
-
-    def run(suite: str, *overrides: str) -> list[dict]:
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            config = compose("evaluate", [f"suite={suite}", f"checkpoint={run_copy}", "device=cpu", *overrides])
-        return json.loads(evaluate(read_settings(EvaluateSettings, config)).read_text())["cells"]
-
-    return run
-
-
-NEEDLE = ["suite.lengths=[700,900]", "suite.depths=[0.0,1.0]", "suite.samples=2"]
 
 
 def test_context_scores_lie_in_the_run_and_agree_with_training(run_suite, run_copy):
@@ -79,26 +54,6 @@ def test_context_scores_lie_in_the_run_and_agree_with_training(run_suite, run_co
     other_base = run_suite("context", "suite.lengths=[160]", "suite.stride=32", "suite.rope_base=40000")[-1]
     assert other_base["cell"]["rope_base"] == 40_000
     assert other_base["scores"]["loss"] != cells[2]["scores"]["loss"]
-
-
-def test_a_record_says_of_which_weights_and_machine_it_is_and_the_report_shows_no_others(run_suite, run_copy):
-    (kept,) = run_suite("context", "suite.lengths=[64]")
-    run = open_run(run_copy)
-    machine = {name: kept["cell"][name] for name in ("hardware", "precision", "torch")}
-    assert machine["hardware"] == f"CPU ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
-    assert (machine["precision"], machine["torch"], kept["cell"]["step"]) == ("fp32", torch.__version__, run.step)
-    settings = {name: kept["cell"][name] for name in ("context", "stride", "tokens", "mask_documents", "rope_base")}
-    others = {name: weight.clone() for name, weight in run.weights.items()}
-    others["layers.1.attention.A"][0] += 1e-3
-    with EvaluationRecord(replace(run, weights=others), "context", machine) as record:
-        assert record.scores(settings) is None, "the same step, other weights"
-        record.add(settings, kept["scores"] | {"perplexity": 1.0})
-    with EvaluationRecord(run, "context", machine | {"hardware": "NVIDIA H200"}) as record:
-        assert record.scores(settings) is None
-    assert len(run_suite("context", "suite.lengths=[64]")) == 2, "nothing was computed again"
-    (runs,) = cohorts(read_runs(run_copy)[0]).values()
-    (figure,) = evaluations(runs).blocks
-    assert [series.y for series in figure.series if series.kind == "points"] == [[kept["scores"]["perplexity"]]]
 
 
 def test_texts_do_not_depend_on_the_batches_they_are_made_in(run_suite, run_copy):
@@ -139,28 +94,6 @@ def test_the_report_shows_what_was_written(run_suite, run_copy, tmp_path):
     row = dict(zip(table.columns, table.rows[0], strict=True))
     assert (row["task"], row["score"], row["chance"]) == ("set", "acc", "0.500")
     assert row["dma"] == f"{score['acc']:.3f} ± 0.000"
-
-
-def test_a_killed_evaluation_keeps_its_cells_and_goes_on(scripts, run_copy):
-    file = run_copy / "evaluation" / "needle.json"
-    command = ["suite=needle", f"checkpoint={run_copy}", "device=cpu", *NEEDLE]
-    command += ["suite.depths=[0.0,0.25,0.5,0.75,1.0]", "suite.lengths=[600]"]
-    process = scripts.start("evaluate.py", command)
-    deadline = time.monotonic() + 120
-    while not file.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.ended().returncode == KILLED
-    kept = unsealed(file.read_text())
-    assert 1 <= len(kept["cells"]) < 5, "the signal came in the middle"
-    kept["cells"][0]["scores"]["gain"] = 1234.5  # what is kept is not computed again
-    file.write_text(sealed(kept))
-    done = scripts.run("evaluate.py", command)
-    assert done.returncode == 0, done.stderr
-    cells = json.loads(file.read_text())["cells"]
-    assert len(cells) == 5
-    assert cells[: len(kept["cells"])] == kept["cells"]
-    assert str(file) in done.stdout.replace("\n", "")
 
 
 def test_the_entry_point_refuses_in_one_sentence_with_status_2(run_copy, evaluate, tmp_path):
@@ -219,22 +152,6 @@ def test_small_models_score_and_generate_with_one_thread_unless_batches_are_larg
     run_suite("generate", *prompt, "suite.seed=1", "batch_tokens=1024")
     assert torch.get_num_threads() == 3, "as though it were larger"
     assert set(seen) == {1}, "of which a step computes one token"
-
-
-def test_a_record_is_written_by_one_process_and_a_damaged_one_is_named(run_suite, run_copy):
-    folder = run_copy / "evaluation"
-    folder.mkdir()
-    with (folder / "generate.lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="is being written by another evaluation"):
-            run_suite("generate")
-    (folder / "generate.json").mkdir()
-    with pytest.raises(UserError, match=r"suite=generate on .* was stopped by the file system \(.*Is a directory"):
-        run_suite("generate")
-    (folder / "generate.json").rmdir()
-    (folder / "generate.json").write_text('{"cells": [1]}')
-    with pytest.raises(UserError, match=r"generate.json is damaged .* delete it"):
-        run_suite("generate")
 
 
 def test_a_suite_is_one_file_and_one_yaml():

@@ -16,7 +16,7 @@ from dma_lab.train.fit_run import fit_run
 from dma_lab.train.hardware import resolve_hardware
 from dma_lab.train.plan import padded_vocabulary, plan_run
 from dma_lab.train.reading import read_settings
-from tests.exchange.test_export import assert_same_logits, distinct_tokens, make_model
+from tests.exchange.models import assert_same_logits, distinct_tokens, make_model
 from tests.made_up import TINY, configuration, write_corpus
 from tests.plugins import anchored as anchored  # fixtures
 from tests.plugins import installed as installed

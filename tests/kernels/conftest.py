@@ -57,6 +57,12 @@ def make_scores() -> Scores:
 
 
 @pytest.fixture
+def make_rows(make_scores: Scores) -> Callable[[tuple[str, ...], int], Tensor]:
+    """``make_rows(kinds, N)``: float32 (1, K, N), a row of each kind."""
+    return lambda kinds, N: torch.cat([make_scores(kind, 1, 1, N) for kind in kinds], dim=1)
+
+
+@pytest.fixture
 def live_by_sorting() -> Callable[..., Tensor]:
     """``live_by_sorting(scores, window, recent, document_ids)``: bool (B, K, N query, N key), one sort per query."""
 

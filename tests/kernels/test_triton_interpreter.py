@@ -11,17 +11,10 @@ import torch
 from dma_lab.kernels import interval_attention, prefix_topk_expiry
 
 
-@pytest.mark.parametrize(
-    ("file", "part"),
-    [
-        ("interpreter_cases.py", "expiry or gradients"),
-        ("interpreter_cases.py", "not expiry and not gradients"),
-        ("interpreter_block_cases.py", "test"),
-    ],
-)
-def test_kernels_under_the_interpreter(file, part):
-    cases = Path(__file__).with_name(file)
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", part, str(cases)]
+@pytest.mark.parametrize("what", [["selection"], ["interval", "key_list"], ["block"]], ids=" and ".join)
+def test_kernels_under_the_interpreter(what):
+    cases = [str(Path(__file__).with_name(f"interpreter_{each}_cases.py")) for each in what]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *cases]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "1"})
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout

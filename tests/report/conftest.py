@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
+from dma_lab.report.cohorts import name_runs
+from dma_lab.report.collect import Run, read_runs
 from dma_lab.run_summary import read_summary, write_summary
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -149,10 +151,22 @@ def vouch(run: Path) -> None:
     write_summary(run, read_summary(run, beside=()))
 
 
+def mean_difference(ours: Path, theirs: Path) -> float:
+    """By hand, from the two runs' files."""
+    one, two = (np.load(path / "validation.npz") for path in (ours, theirs))
+    return (one["document_nats"] - two["document_nats"]).sum() / one["document_tokens"].sum()
+
+
 @pytest.fixture
 def add_run(tmp_path: Path) -> Callable[..., Path]:
     """Adds a run under ``tmp_path / "runs"``, and returns its directory."""
     return lambda *arguments, **keywords: write_run(tmp_path / "runs", *arguments, **keywords)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Callable[[], list[Run]]:
+    """``runs()``: all that were added, named as a sweep names them."""
+    return lambda: name_runs(read_runs(tmp_path / "runs")[0])
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import math
 import sys
 from pathlib import Path
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -13,20 +12,17 @@ import torch
 from dma_lab.commands.train import main
 from dma_lab.data.batches import sequences_from
 from dma_lab.data.build import prepare_data
-from dma_lab.data.module import TokenDataModule
 from dma_lab.entry_point import run_entry_point
 from dma_lab.evaluation.perplexity import ValidationScore
-from dma_lab.model import ModelShape, Transformer
 from dma_lab.report.sweep import show_runs
 from dma_lab.train.callbacks import RunRecorder
-from dma_lab.train.divergence import DivergedError, DivergenceWatch
+from dma_lab.train.divergence import DivergedError
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.module import LanguageModel
-from dma_lab.train.optim import build_optimizers
-from dma_lab.train.replicated import ReplicatedStrategy
-from dma_lab.train.settings import AdamWSettings
 
 CALM = ["attention=mha", "tokens=10240", "trainer.log_every=1", "trainer.checkpoint_every=7"]  # 20 steps
+
+
 BLOWN = ["attention=mha", "tokens=10240", "optimizer.learning_rate=1e30"]
 """After the first step every logit is not a number."""
 
@@ -233,99 +229,3 @@ def test_perplexity_beyond_a_double_is_infinite(nats, perplexity):
     assert ValidationScore(np.array([nats]), one, one, np.array([nats]), one, np.zeros(1)).perplexity == pytest.approx(
         perplexity
     )
-
-
-def watched(losses, watch=None) -> DivergenceWatch:
-    watch = watch or DivergenceWatch()
-    for step, loss in enumerate(losses, 1):
-        watch.add(step, loss, skipped=False)
-    return watch
-
-
-CALM_LOSSES = [3.0] * 128
-
-
-@pytest.mark.parametrize(
-    ("losses", "step"),
-    [
-        ([9.0 - 6.0 * min(1, step / 300) for step in range(2000)], None),
-        ([3.0] * 20 + [9.0] * 5000, None),
-        (CALM_LOSSES + [4.6] * 63 + [4.4], None),
-        (CALM_LOSSES + [4.6] * 64, 192),
-        (CALM_LOSSES + [4.4] * 500, None),  # less than half as much again
-        (([0.1] * 128) + [1.0] * 500, None),  # ten times as much, and not a nat above
-        (([0.1] * 128) + [1.2] * 64, 192),
-        (CALM_LOSSES + ([9.0] * 63 + [3.0]) * 3, None),
-        ([3.0] * 1000 + [7.0] * 200, 1064),
-    ],
-    ids=[
-        "a calm run",
-        "the start",
-        "63 steps",
-        "64 steps",
-        "a higher level",
-        "near 0",
-        "far above 0",
-        "spikes",
-        "late",
-    ],
-)
-def test_a_loss_that_stays_far_above_its_median_is_a_divergence(losses, step):
-    verdict = watched(losses).verdict
-    assert (verdict and verdict.step) == step
-    if step is not None:
-        assert verdict.since == step - 63
-
-
-def test_the_watch_goes_on_from_its_state_where_it_was():
-    first = watched([*CALM_LOSSES, *[9.0] * 40])
-    second = DivergenceWatch()
-    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    for watch in (first, second):
-        for step in range(169, 193):
-            watch.add(step, 9.0, skipped=False)
-    assert first.verdict == second.verdict
-    assert first.verdict.step == 192
-
-
-class OneRankFails(LanguageModel):
-    """Its second rank's loss is not finite in step 2, and every gradient is."""
-
-    def manual_backward(self, loss, *args, **kwargs):
-        super().manual_backward(loss, *args, **kwargs)
-        if self.global_rank == 1 and self.global_step == 1:
-            loss.data.fill_(math.inf)
-
-    def on_train_end(self):
-        self.read_last_step()
-        weights = torch.cat([weight.detach().flatten() for weight in self.model.parameters()])
-        torch.save((weights, self.watch.state_dict()), self.folder / f"{self.global_rank}.pt")
-
-
-def test_ranks_skip_a_step_together(tmp_path):
-    shape = ModelShape(1, 16, 1, 1, 16, 32, vocab_size=64, max_seq_len=8)
-    settings = AdamWSettings("adamw", 1e-2, 0.1, [0.9, 0.95], 1e-8, 1.0)
-    module = OneRankFails(
-        Transformer(shape, "mha"),
-        make_optimizers=lambda model: build_optimizers(model, settings),
-        learning_rate=lambda step: 1e-2,
-        gradient_clip=1.0,
-        accumulate=1,
-    )
-    module.folder = tmp_path
-
-    def draw(*, first, count):
-        tokens = torch.randint(64, (count, 9), generator=torch.Generator().manual_seed(first))
-        return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
-
-    trainer = L.Trainer(
-        accelerator="cpu", devices=2, strategy=ReplicatedStrategy(start_method="fork"), max_steps=3, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False,
-    )  # fmt: skip
-    trainer.fit(module, TokenDataModule(draw, sequences_per_step=4, accumulate=1))
-    (first, ours), (second, theirs) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    assert torch.equal(first, second)
-    assert ours["steps_skipped"] == theirs["steps_skipped"] == 1
-    assert ours["losses"] == theirs["losses"]
-    assert len(ours["losses"]) == 2
