@@ -18,7 +18,7 @@ from dma_lab.attention.base import (
     causal_pairs,
     registered_backends,
 )
-from dma_lab.attention.config import AttentionConfig, attention_options, later_options
+from dma_lab.attention.config import AttentionConfig, attention_options, later_options, tunable_options
 from dma_lab.attention.heads import HeadProjections, KeyValueCache
 from dma_lab.attention.plugins import backend_names, find_backend
 from dma_lab.attention.rope import RopeBase
@@ -42,6 +42,7 @@ __all__ = [
     "find_backend",
     "later_options",
     "registered_backends",
+    "tunable_options",
 ]
 
 

@@ -42,6 +42,8 @@ class AttentionShape:
 
 LATER = {"later": True}
 """Metadata of an option that runs were trained without before there was one (``config.later_options``)."""
+TUNABLE = {"tunable": True}
+"""Metadata of an option that tuning may choose a value of for the backend, as it does a learning rate."""
 
 
 @dataclass(frozen=True)

@@ -119,10 +119,20 @@ def attention_options(name: str) -> dict[str, Any]:
 
 def later_options(name: str) -> dict[str, Any]:
     """Options of the backend ``name`` that its first runs did not have, and their defaults, which do what those did."""
+    return _marked(name, "later")
+
+
+def tunable_options(name: str) -> dict[str, Any]:
+    """Options of the backend ``name`` that tuning may choose values of, and their defaults."""
+    return _marked(name, "tunable")
+
+
+def _marked(name: str, mark: str) -> dict[str, Any]:
+    """Options whose metadata has ``mark``; none of a backend that is not installed here."""
     if name not in backend_names():
         return {}
     options = fields(find_backend(name).Options)
-    return {option.name: option.default for option in options if option.metadata.get("later")}
+    return {option.name: option.default for option in options if option.metadata.get(mark)}
 
 
 @functools.cache

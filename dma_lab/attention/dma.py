@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from dma_lab.attention.base import (
     LATER,
+    TUNABLE,
     AttentionBackend,
     AttentionFlops,
     AttentionOptions,
@@ -67,9 +68,9 @@ class LifetimeCache:
 class DynamicMaskOptions(AttentionOptions):
     window: Count | None = None
     """Keys kept a query; half of ``max_seq_len`` unless given, the paper's ratio."""
-    recent: CountOrNone = 0
+    recent: CountOrNone = field(default=0, metadata=TUNABLE)
     """The last ``recent`` keys, the query's own included, are kept whatever their score."""
-    score: Literal["exp", "linear"] = "exp"
+    score: Literal["exp", "linear"] = field(default="exp", metadata=TUNABLE)
     """``exp``: exp(A · softplus(dt)), the paper's; ``linear``: A · softplus(dt), the authors' later code."""
     qk_norm: bool = True
     """RMSNorm over each head's query and key."""
@@ -78,10 +79,10 @@ class DynamicMaskOptions(AttentionOptions):
     """``slope``: a learned slope per key/value head on scores (``recency.py``); beside random ones on logits alone."""
     scores: Literal["learned", "random", "frozen"] = field(default="learned", metadata=LATER)
     """What ranks keys: what is learned of their values, chance, or nothing (all are equal, the recent first)."""
-    score_rate: Positive = field(default=1.0, metadata=LATER)
+    score_rate: Positive = field(default=1.0, metadata=LATER | TUNABLE)
     """Factor on A, which is how much faster it learns: A begins at 0, is not decayed, and AdamW's updates do not grow
     with gradients."""
-    score_scale: Positive = field(default=1.0, metadata=LATER)
+    score_scale: Positive = field(default=1.0, metadata=LATER | TUNABLE)
     """Factor on dt: W_Δ begins so much larger and learns so much faster."""
     sinks: CountOrNone = field(default=0, metadata=LATER)
     """The first ``sinks`` keys of a document are kept for all its queries, beside the window."""

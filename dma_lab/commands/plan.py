@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -22,7 +23,7 @@ def main(config: DictConfig) -> None:
         from dma_lab.train.plan import padded_vocabulary, plan_run
         from dma_lab.train.plan_table import print_plan, probed_time, stated_time, unknown_time
         from dma_lab.train.reading import read_plan_settings, say_unused_window
-    settings = read_plan_settings(config)
+    settings = read_plan_settings(config, HydraConfig.get().overrides.task)
     say_unused_window(config)
     hardware = resolve_hardware(settings.trainer)
     plan = plan_run(settings, padded_vocabulary(settings.model.vocab_size), hardware)

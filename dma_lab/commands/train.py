@@ -20,7 +20,7 @@ def main(config: DictConfig) -> Sequence[dict[str, Any]]:
         leave_to_the_first()
     with phase("importing PyTorch"):  # seconds, for which --help and a mistaken setting need not wait
         from dma_lab.train.reading import read_settings, say_unused_window
-    settings = read_settings(config)
+    settings = read_settings(config, HydraConfig.get().overrides.task)
     if HydraConfig.get().mode is not RunMode.MULTIRUN:
         say_unused_window(config)
     with phase("importing Lightning"):

@@ -7,12 +7,11 @@ from dma_lab.report.cohorts import but_for_tuning
 from dma_lab.report.collect import BASELINE
 from dma_lab.report.comparison import OverTrainings
 from dma_lab.report.conditions import shared_by_a_study, without
-from dma_lab.report.document import Section, Table
-from dma_lab.report.rates import is_recipes, is_tuned
+from dma_lab.report.document import Block, Section, Table
+from dma_lab.report.rates import SEED_AND_RATE, at_one_rate, is_tuned, named_in_both
 from dma_lab.report.statistics import Statistics
+from dma_lab.report.tuned_notes import how_tuned
 from dma_lab.report.tuning_gains import what_tuning_gains
-
-_SEED_AND_RATE = frozenset({"seed", "tuned", "optimizer.learning_rate"})
 
 
 def at_both_rates(statistics: Mapping[str, Statistics]) -> list[Section]:
@@ -26,7 +25,9 @@ def at_both_rates(statistics: Mapping[str, Statistics]) -> list[Section]:
         beside = shared.get(_apart_from_tuning(tuned)) if is_tuned(tuned.finished[0]) else None
         if beside and (rows := _rows(beside, tuned)):
             gains = [own] if (own := what_tuning_gains(beside, tuned)) else []
-            sections.append(Section("Shared rate and tuned rates", [f"Tuned: runs of {name}.", _table(rows), *gains]))
+            said = how_tuned(tuned.backends, tuned.finished)
+            blocks: list[Block] = [f"Tuned: runs of {name}.", _table(rows), *gains, *([said] if said else [])]
+            sections.append(Section("Shared rate and tuned rates", blocks))
     return sections
 
 
@@ -37,9 +38,10 @@ def _apart_from_tuning(found: Statistics) -> Any:
 def _table(rows: list[tuple[str, ...]]) -> Table:
     return Table(
         "Each backend beside MHA twice: both at the rate of the runs that name no file of tuned rates, and each at its "
-        "own tuned rate. Compute: executed, that it needs for MHA's loss at the largest budget run, as a multiple of "
-        "MHA's. Difference: loss minus MHA's, in the mean over seeds, at the point of most compute that both kinds "
-        "have; of several shared rates there the recipe's, else that of least loss. A variant stands beside MHA and, "
+        "own tuned rate and, where it says so, with the settings that tuning chose for it. Compute: executed, that it "
+        "needs for MHA's loss at the largest budget run, as a multiple of MHA's. Difference: loss minus MHA's, in the "
+        "mean over seeds, at the point of most compute that both kinds have; of several shared rates there the "
+        "recipe's, else that of least loss. A variant stands beside MHA and, "
         "where there is one, beside MHA with the same option. A dash: no law, or no such point.",
         (
             *(
@@ -62,14 +64,15 @@ def _table(rows: list[tuple[str, ...]]) -> Table:
 def _rows(shared: Statistics, tuned: Statistics) -> list[tuple[str, ...]]:
     rows = []
     pairs = {
-        (backend, beside): None
-        for backend in dict.fromkeys((*tuned.backends, *shared.backends))
-        for found in (tuned, shared)
-        for beside in found.comparison.besides(backend)
+        (names, beside): None
+        for names in _both(shared, tuned)
+        for found, name in zip((tuned, shared), reversed(names), strict=True)
+        for beside in found.comparison.besides(name)
     }
-    for backend, beside in pairs:
-        compute = [_compute(found, backend, beside) for found in (shared, tuned)]
-        ours, theirs = (_cells(found, backend, beside) for found in (shared, tuned))
+    for names, beside in pairs:
+        backend, tuned_name = names
+        compute = [_compute(found, name, beside) for found, name in zip((shared, tuned), names, strict=True)]
+        ours, theirs = (_cells(found, name, beside) for found, name in zip((shared, tuned), names, strict=True))
         place, differences = ("-", "-"), ("-", "-", "-")
         if common := ours.keys() & theirs.keys():
             at = max(common, key=lambda point: theirs[point].run.summary["flops"])
@@ -77,9 +80,22 @@ def _rows(shared: Statistics, tuned: Statistics) -> list[tuple[str, ...]]:
             place = run.rung, f"{run.summary['tokens']:,}"
             seeds = " / ".join(f"{own[at].difference.seeds}" for own in (ours, theirs))
             differences = _text(ours[at]), _text(theirs[at]), seeds
-        rate = shared.rates.get(backend, "tuned alone") if theirs or backend in tuned.rates else "shared alone"
-        rows.append((backend, beside, *compute, *place, *differences, rate))
+        rate = shared.rates.get(backend, "tuned alone") if theirs or tuned_name in tuned.rates else "shared alone"
+        rows.append((named_in_both(backend, tuned_name), beside, *compute, *place, *differences, rate))
     return rows
+
+
+def _both(shared: Statistics, tuned: Statistics) -> list[tuple[str, str]]:
+    """Every backend by its names among shared and among tuned runs: these differ where tuning chose settings."""
+    untuned = {run.backend: run.untuned for run in tuned.finished}
+    pairs = []
+    for name in tuned.backends:
+        if untuned[name] != name:
+            pairs.append((untuned[name], name))
+        if untuned[name] == name or name in shared.backends:
+            pairs.append((name, name))
+    there = {name for name, _ in pairs}
+    return [*pairs, *((name, name) for name in shared.backends if name not in there)]
 
 
 def _compute(found: Statistics, backend: str, beside: str) -> str:
@@ -89,9 +105,12 @@ def _compute(found: Statistics, backend: str, beside: str) -> str:
 
 def _cells(found: Statistics, backend: str, beside: str) -> dict[Any, OverTrainings]:
     """By point; of several rates the recipe's, else that of least loss."""
-    own = found.comparison.cells_of(backend, [beside])
-    own.sort(key=lambda cell: (is_recipes(cell.run), -cell.run.summary["val_loss"]))
-    return {without(cell.run.conditions, _SEED_AND_RATE): cell for cell in own}
+    cells = found.comparison.cells_of(backend, [beside])
+    seed = frozenset({"seed"})
+    paired = {without(cell.run.conditions, seed) for cell in cells}
+    runs = [run for run in found.finished if run.backend == backend and without(run.conditions, seed) in paired]
+    taken = {run.path for run in at_one_rate(runs)}
+    return {without(cell.run.conditions, SEED_AND_RATE): cell for cell in cells if cell.run.path in taken}
 
 
 def _text(cell: OverTrainings) -> str:

@@ -59,9 +59,9 @@ def _cohort_name(run: Run, further: Sequence[str]) -> str:
 
 def name_runs(runs: Sequence[Run], among: Sequence[Run] | None = None) -> list[Run]:
     """The runs, each with its names. ``backend`` gives the options that vary for its attention or MHA's ``among`` these
-    and other runs, where they are not the backend's defaults, or that all MHA has otherwise, and the context and batch
-    that vary within a rung; ``setting`` whatever else varies at a rung and budget, the seed apart. So plain runs keep
-    the plain name beside variants, and plain MHA is the one that laws are compared with.
+    and other runs, where they are not the backend's defaults, or that all MHA has otherwise, those that tuning chose,
+    and the context and batch that vary within a rung; ``setting`` whatever else varies at a rung and budget, the seed
+    apart. So plain runs keep the plain name beside variants, and plain MHA is the one that laws are compared with.
     """
     options: dict[str, list[dict[str, Any]]] = {}
     rungs: dict[Any, list[Conditions]] = {}
@@ -81,12 +81,18 @@ def name_runs(runs: Sequence[Run], among: Sequence[Run] | None = None) -> list[R
         for name, value in _options(run).items():
             theirs = [] if name in telling(run.attention) else [o.get(name, value) for o in options.get(BASELINE, [])]
             unlike = [other != value for other in (*(o.get(name) for o in peers), *theirs)]
-            if (value != defaults.get(name, _NONE) and any(unlike)) or (theirs and value not in theirs):
+            other = (value != defaults.get(name, _NONE) and any(unlike)) or (theirs and value not in theirs)
+            if other or name in run.chosen:
                 varied[name] = value
-        backend = [run.attention, *_spelled(varied, varied), *_spelled(run.conditions, shaped[run.model])]
-        setting = _spelled(run.conditions, further[run.model, run.summary["tokens"]])
-        names = dataclasses.replace(run, backend=" ".join(backend), setting=", ".join(setting))
-        named.append(dataclasses.replace(names, options=frozenset(varied)))
+        of_rung = _spelled(run.conditions, shaped[run.model])
+        backend, untuned = (
+            " ".join((run.attention, *_spelled(varied, names), *of_rung))
+            for names in (varied, [name for name in varied if name not in run.chosen])
+        )
+        setting = ", ".join(_spelled(run.conditions, further[run.model, run.summary["tokens"]]))
+        named.append(
+            dataclasses.replace(run, backend=backend, untuned=untuned, setting=setting, options=frozenset(varied))
+        )
     return named
 
 

@@ -54,6 +54,8 @@ class Run:
     """The attention's name, and the options that tell it from other runs of that name in its cohort."""
     options: frozenset[str] = frozenset()
     """Of the attention, those that ``backend`` says."""
+    untuned: str = ""
+    """``backend`` without the options that a file of tuned rates chose (``chosen``)."""
     setting: str = ""
     """What else tells it from other runs of its rung and budget in its cohort: a learning rate, say."""
 
@@ -64,6 +66,11 @@ class Run:
     @property
     def attention(self) -> str:
         return str(self.summary["attention"])
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """Options of the attention that a file of tuned rates chose for it in place of the backend's own."""
+        return dict((self.summary.get("tuning") or {}).get("options", {}))
 
     @property
     def params(self) -> int:

@@ -5,11 +5,35 @@ from math import isclose
 from typing import Any
 
 from dma_lab.report.collect import BASELINE, Run
+from dma_lab.report.conditions import without
+
+SEED_AND_RATE = frozenset({"seed", "tuned", "optimizer.learning_rate"})
 
 
 def is_tuned(run: Run) -> bool:
     """Whether its rate is that of a file of rates tuned for each backend (``tuned=FILE``)."""
     return run.config.get("tuned") is not None
+
+
+def at_one_rate(runs: Sequence[Run]) -> list[Run]:
+    """Of each backend at each point the runs of one learning rate: of several the recipe's, else the one of least loss
+    in the mean over its seeds.
+    """
+    points: dict[Any, dict[float, list[Run]]] = {}
+    for run in runs:
+        point = run.backend, without(run.conditions, SEED_AND_RATE)
+        points.setdefault(point, {}).setdefault(float(run.config.optimizer.learning_rate), []).append(run)
+
+    def preference(own: list[Run]) -> tuple[bool, float]:
+        return is_recipes(own[0]), -sum(run.summary["val_loss"] for run in own) / len(own)
+
+    return [run for by_rate in points.values() for run in max(by_rate.values(), key=preference)]
+
+
+def named_in_both(shared: str, tuned: str) -> str:
+    """What a backend is called beside itself, by its names at shared and at tuned rates."""
+    chosen = [word for word in tuned.split(" ") if word not in shared.split(" ")]
+    return f"{shared}, tuned: {' '.join(chosen)}" if chosen else shared
 
 
 def is_recipes(run: Run) -> bool:
@@ -28,7 +52,8 @@ def rates_of(finished: Sequence[Run]) -> dict[str, str]:
         if run.attention == BASELINE:
             of_mha.setdefault(run.tuned_point, set()).add(rate)
     if is_tuned(finished[0]):
-        return dict.fromkeys(tried, "its own tuned rate")
+        chosen = {run.backend for run in finished if run.chosen}
+        return {name: f"its own tuned rate{' and settings' if name in chosen else ''}" for name in tried}
     # Without plain MHA (contexts or batches vary within a rung) any of its variants.
     return {backend: _words(own, tried.get(BASELINE, of_mha)) for backend, own in tried.items()}
 

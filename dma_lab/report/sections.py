@@ -27,6 +27,7 @@ from dma_lab.report.sparsity import context_in_windows, keys_said
 from dma_lab.report.splits import hidden_by_the_mean
 from dma_lab.report.statistics import Statistics, compute_statistics
 from dma_lab.report.training_figure import training_curves
+from dma_lab.report.tuned_notes import how_tuned
 from dma_lab.report.tuning_figure import learning_rates
 from dma_lab.report.verdict import verdicts
 from dma_lab.train.hardware import MACHINE
@@ -94,6 +95,8 @@ def _verdict(name: str, found: Statistics) -> Section:
             blocks.append(f"Of {len(said)} intervals of 95 % one in twenty misses by chance. Runs of {name}.")
     else:
         blocks.append(Notice("No MHA run is finished here, so nothing is said of any backend relative to it."))
+    if tuned := how_tuned(found.backends, found.finished):
+        blocks.append(tuned)
     return Section("Verdict", blocks)
 
 

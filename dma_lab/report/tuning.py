@@ -1,6 +1,6 @@
 """Sweeps of the learning rate: the best rate of an attention at a rung, and how well it is known."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from dma_lab.messages import UserError
 from dma_lab.report.collect import Run
 from dma_lab.report.conditions import OF_THE_MACHINE, WARMUP, differing, without
+from dma_lab.scaling.choice import Tried
 from dma_lab.scaling.replicates import OWN_FREEDOM
 from dma_lab.scaling.tuning import LEAST_RATES, BestRate, SeedNoise, best_rate, pool_noise
 from dma_lab.train.hardware import MACHINE
@@ -26,6 +27,7 @@ class Tuning:
     best: BestRate
     notes: list[str]
     """What must be said of it."""
+    noise: SeedNoise | None
 
     @property
     def finished(self) -> list[Run]:
@@ -47,9 +49,20 @@ class Tuning:
 
     @property
     def recipe(self) -> float | None:
-        """The recipe's rate."""
-        value = self.finished[0].summary.get("recipe_learning_rate")
-        return None if value is None else float(value)
+        """The recipe's rate, when these were trained; None where that is not one rate."""
+        found = {run.summary.get("recipe_learning_rate") for run in self.finished}
+        value = found.pop()
+        return None if found or value is None else float(value)
+
+    @property
+    def trainings(self) -> int:
+        """That were spent on it: branches of one are one, and so are copies."""
+        return len({(rate_of(run), without(run.conditions, frozenset({"tokens", WARMUP}))) for run in self.runs})
+
+    @property
+    def tried(self) -> Tried:
+        """To be held against other settings."""
+        return Tried(self.best, self.noise)
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -59,7 +72,7 @@ class Tuning:
         multiple = "-" if self.recipe is None else f"{self.best.rate / self.recipe:.3g}"
         seeds = len({run.summary["seed"] for run in self.finished})
         best = f"{self.best.rate:.3g} {_interval(self.best)}"
-        spent = f"{len(set(self.rates))}", f"{seeds}", f"{len(self.runs)}"
+        spent = f"{len(set(self.rates))}", f"{seeds}", f"{self.trainings}"
         return *spent, best, multiple, self.loss_there, "; ".join(self.notes)
 
     @property
@@ -82,11 +95,11 @@ def seed_noise(swept: Sequence[Run], among: Sequence[Run]) -> SeedNoise | None:
     of_rung = [run for run in among if run.model == swept[0].model]
     own = None
     for runs in (sound_runs(swept), of_rung, among):
-        alike: dict[Any, list[float]] = {}
+        alike: dict[Any, list[Run]] = {}
         for run in runs:
-            key = yaml.safe_dump(attention_of(run)), without(run.conditions, frozenset({"seed"}))
-            alike.setdefault(key, []).append(run.summary["val_loss"])
-        own = pool_noise(list(alike.values()))
+            key = yaml.safe_dump(attention_of(run)), rate_of(run), without(run.conditions, frozenset({"seed"}))
+            alike.setdefault(key, []).append(run)
+        own = pool_noise([list(_by_seed(cell).values()) for cell in alike.values()])
         if own is not None and own.freedom >= OWN_FREEDOM:
             return own
     return own
@@ -109,7 +122,7 @@ def swept_runs(runs: list[Run]) -> list[Run] | str:
     longest = max(sweeps, key=lambda own: int(own[0].summary["tokens"]))
     for own in sweeps:
         apart = set(differing(own[0].conditions, longest[0].conditions)) - SEARCHED - OF_THE_MACHINE
-        if apart - {"tokens", WARMUP}:
+        if apart - ({"tokens", WARMUP} if "tokens" in apart else set()):
             raise UserError(
                 f"{place} was swept in runs that differ in more than learning rate and seed ({', '.join(sorted(apart))}"
                 "); give runs= the folders of one sweep."
@@ -140,7 +153,8 @@ def tune(runs: list[Run], noise: SeedNoise | None) -> Tuning:
     """The best rate of one attention's runs at one rung, which are a sweep of it, finished or diverged."""
     finished = [run for run in runs if run.finished]
     diverged, sound = diverged_rates(runs), sound_runs(runs)
-    best = best_rate([rate_of(run) for run in sound], [float(run.summary["val_loss"]) for run in sound], noise)
+    losses = _by_rate_and_seed(sound)
+    best = best_rate([rate for rate, _ in losses], list(losses.values()), noise)
     notes = []
     if best.edge in ("lowest", "highest"):
         beyond = diverged and (max(diverged) > best.rate if best.edge == "highest" else min(diverged) < best.rate)
@@ -152,14 +166,21 @@ def tune(runs: list[Run], noise: SeedNoise | None) -> Tuning:
     elif best.edge:
         notes.append("losses do not rise to both sides of the best rate tried")
     elif best.interval is None:
-        notes.append("the noise over seeds leaves the optimum open")
+        notes.append(
+            "no two seeds tell how well the best rate is known"
+            if noise is None
+            else "the noise over seeds leaves the optimum open"
+        )
+    if len(seeds := {tuple(sorted(of)) for of in _seeds(losses).values()}) > 1:
+        listed = " and ".join(", ".join(map(str, own)) for own in sorted(seeds))
+        notes.append(f"not every rate has the same seeds ({listed}): which rates they fell to is in the curve")
     if len(best.fitted) < len(set(map(rate_of, sound))):
         notes.append(f"the curve is of the {len(best.fitted)} rates about the best: no cubic goes through all")
     if (machines := len({tuple(run.conditions[name] for name in MACHINE) for run in finished})) > 1:
         notes.append(f"trained on {machines} kinds of machine, whose rounding is taken for noise")
     if diverged:
         notes.append(f"diverged at {', '.join(f'{rate:g}' for rate in diverged)}")
-    return Tuning(runs, best, notes)
+    return Tuning(runs, best, notes, noise)
 
 
 def rate_of(run: Run) -> float:
@@ -176,6 +197,27 @@ def sound_runs(runs: Sequence[Run]) -> list[Run]:
     """Of one attention's at one rung those that finished at rates at which none diverged: of these the best is one."""
     diverged = diverged_rates(runs)
     return [run for run in runs if run.finished and rate_of(run) not in diverged]
+
+
+def _by_rate_and_seed(runs: Sequence[Run]) -> dict[tuple[float, int], float]:
+    """Losses. A seed that was run twice at a rate, or whose run was read twice, is one training."""
+    found: dict[tuple[float, int], list[float]] = {}
+    for run in runs:
+        found.setdefault((rate_of(run), run.summary["seed"]), []).append(float(run.summary["val_loss"]))
+    return {key: sum(losses) / len(losses) for key, losses in found.items()}
+
+
+def _by_seed(runs: Sequence[Run]) -> dict[int, float]:
+    """The same of one rate."""
+    return {seed: loss for (_, seed), loss in _by_rate_and_seed(runs).items()}
+
+
+def _seeds(points: Iterable[tuple[float, int]]) -> dict[float, set[int]]:
+    """By rate."""
+    found: dict[float, set[int]] = {}
+    for rate, seed in points:
+        found.setdefault(rate, set()).add(seed)
+    return found
 
 
 def _interval(best: BestRate) -> str:

@@ -8,7 +8,7 @@ from dma_lab.report.comparison import cell_of
 from dma_lab.report.conditions import without
 from dma_lab.report.document import Table
 from dma_lab.report.pairs import difference_of
-from dma_lab.report.rates import is_recipes
+from dma_lab.report.rates import at_one_rate, named_in_both
 from dma_lab.report.statistics import Statistics
 from dma_lab.scaling.replicates import MeanDifference, mean_differences
 
@@ -18,17 +18,10 @@ _Members = list[tuple[Run, Run, PairedDifference]]
 
 def what_tuning_gains(shared: Statistics, tuned: Statistics) -> Table | None:
     """Of two cohorts that differ in tuning alone; None where no run has one of its seed in both."""
-    beside: dict[Any, Run] = {}
-    for run in shared.finished:
-        key = run.backend, without(run.conditions, _RATE)
-        if key not in beside or (is_recipes(run), -run.summary["val_loss"]) > (
-            is_recipes(beside[key]),
-            -beside[key].summary["val_loss"],
-        ):
-            beside[key] = run
+    beside = {(run.backend, without(run.conditions, _RATE)): run for run in at_one_rate(shared.finished)}
     pairs: dict[str, dict[Any, _Members]] = {}
     for run in tuned.finished:
-        other = beside.get((run.backend, without(run.conditions, _RATE)))
+        other = beside.get((run.untuned, without(run.conditions, _RATE)))
         difference = difference_of(run, other) if other is not None else ""
         if other is not None and isinstance(difference, PairedDifference):
             point = without(run.conditions, frozenset({"seed"})), difference.tokens.tobytes()
@@ -36,19 +29,17 @@ def what_tuning_gains(shared: Statistics, tuned: Statistics) -> Table | None:
     if not pairs:
         return None
     cells = [[cell_of([(run, own) for run, _, own in members]) for members in own.values()] for own in pairs.values()]
-    rows = []
-    for by_point, found in zip(pairs.values(), mean_differences(cells), strict=True):
+    rows = {}
+    for (backend, by_point), found in zip(pairs.items(), mean_differences(cells), strict=True):
         last = max(zip(by_point.values(), found, strict=True), key=lambda own: own[0][0][0].summary["flops"])
-        rows.append(_row(*last))
-    order = {name: number for number, name in enumerate(tuned.backends)}
-    rows.sort(key=lambda row: order[row[0]])
+        rows[backend] = _row(*last)
     return Table(
-        "Loss at the backend's own tuned rate minus that at the shared one (of several the recipe's, else that of "
-        "least loss), at the point of most compute that has both: the mean over seeds, with 95 % over trainings and "
-        "documents. Below 0 the shared rate held the backend back; where MHA gains more than another, it was the one "
-        "held back most.",
+        "Loss at the backend's own tuned rate (with the settings that tuning chose for it, which are then named) minus "
+        "that at the shared one (of several the recipe's, else that of least loss), at the point of most compute that "
+        "has both: the mean over seeds, with 95 % over trainings and documents. Below 0 the shared rate held the "
+        "backend back; where MHA gains more than another, it was the one held back most.",
         ("attention", "rung", "tokens", "shared rate", "tuned rate", "tuned − shared [95 %]", "seeds"),
-        rows,
+        [rows[name] for name in tuned.backends if name in rows],
         frozenset(("attention", "rung")),
         title="What its own rate gains each",
         unit="trainings (seeds), crossed with documents",
@@ -60,7 +51,7 @@ def _row(members: _Members, own: MeanDifference) -> tuple[str, ...]:
     interval = "" if own.interval is None else f" [{own.interval[0]:+.4f}, {own.interval[1]:+.4f}]"
     rates = (f"{float(of.config.optimizer.learning_rate):.3g}" for of in (other, run))
     return (
-        run.backend,
+        named_in_both(run.untuned, run.backend),
         run.rung,
         f"{run.summary['tokens']:,}",
         *rates,

@@ -1,6 +1,6 @@
 """A run before it trains: its data, its plan, its directory, and what is known of it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ def _known_before(
         "steps": plan.steps,
         "tokens": plan.tokens,
         "recipe_learning_rate": recipe_rate(settings),
+        **({} if settings.tuning is None else {"tuning": asdict(settings.tuning)}),
         "flops": plan.flops.dense_equivalent,
         "flops_executed": plan.flops.executed,
         **task.facts,

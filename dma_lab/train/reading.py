@@ -2,31 +2,38 @@
 
 import dataclasses
 import json
+import re
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
 import dma_lab.settings
+from dma_lab.attention import AttentionConfig
 from dma_lab.data.mqar import RecallSettings
 from dma_lab.messages import UserError, warn_once
 from dma_lab.model.ladder import reference_parameters
 from dma_lab.train.recipe import recipe_learning_rate, recipe_tokens_per_step
 from dma_lab.train.settings import PlanSettings, ScheduleSettings, TrainSettings
-from dma_lab.train.tuned import names_tuned, read_tuned, tuned_multiplier
+from dma_lab.train.tuned import names_tuned, read_tuned, tuned_for
 
 
-def read_settings(config: DictConfig) -> TrainSettings:
+def read_settings(config: DictConfig, overrides: Sequence[str] = ()) -> TrainSettings:
     """The settings of a composed config.
+
+    Args:
+        config: as Hydra composed it.
+        overrides: of the command line: what is given there a file of tuned rates leaves as it is.
 
     Raises:
         UserError: naming the first setting whose type or value cannot be, or that contradicts another.
     """
-    return _with_recipe(TrainSettings, config)
+    return _with_recipe(TrainSettings, config, overrides)
 
 
-def read_plan_settings(config: DictConfig) -> PlanSettings:
+def read_plan_settings(config: DictConfig, overrides: Sequence[str] = ()) -> PlanSettings:
     """As ``read_settings``, of the config of ``plan.py``."""
-    return _with_recipe(PlanSettings, config)
+    return _with_recipe(PlanSettings, config, overrides)
 
 
 def say_unused_window(config: DictConfig) -> None:
@@ -42,7 +49,7 @@ def say_unused_window(config: DictConfig) -> None:
 _Settings = TypeVar("_Settings", bound=TrainSettings)
 
 
-def _with_recipe(kind: type[_Settings], config: DictConfig) -> _Settings:
+def _with_recipe(kind: type[_Settings], config: DictConfig, overrides: Sequence[str]) -> _Settings:
     """The settings of ``config``, with the recipe's learning rate and batch where it leaves them null."""
     written: Any = OmegaConf.to_container(config)
     nodes = {name: node if isinstance(node := written.get(name), dict) else {} for name in ("optimizer", "trainer")}
@@ -70,13 +77,15 @@ def _with_recipe(kind: type[_Settings], config: DictConfig) -> _Settings:
         optimizer = dataclasses.replace(settings.optimizer, learning_rate=recipe_rate(settings))
         settings = dataclasses.replace(settings, optimizer=optimizer)
     if settings.tuned is not None:
-        settings = _with_tuned(settings, settings.tuned, given=("optimizer", "learning_rate") not in left_open)
+        settings = _with_tuned(
+            settings, settings.tuned, overrides, given=("optimizer", "learning_rate") not in left_open
+        )
     _check_values(settings)
     return settings
 
 
-def _with_tuned(settings: _Settings, file: str, *, given: bool) -> _Settings:
-    """With the recipe's rate multiplied by what ``file`` has for the backend."""
+def _with_tuned(settings: _Settings, file: str, overrides: Sequence[str], *, given: bool) -> _Settings:
+    """With the recipe's rate multiplied by what ``file`` has for the backend, and the options that it chose for it."""
     if given and names_tuned(file):
         return settings  # what a run wrote into its config.yaml: the file's rate, and which file it was
     if given:
@@ -85,10 +94,15 @@ def _with_tuned(settings: _Settings, file: str, *, given: bool) -> _Settings:
     rates, name = read_tuned(file)
     attention = json.loads(json.dumps(settings.attention.written()))
     parameters, _ = rung_budget(settings)
-    times = tuned_multiplier(rates, file, settings.optimizer.name, attention, parameters)
-    rate = float(f"{times * settings.optimizer.learning_rate:.3g}")
+    by_hand = [found[1] for override in overrides if (found := re.match(r"\+{0,2}attention\.(\w+)=", override))]
+    tuned = tuned_for(rates, file, settings.optimizer.name, attention, parameters, by_hand)
+    rate = float(f"{tuned.multiplier * settings.optimizer.learning_rate:.3g}")
     return dataclasses.replace(
-        settings, tuned=name, optimizer=dataclasses.replace(settings.optimizer, learning_rate=rate)
+        settings,
+        tuned=name,
+        tuning=tuned,
+        attention=AttentionConfig.read(attention | tuned.options),
+        optimizer=dataclasses.replace(settings.optimizer, learning_rate=rate),
     )
 
 

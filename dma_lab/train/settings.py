@@ -1,7 +1,7 @@
 """The typed form of conf/train.yaml: checked once, at the entry point, plain values from there on."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, PlainValidator, Tag
@@ -11,6 +11,7 @@ from dma_lab.data.mqar import RecallSettings
 from dma_lab.data.settings import DataSettings
 from dma_lab.model import Initialisation
 from dma_lab.settings import STRICT, Count, CountOrNone, Fraction, Name, Positive, Seed, Text, Tokens, Width
+from dma_lab.train.tuned import Tuned
 
 Layers = Annotated[int, Field(gt=0, le=512)]
 Multiple = Annotated[float, Field(gt=0, le=1e6)]
@@ -154,10 +155,14 @@ class TrainSettings:
     schedule: ScheduleSettings
     trainer: TrainerSettings
     logger: LoggerSettings
+    tuning: Tuned | None = field(default=None, kw_only=True)
+    """What the file of tuned rates had for the run: of no config file, for the run's summary."""
 
     def written(self) -> dict[str, Any]:
         """As a config file has them."""
-        return dataclasses.asdict(self) | {"attention": self.attention.written()}
+        settings = dataclasses.asdict(self) | {"attention": self.attention.written()}
+        del settings["tuning"]
+        return settings
 
 
 @dataclass(frozen=True)

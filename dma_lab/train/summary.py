@@ -33,7 +33,12 @@ def print_summary(summary: dict[str, Any]) -> None:
     else:
         with_ends, text = summary["val_bits_per_byte"], summary["val_text_bits_per_byte"]
         score = [("bits per byte", f"{with_ends:.4f} with the documents' ends, {text:.4f} of the text alone")]
+    tuned = []
+    if tuning := summary.get("tuning"):
+        options = "".join(f", {name}={value}" for name, value in tuning["options"].items())
+        tuned = [("tuned", f"{tuning['multiplier']:.3g} times the recipe's learning rate{options}")]
     for name, value in (
+        *tuned,
         ("validation loss", f"{summary['val_loss']:.4f} nats per token"),
         ("unigram entropy", f"{summary['unigram_entropy']:.4f} nats per token (what knowing frequencies alone gives)"),
         ("perplexity", f"{summary['val_perplexity']:.2f}"),

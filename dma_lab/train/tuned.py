@@ -1,14 +1,16 @@
-"""Learning rates tuned for each backend, as a file: ``report.py tune=FILE`` writes it, ``tuned=FILE`` takes it.
+"""What was tuned for each backend, as a file: ``report.py tune=FILE`` writes it, ``tuned=FILE`` takes it.
 
 A backend has a multiplier of the recipe's rate (docs/recipe.md), at one size or at several, straight between them in
-logarithms and level beyond.
+logarithms and level beyond; and, where others than its own settings were shown to be better, those.
 """
 
 import hashlib
 import json
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +18,8 @@ import numpy as np
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from dma_lab.attention import later_options
-from dma_lab.messages import UserError
+from dma_lab.attention import later_options, tunable_options
+from dma_lab.messages import UserError, print_once, warn_once
 from dma_lab.settings import STRICT, Count, Positive, shown
 
 
@@ -34,18 +36,36 @@ class TunedPoint:
 
 
 @dataclass(frozen=True)
+class TunedChoice:
+    """Between a backend's default settings and others that were tried."""
+
+    __pydantic_config__ = STRICT
+    options: dict[str, Any]
+    """That replace the defaults; empty where none was shown to be better."""
+    tried: Count
+    """Settings, the default one included."""
+    trainings: Count
+    """That were spent on all of them."""
+    said: str
+    """How it was made, for a reader."""
+
+
+@dataclass(frozen=True)
 class TunedBackend:
-    """What was chosen for one backend, by all its options."""
+    """What was found for one backend, by all its options."""
 
     __pydantic_config__ = STRICT
     overrides: str
     """That give it these, on a command line."""
     attention: dict[str, Any]
     points: Annotated[list[TunedPoint], Field(min_length=1)]
+    """By size, rising."""
     trainings: Count
-    """That were spent on it."""
+    """That were spent on it with these options."""
     notes: list[str]
     """What a reader must know of it: an optimum at the grid's edge, runs that diverged."""
+    choice: TunedChoice | None
+    """None where its settings were not tuned, and of settings that are not its default."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +75,20 @@ class TunedRates:
     __pydantic_config__ = STRICT
     optimizer: str
     backends: list[TunedBackend]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What one run takes of a file, kept in its summary: the file may be gone when the run is read."""
+
+    __pydantic_config__ = STRICT
+    multiplier: Positive
+    """Of the recipe's rate."""
+    options: dict[str, Any]
+    """Of the attention, that the file chose in place of the backend's own."""
+    trainings: Count
+    """That were spent on the backend."""
+    notes: list[str]
 
 
 def read_tuned(file: str) -> tuple[TunedRates, str]:
@@ -74,6 +108,11 @@ def read_tuned(file: str) -> tuple[TunedRates, str]:
         raise UserError(
             f"tuned={file} is no file of tuned rates ({reason}); `report.py tune=FILE` writes one."
         ) from None
+    for backend in rates.backends:
+        if any(low.parameters >= high.parameters for low, high in pairwise(backend.points)):
+            raise UserError(
+                f"tuned={file}: parameters of the points of `{shown(backend.overrides)}` do not rise; sort them."
+            )
     return rates, f"{path.name}@{hashlib.blake2b(content, digest_size=4).hexdigest()}"
 
 
@@ -82,24 +121,59 @@ def names_tuned(name: str) -> bool:
     return re.fullmatch(r"[^/]+@[0-9a-f]{8}", name) is not None
 
 
-def tuned_multiplier(
-    rates: TunedRates, file: str, optimizer: str, attention: dict[str, Any], parameters: float
-) -> float:
-    """What the recipe's rate is multiplied by for a backend with these options at this size.
+def tuned_for(
+    rates: TunedRates,
+    file: str,
+    optimizer: str,
+    attention: dict[str, Any],
+    parameters: float,
+    given: Collection[str] = (),
+) -> Tuned:
+    """What a backend with these options takes of the file at this size.
+
+    The options that the file chose are taken unless one that tuning may choose is among ``given``, those that the user
+    names: then the backend stays as it is, and has the rate that was tuned for it so. Either is said.
 
     Raises:
         UserError: the file has no such backend, or is of another optimizer.
     """
     if rates.optimizer != optimizer:
         raise UserError(f"tuned={file} was tuned with optimizer={rates.optimizer}, not {optimizer}; tune with that.")
-    for backend in rates.backends:
-        # An option that came after the file had its default then.
-        if later_options(str(attention["name"])) | backend.attention == attention:
-            x = [math.log(point.parameters) for point in backend.points]
-            y = [math.log(point.multiplier) for point in backend.points]
-            return math.exp(float(np.interp(math.log(parameters), x, y)))
-    there = ", ".join(dict.fromkeys(str(backend.attention.get("name")) for backend in rates.backends))
-    raise UserError(
-        f"tuned={file} has no rate for attention={attention['name']} with these options (it has {there}); tune it "
-        "first, or leave tuned null."
-    )
+    name = str(attention["name"])
+    tunable = tunable_options(name)
+    default = next((own for own in rates.backends if own.choice and _is_of(own, attention | tunable)), None)
+    chosen = {} if default is None or default.choice is None else default.choice.options
+    if chosen and attention | chosen != attention:
+        words = " ".join(f"attention.{option}={value}" for option, value in chosen.items())
+        if by_hand := [option for option in tunable if option in given]:
+            warn_once(
+                f"{', '.join(f'attention.{option}={attention[option]}' for option in by_hand)} is given, so {words}, "
+                f"which tuned={file} chose for attention={name}, is not taken: the rate is that of what is given."
+            )
+        elif _is_of_defaults(attention, tunable):
+            print_once(f"tuned={file}: attention={name} takes {words}, which was chosen for it.")
+            attention = attention | chosen
+    found = next((own for own in rates.backends if _is_of(own, attention)), None)
+    if found is None:
+        there = ", ".join(dict.fromkeys(str(backend.attention.get("name")) for backend in rates.backends))
+        raise UserError(
+            f"tuned={file} has no rate for attention={name} with these options (it has {there}); tune it first, or "
+            "leave tuned null."
+        )
+    x = [math.log(point.parameters) for point in found.points]
+    y = [math.log(point.multiplier) for point in found.points]
+    multiplier = math.exp(float(np.interp(math.log(parameters), x, y)))
+    # By value: options given by hand that are those chosen make the same run.
+    takes = chosen if chosen and attention == attention | tunable | chosen else {}
+    if default is not None and default.choice is not None and (takes or found is default):
+        return Tuned(multiplier, takes, default.choice.trainings, [default.choice.said, *found.notes])
+    return Tuned(multiplier, {}, found.trainings, found.notes)
+
+
+def _is_of(backend: TunedBackend, attention: dict[str, Any]) -> bool:
+    """Whether it is the backend with all these options; one that came after the file had its default then."""
+    return later_options(str(attention["name"])) | backend.attention == attention
+
+
+def _is_of_defaults(attention: dict[str, Any], tunable: dict[str, Any]) -> bool:
+    return attention | tunable == attention

@@ -52,8 +52,12 @@ def tuned_file(tmp_path_factory):
     file = tmp_path_factory.mktemp("tuned") / "tuned.yaml"
     attention = read_settings(configuration([*STUDY, "attention=dma"])).attention.written()
     point = {"parameters": 1e5, "multiplier": 1.5, "interval": None}
-    backend = {"overrides": "attention=dma", "attention": attention, "points": [point], "trainings": 2, "notes": []}
-    file.write_text(yaml.safe_dump({"optimizer": "muon", "backends": [backend]}))
+    choice = {"options": {"score_rate": 10.0}, "tried": 2, "trainings": 4, "said": "chosen"}
+    backends = [
+        {"overrides": "-", "attention": own, "points": [point], "trainings": 2, "notes": [], "choice": found}
+        for own, found in ((attention, choice), (attention | choice["options"], None))
+    ]
+    file.write_text(yaml.safe_dump({"optimizer": "muon", "backends": backends}))
     return file
 
 
@@ -91,6 +95,9 @@ def test_the_command_composes_to_the_runs_config(kind, run_of, tuned_file):
     assert (settings.tuned is not None) == (kind == "tuned")
     command = command_of(run_of(settings.written(), settings.attention.label))
     assert "/home/me" not in command
+    assert ("attention.score_rate=10.0" in command) == (kind in ("tuned", "slope")), (
+        "what the file chose is written out"
+    )
     python, script, *overrides = told(command)
     assert (python, script) == ("python", "train.py")
     again = read_settings(configuration(overrides))
