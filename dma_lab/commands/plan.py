@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from dma_lab.entry_point import run_entry_point
+from dma_lab.messages import UserError
 from dma_lab.phases import phase
 
 if TYPE_CHECKING:
@@ -33,7 +34,11 @@ def main(config: DictConfig) -> None:
 
         branches = plan_branches(settings, plan.shape.vocab_size, hardware)
     if settings.flops_per_second is None:
-        refuse_beyond_memory(plan, settings.model.name, settings.trainer, hardware)
+        try:
+            refuse_beyond_memory(plan, settings.model.name, settings.trainer, hardware)
+        except UserError as error:
+            said = str(error).rstrip(".")
+            raise UserError(f"{said}, or state another machine's executed FLOP/s by flops_per_second.") from None
         use_threads(plan.micro_batch_flops, hardware.device)
         with phase("importing Lightning"):
             from dma_lab.train.probe import probe_run

@@ -116,7 +116,9 @@ def register(paths: Sequence[Path], larger: Larger, groups: Mapping[str, Sequenc
             f"forecast={new[0]}: {begun[0]} is such a run, and what has begun can no longer be forecast; name a larger."
         )
     if not entries:
-        raise UserError(f"forecast={new[0]}: no backend has a law to forecast by ({'; '.join(without) or 'no runs'}).")
+        first, others = (without or ["no runs"])[0].rstrip("."), len(without) - 1
+        more = f", and so {others} more" if others > 0 else ""
+        raise UserError(f"forecast={new[0]}: no backend has a law to forecast by ({first}{more}).")
     write_whole(new[0], json.dumps(asdict(forecast), indent=1) + "\n")
 
 

@@ -71,7 +71,7 @@ def test_what_cannot_be_forecast_is_refused_and_nothing_is_written(small, write,
     with pytest.raises(UserError, match="no run to forecast is given"):
         register([path], UNNAMED, groups(small))
     few = {name: [run for run in own if run.params == SIZES[0]] for name, own in groups(small).items()}
-    with pytest.raises(UserError, match="no backend has a law"):
+    with pytest.raises(UserError, match=r"no backend has a law to forecast by \(mha: [^:]*tokens, and so 1 more\)\.$"):
         register([path], LARGER, few)
     write(small, "mha", "8m", 160_000_000, params_non_embedding=8_000_000, status="running", val_loss=None)
     with pytest.raises(UserError, match="what has begun can no longer be forecast"):
