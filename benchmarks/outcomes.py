@@ -13,10 +13,12 @@ class Outcomes:
         self.tests: dict[str, dict[str, Any]] = {}
 
     def pytest_runtest_logreport(self, report: "pytest.TestReport") -> None:
-        test = self.tests.setdefault(report.nodeid, {"outcome": "passed", "seconds": 0.0})
+        test = self.tests.setdefault(report.nodeid, {"outcome": "not finished", "seconds": 0.0})
         test["seconds"] = round(float(test["seconds"]) + report.duration, 2)
         test |= {name: value for name, value in report.user_properties if name == "trials"}
-        if report.outcome != "passed":
+        if report.when == "call" and report.outcome == "passed":
+            test["outcome"] = "passed"
+        elif report.outcome != "passed":
             test |= {"outcome": report.outcome, "reason": _reason(report)}
 
     def pytest_collectreport(self, report: "pytest.CollectReport") -> None:

@@ -14,7 +14,7 @@ from transformers.models.qwen3_next import modeling_qwen3_next
 from dma_lab.attention import build_attention
 from dma_lab.attention.contract import Case, causality, documents
 from dma_lab.attention.gated_deltanet import GatedDeltaNet
-from dma_lab.kernels.delta import rule
+from dma_lab.kernels.delta import fla, rule
 from dma_lab.kernels.delta.rule import gated_delta_rule
 
 B, N, D, E = 2, 150, 6, 5
@@ -164,3 +164,15 @@ def test_a_layer_begins_without_a_convolution_and_with_the_papers_range_of_decay
     torch.testing.assert_close(F.softplus(layer.dt_bias)[[0, 3]], torch.tensor([10**-2.75, 10**-1.25]))
     assert (decay.diff() < 0).all()
     assert layer.A_log.exp().tolist() == pytest.approx([2, 6, 10, 14])
+
+
+def test_what_keeps_flas_kernels_away_is_a_constant_of_a_compiled_graph():
+    """A GPU's choice of kernels, which imports packages: the compiler must not follow it there."""
+
+    def chosen(x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if fla._missing(9) is None else x + 2
+
+    fla._looked_up.cache_clear()
+    expected = chosen(torch.zeros(2))
+    fla._looked_up.cache_clear()
+    assert torch.equal(torch.compile(chosen, fullgraph=True, backend="eager")(torch.zeros(2)), expected)

@@ -128,16 +128,19 @@ def test_the_record_of_tests_says_how_each_ended_and_why(tmp_path, monkeypatch):
         "def test_left_out(): pass\n"
     )
     (tmp_path / "test_broken.py").write_text("import there_is_no_such_module\n")
+    (tmp_path / "test_stopped.py").write_text("def test_stopped(): raise KeyboardInterrupt\n")
     outcomes = Outcomes()
     monkeypatch.chdir(tmp_path)
     options = ["-q", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
-    assert pytest.main([*options, "test_three.py", "test_broken.py"], plugins=[outcomes]) == 1
+    files = "test_three.py", "test_broken.py", "test_stopped.py"
+    assert pytest.main([*options, *files], plugins=[outcomes]) == pytest.ExitCode.INTERRUPTED
     ended = {name.split("::")[-1]: test for name, test in outcomes.tests.items()}
     assert {name: test["outcome"] for name, test in ended.items()} == {
         "test_right": "passed",
         "test_wrong": "failed",
         "test_left_out": "skipped",
         "test_broken.py": "not collected",
+        "test_stopped": "not finished",
     }
     assert ended["test_right"]["trials"] == {"tried": 3, "survived": 3}
     assert "there_is_no_such_module" in ended["test_broken.py"]["reason"]

@@ -121,7 +121,7 @@ def test_a_captured_step_is_the_plain_one_to_the_bit(backend, optimizer, compile
 def hold(backend, optimizer, compiled, monkeypatch) -> None:
     captured = trained(backend, optimizer, compiled=compiled)
     assert captured.graphs, "a step was captured"
-    monkeypatch.setattr(module_file, "StepGraph", lambda take_step: take_step)
+    monkeypatch.setattr(module_file, "StepGraph", lambda take_step, any_process: take_step)
     monkeypatch.setattr(f"{__name__}.CAPTURED_FROM", 10**6)
     plain = trained(backend, optimizer, compiled=compiled)
     assert not plain.graphs

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dma_lab.kernels.causal.problem import not_importable
+from dma_lab.messages import constant_in_graphs
 
 _MODULE = "fla.ops.gated_delta_rule.chunk"
 _FORGET = -128.0
@@ -26,8 +27,13 @@ def unsupported(v: Tensor, D: int) -> str | None:
     return _missing(torch.cuda.get_device_capability(v.device)[0])
 
 
-@functools.cache
+@constant_in_graphs
 def _missing(capability: int) -> str | None:
+    return _looked_up(capability)
+
+
+@functools.cache
+def _looked_up(capability: int) -> str | None:
     if (reason := not_importable(_MODULE)) is not None:
         return f"fla-core is {reason}" if reason == "not installed" else f"fla-core: {reason}"
     if (fla := _numbers("fla")) < (0, 6):
