@@ -7,6 +7,7 @@ the noises and power; those by an affine-invariant ensemble (Goodman and Weare 2
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -36,10 +37,22 @@ def draw_noises(runs: Trainings, exponents: Vector, generator: np.random.Generat
     return np.asarray(grid[generator.choice(len(grid), count, p=share / share.sum())])
 
 
-def draw_laws(
-    runs: Trainings, best: Vector, of_noise: Sequence[float], generator: np.random.Generator
-) -> tuple[Vector, Vector, Vector]:
-    """Laws (draws, 5), noises (draws, 2) and powers (draws,)."""
+@dataclass(frozen=True)
+class Draws:
+    """Of the posterior; a row of each is one draw."""
+
+    laws: Vector
+    """(draws, 5): E, A, B, alpha, beta."""
+    noise: Vector
+    """(draws, 2): standard deviations of a training's noise and of a branch's own."""
+    noise_power: Vector
+    """(draws,)"""
+    floor_slopes: Vector
+    """(draws, 2): by how much A and B change for each nat of E, exponents and noise being what they are."""
+
+
+def draw_laws(runs: Trainings, best: Vector, of_noise: Sequence[float], generator: np.random.Generator) -> Draws:
+    """``DRAWS`` of them, from an ensemble that begins about ``best``."""
     normal = runs.normal(*(np.array([value]) for value in (*best, *of_noise)))
     (coefficients,), (left,) = normal.best
     # How far the exponents may lie from the best, by the curvature there: where the ensemble begins.
@@ -99,7 +112,7 @@ def _log_det(matrix: Vector) -> Vector:
     return np.asarray(np.linalg.slogdet(matrix)[1])
 
 
-def _drawn_laws(runs: Trainings, z: Vector, generator: np.random.Generator) -> tuple[Vector, Vector, Vector]:
+def _drawn_laws(runs: Trainings, z: Vector, generator: np.random.Generator) -> Draws:
     """E, A, B and the noise given exponents, ratio and power z (m, 4), drawn above 0, weighted by the prior's A · B."""
     normal = runs.normal(*z.T)
     coefficients, left = normal.best
@@ -115,8 +128,10 @@ def _drawn_laws(runs: Trainings, z: Vector, generator: np.random.Generator) -> t
             "tokens that are further apart, or more seeds."
         )
     chosen = generator.choice(len(z), DRAWS, p=weight / weight.sum())
+    followed = np.asarray(np.linalg.solve(normal.linear[:, 1:, 1:], normal.linear[:, 1:, 0, None]), float)[..., 0]
     with np.errstate(over="ignore"):
         scaled = coefficients[:, 1:] * np.exp(normal.scale)
+        slopes = -followed * np.exp(normal.scale)
     laws = np.column_stack((coefficients[:, 0], scaled, np.exp(z[:, :2])))
     noise = np.sqrt(np.column_stack((variance * runs.shared_of(z[:, 2]), variance)))
-    return laws[chosen], noise[chosen], z[chosen, 3]
+    return Draws(laws[chosen], noise[chosen], z[chosen, 3], slopes[chosen])

@@ -20,8 +20,9 @@ def share_floor(law: TrainingsFit, other: TrainingsFit, *, seed: int = 0) -> tup
     """Both laws given that their E is one: row i of both ``samples`` is a draw of the two at once.
 
     Their trainings are taken to be independent, so the density of both given one E is the product of theirs: draws of
-    the one are weighted by the other's density of E, and each is joined to a draw of the other with the same E, to
-    within the neighbouring few of thousands.
+    the one are weighted by the other's density of E, and each is joined to a draw of the other with the same E: one of
+    the neighbouring few of thousands, whose A and B follow E over what is left as least squares has them, so that its
+    loss at the runs stays what it was.
 
     Raises:
         UserError: no E fits both.
@@ -51,7 +52,10 @@ def _samples(law: TrainingsFit) -> Vector:
 
 def _given(law: TrainingsFit, rows: NDArray[np.intp], floor: Vector) -> TrainingsFit:
     assert law.intervals is not None
-    samples = np.column_stack((floor, _samples(law)[rows, 1:]))
+    samples, slopes = _samples(law)[rows], law.floor_slopes[rows]
+    moved = samples[:, 1:3] + slopes * (floor - samples[:, 0])[:, None]
+    # Where the next E is far, in the tails, a coefficient that is next to nothing stays above it.
+    samples = np.column_stack((floor, np.maximum(moved, 0.01 * samples[:, 1:3]), samples[:, 3:]))
     intervals = {name: percentile_interval(samples[:, i]) for i, name in enumerate(law.intervals)}
     noise = {name: getattr(law, name)[rows] for name in ("noise", "noise_power")}
-    return dataclasses.replace(law, intervals=intervals, samples=samples, **noise)
+    return dataclasses.replace(law, intervals=intervals, samples=samples, floor_slopes=slopes, **noise)

@@ -39,6 +39,8 @@ class TrainingsFit(ParametricFit):
     noise_power: Vector = dataclasses.field(default_factory=lambda: np.zeros(0), repr=False)
     """(draws,): the power of size that their variances are."""
     noise_size: float = 1.0
+    floor_slopes: Vector = dataclasses.field(default_factory=lambda: np.zeros((0, 2)), repr=False)
+    """(draws, 2): by how much A and B of a row of ``samples`` change for each nat of its E."""
     trainings: int = 0
 
     def predicted(self, params: ArrayLike, tokens: ArrayLike, training: ArrayLike, seed: int = 0) -> Vector:
@@ -97,18 +99,25 @@ def fit_trainings(
     if floor is not None:
         best = _lowest(runs, of_noise, best, floor)
     _require_within(best)
-    samples, noise, power = draw_laws(runs, best, of_noise, generator)
+    draws = draw_laws(runs, best, of_noise, generator)
     if floor is not None:
-        floor = float(np.median(samples[:, 0]))
+        floor = float(np.median(draws.laws[:, 0]))
         best = _lowest(runs, of_noise, best, floor)
         _require_within(best)
     row, objective = _law(runs, best, of_noise, floor)
     at = np.array([row[3], row[4], *np.log(np.maximum(row[:3], 1e-300))])
     require_identified(at, [points], ONE_LAW, floor_given=floor is not None)
-    intervals = {name: percentile_interval(samples[:, i]) for i, name in enumerate(_SHARES)}
+    intervals = {name: percentile_interval(draws.laws[:, i]) for i, name in enumerate(_SHARES)}
     E, A, B, alpha, beta = map(float, row)
-    size = float(np.exp(runs.middle))
-    return TrainingsFit(E, A, B, alpha, beta, objective, intervals, samples, noise, power, size, runs.trainings)
+    return TrainingsFit(
+        *(E, A, B, alpha, beta, objective, intervals),
+        samples=draws.laws,
+        noise=draws.noise,
+        noise_power=draws.noise_power,
+        noise_size=float(np.exp(runs.middle)),
+        floor_slopes=draws.floor_slopes,
+        trainings=runs.trainings,
+    )
 
 
 def _require_within(log_exponents: Vector) -> None:

@@ -5,21 +5,49 @@ from dataclasses import dataclass
 import numpy as np
 
 BACKENDS = ("mha", "swa", "mla", "nsa", "dma")
-SIZES = np.array([14e3, 37e3, 83e3, 150e3, 440e3])
-BUDGETS = np.array([0.5, 1.0, 2.0])
-"""Branches of one training."""
-FLOPS = 8e11
 DOCUMENTS = 60
+
+
+@dataclass(frozen=True)
+class Design:
+    """Which sizes are trained on how many tokens."""
+
+    name: str
+    sizes: np.ndarray
+    """(sizes,), rising."""
+    tokens: np.ndarray
+    """(size, budget): branches of one training."""
+    middle: tuple[float, float]
+    """Parameters and tokens whose terms of a law are 0.8 nats, or near that."""
+
+    @property
+    def largest(self) -> float:
+        """FLOP, 6 N D."""
+        return float(6 * (self.sizes[:, None] * self.tokens).max())
+
+
+def _isoflop(name: str, sizes: list[float], flops: float, middle: tuple[float, float]) -> Design:
+    return Design(name, np.array(sizes), np.array([0.5, 1, 2]) * flops / 6 / np.array(sizes)[:, None], middle)
+
+
+LADDER = _isoflop("ladder", [14e3, 37e3, 83e3, 150e3, 440e3], 8e11, (150e3, 9e5))
+STUDY = _isoflop("study", [14e3, 37e3, 83e3, 148e3], 1e11, (83e3, 2e5))
+"""``sweep=study``: 2e11 FLOP with the output head and scores, half of the work at these sizes."""
+STUDY_GPU = Design(
+    "study_gpu", np.array([1e6, 3e6, 10e6]), np.array([[80e6], [120e6], [200e6]]) * [0.25, 0.5, 1], middle=(3e6, 6e7)
+)
+"""``sweep=study_gpu``: 80, 40 and 20 tokens per parameter."""
 
 
 @dataclass(frozen=True)
 class Study:
     """Arrays by (backend, size, seed, budget)."""
 
+    design: Design
+    seeds: tuple[int, ...]
+    """Of each size: of those in the arrays the first."""
     laws: np.ndarray
     """(backend, 5): E, A, B, alpha, beta."""
-    tokens: np.ndarray
-    """(size, budget)"""
     loss: np.ndarray
     """(backend, size, seed, budget), nats per token."""
     document_tokens: np.ndarray
@@ -34,24 +62,29 @@ class Study:
 
     def noise_at(self, backend: int, size: float) -> float:
         """Standard deviation of a run's loss at a size, nats."""
-        return float(self.noise[backend] * _relative_noise(np.array(size), self.fall))
+        return float(self.noise[backend] * _relative_noise(np.array(size), self.design.sizes, self.fall))
 
     def points(self, backend: int) -> tuple[np.ndarray, ...]:
         """Parameters, tokens, losses and trainings of one backend's runs."""
         shape = self.loss[backend].shape
-        params = np.broadcast_to(SIZES[:, None, None], shape).ravel()
-        tokens = np.broadcast_to(self.tokens[:, None], shape).ravel()
-        training = np.repeat(np.arange(shape[0] * shape[1]), shape[2])
-        return params, tokens, self.loss[backend].ravel(), training
+        trained = np.arange(shape[1]) < np.array(self.seeds)[:, None]
+        columns = (
+            self.design.sizes[:, None, None],
+            self.design.tokens[:, None],
+            self.loss[backend],
+            np.arange(trained.size).reshape(*trained.shape, 1),
+        )
+        return tuple(np.broadcast_to(column, shape)[trained].ravel() for column in columns)
 
 
-def _relative_noise(size: np.ndarray, fall: float) -> np.ndarray:
-    return (size / np.sqrt(SIZES[0] * SIZES[-1])) ** (-np.log(fall) / np.log(SIZES[-1] / SIZES[0]))
+def _relative_noise(size: np.ndarray, sizes: np.ndarray, fall: float) -> np.ndarray:
+    return (size / np.sqrt(sizes[0] * sizes[-1])) ** (-np.log(fall) / np.log(sizes[-1] / sizes[0]))
 
 
 def make_study(
     seed: int,
-    seeds: int,
+    seeds: int | tuple[int, ...],
+    design: Design = LADDER,
     *,
     noise: tuple[float, float] = (0.005, 0.05),
     shared: float = 0.9,
@@ -62,35 +95,36 @@ def make_study(
 
     Args:
         seed: of what is drawn.
-        seeds: trainings per backend and size.
+        seeds: trainings per backend, of every size or of each.
         noise: least and largest standard deviation over trainings, nats; every backend has its own.
         shared: how much of its variance the branches of a training have in common.
         fall: the noise of the smallest size over that of the largest.
         of_document: standard deviation of what one document does to one training, nats per token.
     """
     generator = np.random.default_rng([seed, 27])
-    tokens = BUDGETS * FLOPS / 6 / SIZES[:, None]
+    by_size = (seeds,) * len(design.sizes) if isinstance(seeds, int) else seeds
     laws = np.empty((len(BACKENDS), 5))
     common = generator.uniform(0.8, 1.2, 5)
     for law in laws:
         wiggle = common * np.array([1.0, *generator.uniform(0.9, 1.1, 2), *generator.uniform(0.95, 1.05, 2)])
         law[[0, 3, 4]] = wiggle[[0, 3, 4]] * [1.2, 0.3, 0.3]
-        law[1:3] = wiggle[1:3] * [0.8 * 150e3 ** law[3], 0.8 * 9e5 ** law[4]]
+        law[1:3] = wiggle[1:3] * 0.8 * np.array(design.middle) ** law[3:]
     E, A, B, alpha, beta = laws.T[:, :, None, None]
-    true = E + A * SIZES[:, None] ** -alpha + B * tokens**-beta
+    true = E + A * design.sizes[:, None] ** -alpha + B * design.tokens**-beta
     spread = np.exp(generator.uniform(*np.log(noise), len(BACKENDS)))[:, None, None, None]
-    shape = (len(BACKENDS), len(SIZES), seeds, len(BUDGETS))
-    luck = (spread * _relative_noise(SIZES, fall)[:, None, None]) * (
+    shape = (len(BACKENDS), len(by_size), max(by_size), design.tokens.shape[1])
+    luck = (spread * _relative_noise(design.sizes, design.sizes, fall)[:, None, None]) * (
         np.sqrt(shared) * generator.normal(size=(*shape[:-1], 1)) + np.sqrt(1 - shared) * generator.normal(size=shape)
     )
     counts = np.round(generator.lognormal(5, 0.6, DOCUMENTS))
     own = of_document * generator.normal(size=(*shape, DOCUMENTS))
-    of_backend = 0.02 * generator.normal(size=(len(BACKENDS), len(SIZES), 1, 1, DOCUMENTS))
+    of_backend = 0.02 * generator.normal(size=(len(BACKENDS), len(by_size), 1, 1, DOCUMENTS))
     run = true[:, :, None] + luck
     by_document = (run[..., None] + own + of_backend) * counts
     return Study(
+        design,
+        by_size,
         laws,
-        tokens,
         run + own @ counts / counts.sum(),
         counts,
         by_document[1:] - by_document[:1],

@@ -8,36 +8,37 @@ from scipy.stats import ttest_1samp, ttest_rel
 from dma_lab.scaling.documents import mean_interval, mean_variance
 from dma_lab.scaling.noise_by_size import variances_by_size
 from dma_lab.scaling.replicates import Cell, mean_differences
-from tests.scaling.studies import BUDGETS, SIZES, make_study
+from tests.scaling.studies import LADDER, STUDY, STUDY_GPU, make_study
 
 
-def cells_of(study, backend, counts=None):
-    """``counts``: seeds of each size, all unless given."""
+def cells_of(study, backend):
+    sizes, budgets = study.design.tokens.shape
     return [
         (
             Cell(
-                study.differences[backend, size, : None if counts is None else counts[size], budget],
+                study.differences[backend, size, : study.seeds[size], budget],
                 study.document_tokens,
                 size,
-                SIZES[size],
+                study.design.sizes[size],
             ),
             study.true[backend, size, budget],
         )
-        for size in range(len(SIZES))
-        for budget in range(len(BUDGETS))
+        for size in range(sizes)
+        for budget in range(budgets)
     ]
 
 
-def coverage(studies, counts=None, **settings) -> np.ndarray:
+def coverage(studies, seeds, design=LADDER, **settings) -> np.ndarray:
     """(sizes,): the share of intervals that hold the truth."""
-    held = np.zeros((len(SIZES), 2))
+    sizes, budgets = design.tokens.shape
+    held = np.zeros((sizes, 2))
     for number in range(studies):
-        study = make_study(number, **settings)
-        cells, true = zip(*(zip(*cells_of(study, backend, counts), strict=True) for backend in range(4)), strict=True)
+        study = make_study(number, seeds, design, **settings)
+        cells, true = zip(*(zip(*cells_of(study, backend), strict=True) for backend in range(4)), strict=True)
         for found, right in zip(mean_differences(cells), true, strict=True):
             for place, (own, value) in enumerate(zip(found, right, strict=True)):
                 low, high = own.interval
-                held[place // len(BUDGETS)] += low <= value <= high, 1
+                held[place // budgets] += low <= value <= high, 1
     return held[:, 0] / held[:, 1]
 
 
@@ -140,6 +141,17 @@ def test_they_do_at_every_size_where_noise_falls_with_it(seeds, fall):
     assert held.max() <= 0.99
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("design", "seeds"), [(STUDY_GPU, (5, 5, 2)), (STUDY_GPU, (5, 5, 1)), (STUDY, (5, 5, 5, 5))])
+@pytest.mark.parametrize("fall", [1.0, 3.0])
+def test_they_do_at_every_size_of_the_designs_of_the_sweeps(design, seeds, fall):
+    """The long form: 400 studies each."""
+    held = coverage(400, seeds, design, fall=fall)
+    print(f"{design.name} with {seeds} seeds, noise falls {fall}-fold: {held.mean():.4f}, by size {held.round(3)}")
+    assert held.min() >= 0.93
+    assert held.max() <= 0.975
+
+
 def test_they_do_where_noise_falls_tenfold_with_size():
     """Pooled over the rungs as if it were alike, it held the truth in 72 % at the smallest and all at the largest."""
     held = coverage(60, seeds=3, fall=10.0)
@@ -150,14 +162,14 @@ def test_they_do_where_noise_falls_tenfold_with_size():
 
 @pytest.mark.parametrize("fall", [1.0, 10.0])
 def test_they_do_where_larger_sizes_have_fewer_seeds(fall):
-    held = coverage(60, (5, 4, 3, 2, 1), seeds=5, fall=fall)
+    held = coverage(60, (5, 4, 3, 2, 1), fall=fall)
     assert 0.93 <= held.mean() <= 0.975
     assert held.min() >= 0.91
 
 
 def test_they_hold_it_where_two_sizes_alone_have_seeds():
     """What is hardly known may be called open, but no more often than said is it missed."""
-    assert coverage(60, (3, 3, 1, 1, 1), seeds=3).min() >= 0.92
+    assert coverage(60, (3, 3, 1, 1, 1)).min() >= 0.92
 
 
 def test_a_variance_that_is_a_power_of_size_is_found_and_shrunk_by_what_one_backend_leaves_open():

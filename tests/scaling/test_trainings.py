@@ -9,10 +9,12 @@ from scipy.stats import t as student
 
 from dma_lab.messages import UserError
 from dma_lab.scaling.fit import ParametricFit
+from dma_lab.scaling.frontier import law_loss
 from dma_lab.scaling.objective import take_points
 from dma_lab.scaling.projection import Trainings
 from dma_lab.scaling.shared_floor import share_floor
 from dma_lab.scaling.trainings import fit_trainings
+from tests.scaling.studies import STUDY, make_study
 
 LAW = ParametricFit(E=1.7, A=400.0, B=2000.0, alpha=0.34, beta=0.37, objective=0.0)
 
@@ -155,6 +157,17 @@ def test_a_shared_floor_is_where_both_laws_allow_it_and_narrows_both():
     far = ParametricFit(E=2.5, A=400.0, B=2000.0, alpha=0.34, beta=0.37, objective=0.0)
     with pytest.raises(UserError, match="no E fits both laws"):
         share_floor(one, fit_trainings(*runs(law=far)))
+
+
+def test_a_shared_floor_leaves_the_loss_at_the_runs_as_sure_as_it_was():
+    """A draw that has another's E, be it the next of two thousand, and all else its own has another loss everywhere."""
+    study = make_study(1, 5, STUDY, noise=(0.002, 0.002))
+    params, tokens, *_ = study.points(0)
+    laws = [fit_trainings(*study.points(backend)) for backend in (1, 0)]
+    for before, after in zip(laws, share_floor(*laws), strict=True):
+        of_before, of_after = (law_loss(of.samples[:, None], np.log(params), np.log(tokens)) for of in (before, after))
+        assert np.all(of_after.std(axis=0) < 1.1 * of_before.std(axis=0))
+        assert np.all(abs(of_after.mean(axis=0) - of_before.mean(axis=0)) < 0.6 * of_before.std(axis=0))
 
 
 def test_noise_that_falls_with_size_is_found_where_seeds_tell_it_and_weighs_the_runs():
