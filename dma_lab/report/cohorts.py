@@ -66,8 +66,10 @@ def name_runs(runs: Sequence[Run], among: Sequence[Run] | None = None) -> list[R
     options: dict[str, list[dict[str, Any]]] = {}
     rungs: dict[Any, list[Conditions]] = {}
     budgets: dict[Any, list[Conditions]] = {}
+    chosen: dict[Any, dict[str, Any]] = {}
     for run in runs if among is None else among:
         options.setdefault(run.attention, []).append(_options(run))
+        chosen.setdefault(_tuned_by_value(run), {}).update(run.chosen)
     for run in runs:
         rungs.setdefault(run.model, []).append(run.conditions)
         budgets.setdefault((run.model, run.summary["tokens"]), []).append(run.conditions)
@@ -77,17 +79,18 @@ def name_runs(runs: Sequence[Run], among: Sequence[Run] | None = None) -> list[R
     named = []
     for run in runs:
         peers, defaults = options[run.attention], defaults_of(run)
-        varied = {}
+        # Runs given their rate by hand keep no word of what was chosen, and are the same as those that do.
+        varied, tuned = {}, chosen[_tuned_by_value(run)]
         for name, value in _options(run).items():
             theirs = [] if name in telling(run.attention) else [o.get(name, value) for o in options.get(BASELINE, [])]
             unlike = [other != value for other in (*(o.get(name) for o in peers), *theirs)]
             other = (value != defaults.get(name, _NONE) and any(unlike)) or (theirs and value not in theirs)
-            if other or name in run.chosen:
+            if other or name in tuned:
                 varied[name] = value
         of_rung = _spelled(run.conditions, shaped[run.model])
         backend, untuned = (
             " ".join((run.attention, *_spelled(varied, names), *of_rung))
-            for names in (varied, [name for name in varied if name not in run.chosen])
+            for names in (varied, [name for name in varied if name not in tuned])
         )
         setting = ", ".join(_spelled(run.conditions, further[run.model, run.summary["tokens"]]))
         named.append(
@@ -104,6 +107,10 @@ def _varied(conditions: Sequence[Conditions], but: Iterable[str] = ()) -> list[s
 
 def _spelled(values: Mapping[str, Any], names: Iterable[str]) -> list[str]:
     return [f"{name.rpartition('.')[2]}={values.get(name)}" for name in names]
+
+
+def _tuned_by_value(run: Run) -> Any:
+    return run.config.get("tuned"), tuple(sorted((name, repr(value)) for name, value in _options(run).items()))
 
 
 _NONE = object()

@@ -52,7 +52,7 @@ def rates_of(finished: Sequence[Run]) -> dict[str, str]:
         if run.attention == BASELINE:
             of_mha.setdefault(run.tuned_point, set()).add(rate)
     if is_tuned(finished[0]):
-        chosen = {run.backend for run in finished if run.chosen}
+        chosen = {run.backend for run in finished if run.untuned not in ("", run.backend)}
         return {name: f"its own tuned rate{' and settings' if name in chosen else ''}" for name in tried}
     # Without plain MHA (contexts or batches vary within a rung) any of its variants.
     return {backend: _words(own, tried.get(BASELINE, of_mha)) for backend, own in tried.items()}

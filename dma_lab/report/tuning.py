@@ -16,6 +16,7 @@ from dma_lab.scaling.tuning import LEAST_RATES, BestRate, SeedNoise, best_rate, 
 from dma_lab.train.hardware import MACHINE
 
 SEARCHED = frozenset({"optimizer.learning_rate", "seed"})
+_SEED_AND_BUDGET = frozenset({"seed", "tokens", WARMUP})
 _BEFORE = SEARCHED | OF_THE_MACHINE | {"tokens"}
 
 
@@ -57,7 +58,7 @@ class Tuning:
     @property
     def trainings(self) -> int:
         """That were spent on it: branches of one are one, and so are copies."""
-        return len({(rate_of(run), without(run.conditions, frozenset({"tokens", WARMUP}))) for run in self.runs})
+        return len({(rate_of(run), without(run.conditions, _SEED_AND_BUDGET - {"seed"})) for run in self.runs})
 
     @property
     def tried(self) -> Tried:
@@ -90,16 +91,17 @@ CELL_COLUMNS = (
 
 def seed_noise(swept: Sequence[Run], among: Sequence[Run]) -> SeedNoise | None:
     """Of ``swept``, one attention's at one rung, where their seeds suffice; else pooled over its rung ``among`` the
-    sound runs of all that are swept, or over all of them. Noise falls with size, and backends differ in it.
+    sound runs of all that are swept, or over all of them. Noise falls with size, and backends differ in it. Budgets,
+    which may be branches of the same trainings, are no further degrees of freedom.
     """
     of_rung = [run for run in among if run.model == swept[0].model]
     own = None
     for runs in (sound_runs(swept), of_rung, among):
-        alike: dict[Any, list[Run]] = {}
+        trainings: dict[Any, dict[int, list[Run]]] = {}
         for run in runs:
-            key = yaml.safe_dump(attention_of(run)), rate_of(run), without(run.conditions, frozenset({"seed"}))
-            alike.setdefault(key, []).append(run)
-        own = pool_noise([list(_by_seed(cell).values()) for cell in alike.values()])
+            key = yaml.safe_dump(attention_of(run)), rate_of(run), without(run.conditions, _SEED_AND_BUDGET)
+            trainings.setdefault(key, {}).setdefault(run.summary["tokens"], []).append(run)
+        own = _pooled([[_by_seed(cell) for cell in budgets.values()] for budgets in trainings.values()])
         if own is not None and own.freedom >= OWN_FREEDOM:
             return own
     return own
@@ -197,6 +199,16 @@ def sound_runs(runs: Sequence[Run]) -> list[Run]:
     """Of one attention's at one rung those that finished at rates at which none diverged: of these the best is one."""
     diverged = diverged_rates(runs)
     return [run for run in runs if run.finished and rate_of(run) not in diverged]
+
+
+def _pooled(trainings: Sequence[Sequence[dict[int, float]]]) -> SeedNoise | None:
+    """Of losses by seed, of the budgets of each training: those have one variance, and the freedom of the largest."""
+    squares, freedom = 0.0, 0
+    for budgets in trainings:
+        if noise := pool_noise([list(losses.values()) for losses in budgets]):
+            own = max(map(len, budgets)) - 1
+            squares, freedom = squares + own * noise.variance, freedom + own
+    return SeedNoise(squares / freedom, freedom) if freedom else None
 
 
 def _by_rate_and_seed(runs: Sequence[Run]) -> dict[tuple[float, int], float]:

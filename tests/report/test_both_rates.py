@@ -158,3 +158,14 @@ def test_of_several_shared_rates_the_one_that_is_best_in_the_mean_over_seeds_sta
     for attention in ("mha", "dma"):
         assert gains[attention][3] == "0.02"
         assert gains[attention][5].startswith("+0.0000"), "the mean of +0.02, 0 and 0 would be +0.0067"
+
+
+def test_runs_that_keep_no_word_of_what_was_chosen_are_named_as_their_like(add_run, tmp_path):
+    """Such as were given their rate and options by hand, as points.csv has the command."""
+    for seed, kept in ((0, {"tuning": CHOSEN}), (1, {})):
+        add_run("mha", seed=seed, settings={"tuned": FILE})
+        add_run("dma", seed=seed, settings={"tuned": FILE, "attention": {"score_rate": 10.0}}, **kept)
+    (found,) = statistics_of(tmp_path / "runs").values()
+    assert found.backends == ["mha", "dma score_rate=10.0"]
+    assert {run.untuned for run in found.finished} == {"mha", "dma"}
+    assert found.rates["dma score_rate=10.0"] == "its own tuned rate and settings"

@@ -104,3 +104,14 @@ def test_a_single_seed_is_no_noise_that_leaves_the_optimum_open(sweep, tmp_path)
     sweep(seeds=[0])
     runs = read_runs(tmp_path / "runs")[0]
     assert tune(runs, seed_noise(runs, runs)).notes == ["no two seeds tell how well the best rate is known"]
+
+
+def test_branches_of_the_same_trainings_are_no_further_degrees_of_freedom(sweep, tmp_path):
+    """On the page all budgets are swept, and noise is pooled over them: of 3 trainings at 3 rates, not of 9."""
+    for tokens in (250_000, 500_000, 1_000_000):
+        sweep(rates=RATES[2:5], tokens=tokens, noise=0.01)
+    runs = read_runs(tmp_path / "runs")[0]
+    longest = [run for run in runs if run.summary["tokens"] == 1_000_000]
+    noise = seed_noise(longest, runs)
+    assert noise.freedom == 3
+    assert noise.variance == pytest.approx(5e-5)
