@@ -13,6 +13,8 @@ from dma_lab.figures.canvas import canvas, shades
 from dma_lab.figures.palette import DIVERGING, HEAT, MISSING, is_backends_own
 from dma_lab.report.document import Figure, Heatmap, Panel, Series
 
+_ROWS_WITHIN = 3
+"""Of the legend, that a figure of the usual height has room for."""
 _MARKS = {"circle": "o", "diamond": "D", "triangle": "^", "cross": "x"}
 
 
@@ -25,7 +27,8 @@ def draw(figure: Figure | Heatmap, folder: Path, colours: dict[str, str]) -> Non
             axes.set(title=figure.title, xlabel=figure.x_label, ylabel=figure.y_label)
         return
     below = figure.below
-    with canvas(path, (7.2, 6.8 if below else 4.8), below=0.6 if below else None) as drawn:
+    height = (6.8 if below else 4.8) + 0.21 * max(0, _legend_rows(figure) - _ROWS_WITHIN)
+    with canvas(path, (7.2, height), below=0.6 if below else None) as drawn:
         axes = drawn[0]
         if figure.x_log:
             axes.set_xscale("log")
@@ -44,11 +47,20 @@ def draw(figure: Figure | Heatmap, folder: Path, colours: dict[str, str]) -> Non
 def _legend(axes: Axes, figure: Figure, colours: dict[str, str]) -> None:
     own = {series.group: colours[series.group] for series in figure.all_series}
     handles = [axes.plot([], [], _line(tint) + "o", **_mark(tint), label=group)[0] for group, tint in own.items()]
-    columns = max(1, min(len(own), 78 // (6 + max(map(len, own), default=1))))
     named = axes.figure.legend(
-        handles=handles, frameon=False, loc="outside upper left", ncols=columns, title=figure.title, alignment="left"
-    )
+        handles=handles, frameon=False, loc="outside upper left", ncols=_legend_columns(figure), title=figure.title,
+        alignment="left",
+    )  # fmt: skip
     named.get_title().set_fontsize(12)
+
+
+def _legend_columns(figure: Figure) -> int:
+    groups = {series.group for series in figure.all_series}
+    return max(1, min(len(groups), 78 // (6 + max(map(len, groups), default=1))))
+
+
+def _legend_rows(figure: Figure) -> int:
+    return -(-len({series.group for series in figure.all_series}) // _legend_columns(figure))
 
 
 def _below(axes: Axes, panel: Panel, colours: dict[str, str]) -> None:

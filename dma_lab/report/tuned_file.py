@@ -16,7 +16,7 @@ from dma_lab.report.collect import Run
 from dma_lab.report.draw import draw
 from dma_lab.report.tuned_settings import chosen_settings, overrides_of
 from dma_lab.report.tuning import CELL_COLUMNS, Tuning
-from dma_lab.report.tuning_figure import tuning_figure
+from dma_lab.report.tuning_figure import tuning_figures
 from dma_lab.report.tuning_runs import mha_parameters, read_sweeps
 from dma_lab.scaling.tuning import BestRate, best_multiplier
 from dma_lab.train.recipe import recipe_learning_rate
@@ -76,7 +76,8 @@ def _draw_curves(every: Sequence[Tuning], file: Path) -> list[str]:
     for (_, rung), lengths in sorted(by_length.items()):
         for tokens, alike in sorted(lengths.items()):
             several = f"-{tokens}" if len(lengths) > 1 else ""
-            draw(tuning_figure(f"{file.stem}-{rung}{several}", alike), file.parent, colours)
+            for figure in tuning_figures(f"{file.stem}-{rung}{several}", alike):
+                draw(figure, file.parent, colours)
         if len(lengths) > 1:
             listed = " and ".join(f"{tokens:,}" for tokens in sorted(lengths))
             said.append(f"at {rung} attentions were swept over {listed} tokens: their losses do not compare")

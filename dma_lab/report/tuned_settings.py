@@ -5,13 +5,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-from dma_lab.attention import tunable_options
+from dma_lab.report.attention_options import attention_of, settings_of
 from dma_lab.report.cohorts import defaults_of
 from dma_lab.report.collect import Run
 from dma_lab.report.conditions import OF_THE_MACHINE, without
-from dma_lab.report.tuning import SEARCHED, Tuning, attention_of
+from dma_lab.report.tuning import SEARCHED, Tuning
 from dma_lab.scaling.choice import Gain, gain_over
 from dma_lab.train.tuned import TunedChoice
 
@@ -51,10 +49,7 @@ def chosen_settings(tuned: Iterable[BySize]) -> dict[str, TunedChoice]:
     """
     groups: dict[str, list[_Setting]] = {}
     for by_size in tuned:
-        attention = attention_of(_run(by_size))
-        tunable = tunable_options(str(attention["name"]))
-        options = {name: attention[name] for name, value in tunable.items() if attention.get(name, value) != value}
-        default = yaml.safe_dump(attention | {name: tunable[name] for name in options})
+        default, options = settings_of(_run(by_size))
         groups.setdefault(default, []).append(_Setting(options, by_size))
     return {default: _choose(settings) for default, settings in groups.items() if len(settings) > 1}
 

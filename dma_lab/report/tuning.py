@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 
 from dma_lab.messages import UserError
+from dma_lab.report.attention_options import attention_of
 from dma_lab.report.collect import Run
 from dma_lab.report.conditions import OF_THE_MACHINE, WARMUP, differing, without
 from dma_lab.scaling.choice import Tried
@@ -234,9 +234,3 @@ def _seeds(points: Iterable[tuple[float, int]]) -> dict[float, set[int]]:
 
 def _interval(best: BestRate) -> str:
     return "[-]" if best.interval is None else f"[{best.interval[0]:.3g}, {best.interval[1]:.3g}]"
-
-
-def attention_of(run: Run) -> dict[str, Any]:
-    """All its options."""
-    options: Any = OmegaConf.to_container(run.config.attention, resolve=True)
-    return {str(name): value for name, value in options.items()}

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from dma_lab.report.attention_options import settings_of
 from dma_lab.report.collect import Run
 from dma_lab.report.conditions import without
 from dma_lab.report.document import Block, Figure, Section, Series, Table
@@ -21,15 +22,32 @@ from dma_lab.report.tuning import (
 from dma_lab.scaling.tuning import LEAST_RATES
 
 
-def tuning_figure(slug: str, tunings: Sequence[Tuning]) -> Figure:
-    """Of one rung, an attention each."""
+def tuning_figures(slug: str, tunings: Sequence[Tuning]) -> list[Figure]:
+    """Of one rung, an attention each; those that differ in settings that tuning may choose have figures of their own,
+    each beside the default."""
+    plain: list[Tuning] = []
+    settings: dict[str, list[Tuning]] = {}
+    for own in tunings:
+        default, options = settings_of(own.runs[0])
+        settings.setdefault(default, []).append(own)
+        if not options:
+            plain.append(own)
+    groups = [plain, *(group for group in settings.values() if len(group) > 1 or group[0] not in plain)]
+    groups = [group for group in groups if group]
+    return [
+        _figure(f"{slug}-{number}" if number > 1 else slug, group, settings=group is not plain)
+        for number, group in enumerate(groups, 1)
+    ]
+
+
+def _figure(slug: str, tunings: Sequence[Tuning], *, settings: bool) -> Figure:
     top = max(loss for own in tunings for loss in own.losses)
     series = [part for own in tunings for part in _series(own, top)]
     run = tunings[0].finished[0]
     recipe = tunings[0].recipe
     return Figure(
         slug,
-        f"Loss over learning rate: {run.rung}",
+        f"Loss over learning rate: {run.rung}{f', settings of {run.config.attention.name}' if settings else ''}",
         f"{run.summary['tokens']:,} tokens. Points: every seed. Curves: the cubic in log rate of each attention (with "
         "fewer than five rates the parabola), shaded: 95 % by the noise over seeds. "
         "Diamond: its lowest point, the bar 95 % of where that may lie by the noise over seeds. Triangle: the best "
@@ -76,12 +94,13 @@ def learning_rates(members: Sequence[Run]) -> Section | None:
             by_backend[backend] = with_those_before(own, [run for run in ended if run.backend == backend])
     sweeps = [runs for by_backend in swept.values() for runs in by_backend.values() if count_rates(runs) >= LEAST_RATES]
     among = [run for runs in sweeps for run in sound_runs(runs)]
-    blocks: list[Block] = []
+    drawn, blocks = 0, list[Block]()
     rows: list[tuple[str, ...]] = []
     for by_backend in swept.values():
         tunings = [tune(own, seed_noise(own, among)) for own in by_backend.values() if count_rates(own) >= LEAST_RATES]
         if tunings:
-            blocks.append(tuning_figure(f"tuning-{len(blocks) + 1}", tunings))
+            drawn += 1
+            blocks += tuning_figures(f"tuning-{drawn}", tunings)
             rows += [
                 (own.runs[0].backend, own.runs[0].rung, f"{own.runs[0].summary['tokens']:,}", *own.cells)
                 for own in tunings

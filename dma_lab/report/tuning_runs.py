@@ -8,10 +8,11 @@ import yaml
 
 from dma_lab.messages import UserError
 from dma_lab.model.ladder import reference_parameters
+from dma_lab.report.attention_options import attention_of
 from dma_lab.report.cohorts import name_runs
 from dma_lab.report.collect import Run, read_runs
 from dma_lab.report.conditions import shared_by_a_study
-from dma_lab.report.tuning import Tuning, attention_of, seed_noise, sound_runs, swept_runs, tune
+from dma_lab.report.tuning import Tuning, seed_noise, sound_runs, swept_runs, tune
 
 _SHAPE = ("n_layers", "d_model", "n_heads", "n_kv_heads", "head_dim", "d_ff")
 

@@ -21,3 +21,16 @@ def test_a_short_logarithmic_axis_is_labelled_between_its_decades(tmp_path, ends
     labels = re.findall(r"<!-- \$\\mathdefault{(\d)\\times10\^{(\d+)}}\$ -->", (tmp_path / "a.svg").read_text())
     shown = {(int(step), int(decade)) for step, decade in labels}
     assert {(step, decade) for step, decade in shown if ends[0] <= step * 10.0**decade <= ends[1]} == between
+
+
+def test_a_legend_of_many_rows_takes_no_room_from_the_axes(tmp_path):
+    """The axes' own frame, in points: x labels and title aside, nothing else differs."""
+    heights = []
+    for count in (3, 18):
+        names = [f"an attention with a name that fills a row of the legend, {number}" for number in range(count)]
+        every = [Series(name, "points", (1.0, 2.0), (1.0, 2.0)) for name in names]
+        draw(Figure("a", "", "", "", "", every, unit="one"), tmp_path, dict.fromkeys(names, "#000000"))
+        (frame,) = re.findall(r'id="patch_2">\s*<path d="([^"]+)"', (tmp_path / "a.svg").read_text())
+        ends = [float(y) for _, y in re.findall(r"([\d.]+) ([\d.]+)", frame)]
+        heights.append(max(ends) - min(ends))
+    assert heights[1] == pytest.approx(heights[0], rel=0.1)
