@@ -57,7 +57,8 @@ def test_the_curves_stand_in_the_report_and_beside_the_file(add_run, tmp_path):
 def test_settings_that_tuning_may_choose_have_a_figure_of_their_own_beside_the_default(add_run, tmp_path):
     for attention, options in (("mha", None), ("dma", None), ("dma", {"score": "linear"}), ("dma", {"recent": 16})):
         write_sweep(add_run, attention, rungs=["nano"], options=options)
-    first, second, _ = learning_rates(read_runs(tmp_path / "runs")[0]).blocks
+    (members,) = cohorts(read_runs(tmp_path / "runs")[0]).values()
+    first, second, _ = learning_rates(members).blocks
     shown = [{series.group for series in figure.series} for figure in (first, second)]
     assert shown == [{"mha", "dma"}, {"dma", "dma score=linear", "dma recent=16"}]
     assert first.slug != second.slug
