@@ -27,6 +27,7 @@ _NOT_COMPARED = (
     *("trainer.device", "trainer.precision", "trainer.compile"),
     # Where the text came from: the fingerprint is that of the tokens themselves.
     *("data.path", "data.validation_path", "data.cache_dir", "data.allow_repeat", "data.tokenizer", "data.vocab_size"),
+    *("data.encoding", "data.pattern"),  # which older runs lack
     # What cannot change a result.
     "init_from",  # a path: the digest of what lay there is compared
     *("output_dir", "logger", "trainer.log_every", "trainer.validate_every", "trainer.checkpoint_every"),
@@ -62,6 +63,7 @@ def conditions_of(config: DictConfig, summary: Mapping[str, Any]) -> Conditions:
     """
     settings: Any = OmegaConf.to_container(config, resolve=True)
     found = {name: value for name, value in _flat("", settings) if not _is_left_out(name)}
+    found.setdefault("trainer.activation_checkpointing", False)  # which the archived studies' runs could not ask for
     found[WARMUP] = schedule_phases(ScheduleSettings(**settings["schedule"]), summary["steps"])[0]
     if settings["trainer"].get("devices") == settings["trainer"].get("num_nodes", 1) == 1:
         found.pop("trainer.strategy", None)  # of how several devices share a run

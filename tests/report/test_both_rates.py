@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from omegaconf import OmegaConf
 
 from dma_lab.report.both_rates import at_both_rates
 from dma_lab.report.cohorts import cohorts
@@ -10,6 +11,7 @@ from dma_lab.report.collect import read_runs
 from dma_lab.report.comparison import compare
 from dma_lab.report.sections import build_document
 from dma_lab.report.statistics import compute_statistics
+from tests.report.conftest import vouch
 from tests.report.swept import shift
 
 FILE = "tuned.yaml@12345678"
@@ -169,3 +171,20 @@ def test_runs_that_keep_no_word_of_what_was_chosen_are_named_as_their_like(add_r
     assert found.backends == ["mha", "dma score_rate=10.0"]
     assert {run.untuned for run in found.finished} == {"mha", "dma"}
     assert found.rates["dma score_rate=10.0"] == "its own tuned rate and settings"
+
+
+def test_runs_of_before_a_setting_could_be_asked_for_stand_beside_those_that_leave_it_at_that(add_run, tmp_path):
+    for tuned in (None, FILE):
+        for seed in (0, 1):
+            for attention in ("mha", "dma"):
+                path = add_run(attention, seed=seed, settings={"tuned": tuned} if tuned else {})
+                config = OmegaConf.load(path / "config.yaml")
+                if tuned:
+                    config.trainer.activation_checkpointing, config.data.encoding = False, "utf-8"
+                else:
+                    config.trainer.pop("activation_checkpointing", None)
+                    config.data.pop("encoding", None)
+                OmegaConf.save(config, path / "config.yaml")
+                vouch(path)
+    (cells,) = rows_at_both_rates(statistics_of(tmp_path / "runs"))
+    assert cells["seeds"] == "2 / 2"
