@@ -106,8 +106,7 @@ def in_a_process() -> Callable[..., subprocess.CompletedProcess]:
     def prepare(*settings: DataSettings, environment: dict | None = None, before: str = "") -> Any:
         program = f"""
             import resource, sys
-            from dma_lab.data import build
-from dma_lab.data.build import prepare_data
+            from dma_lab.data.build import prepare_data
             from dma_lab.data.settings import DataSettings
             from dma_lab.messages import UserError
             {before}

@@ -4,13 +4,15 @@ import sys
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 
 from dma_lab.commands.plan import main as plan_command
 from dma_lab.messages import UserError
 from dma_lab.train.hardware import resolve_hardware
 from dma_lab.train.memory import forget_peak, peak_bytes, refuse_beyond_memory
 from dma_lab.train.plan import plan_run
-from tests.made_up import configuration
+from tests.made_up import CONF, configuration
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -42,7 +44,10 @@ def test_more_memory_than_there_is_is_refused_before_it_is_taken(read, monkeypat
         UserError, match=rf"model=1\.7b: training it needs about .* \({states:,.0f} for weights.* has 16;"
     ):
         refuse_beyond_memory(plan, "1.7b", settings.trainer, hardware)
+    given = ["model=1.7b", "attention=mha", "trainer.device=cpu"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        monkeypatch.setattr(HydraConfig.instance(), "cfg", compose("plan", given, return_hydra_config=True))
     with pytest.raises(UserError, match=r"or state another machine's executed FLOP/s by flops_per_second\.$"):
-        plan_command(configuration(["model=1.7b", "attention=mha", "trainer.device=cpu"], "plan"))
+        plan_command(configuration(given, "plan"))
     small = read(["model=14k", "trainer.device=cpu"])
     refuse_beyond_memory(plan_run(small, small.model.vocab_size, hardware), "14k", small.trainer, hardware)
