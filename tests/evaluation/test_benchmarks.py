@@ -1,10 +1,8 @@
 """suite=paper and suite=local as a user runs them: names that lm-eval knows, no network said, killed and continued."""
 
 import json
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import lm_eval.tasks
@@ -21,9 +19,8 @@ from dma_lab.evaluation.local_sets import local_benchmarks
 from dma_lab.evaluation.settings import EvaluateSettings
 from dma_lab.evaluation.suites.paper import PaperSuite
 from dma_lab.messages import UserError
-from dma_lab.seals import sealed, unsealed
 from dma_lab.settings import read_settings
-from tests.scripts import KILLED
+from tests.evaluation.killed import kill_and_continue
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTION = {"query": "Question: q", "choices": ["one", "two"], "gold": 0}
@@ -85,21 +82,10 @@ def test_local_scores_lie_in_the_run_by_question_too_and_a_killed_evaluation_goe
     sets = write_sets(tmp_path / "sets", 60)
     file = run_copy / "evaluation" / "local.json"
     command = ["suite=local", f"checkpoint={run_copy}", f"suite.path={sets}", "device=cpu"]
-    process = scripts.start("evaluate.py", command)
-    deadline = time.monotonic() + 120
-    while not file.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.ended().returncode == KILLED
-    kept = unsealed(file.read_text())
-    assert 1 <= len(kept["cells"]) < 6, "the signal came in the middle"
-    kept["cells"][0]["scores"]["acc"] = 1234.5  # what is kept is not computed again
-    file.write_text(sealed(kept))
-    done = scripts.run("evaluate.py", command)
-    assert done.returncode == 0, done.stderr
+    kept, done = kill_and_continue(scripts, command, file, 6, "acc")
     cells = json.loads(file.read_text())["cells"]
     assert [entry["cell"]["task"] for entry in cells] == [f"set{number}" for number in range(6)]
-    assert cells[0] == kept["cells"][0]
+    assert cells[0] == kept[0]
     assert "1234" in done.stdout
     scores = cells[-1]["scores"]
     with np.load(file.parent / scores["by_question"]) as by_question:

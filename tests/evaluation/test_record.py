@@ -3,8 +3,6 @@
 import fcntl
 import json
 import platform
-import signal
-import time
 from dataclasses import replace
 
 import pytest
@@ -16,9 +14,8 @@ from dma_lab.messages import UserError
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
 from dma_lab.report.evaluations import evaluations
-from dma_lab.seals import sealed, unsealed
+from tests.evaluation.killed import kill_and_continue
 from tests.evaluation.needles import NEEDLE
-from tests.scripts import KILLED
 
 
 def test_a_record_says_of_which_weights_and_machine_it_is_and_the_report_shows_no_others(run_suite, run_copy):
@@ -45,21 +42,10 @@ def test_a_killed_evaluation_keeps_its_cells_and_goes_on(scripts, run_copy):
     file = run_copy / "evaluation" / "needle.json"
     command = ["suite=needle", f"checkpoint={run_copy}", "device=cpu", *NEEDLE]
     command += ["suite.depths=[0.0,0.25,0.5,0.75,1.0]", "suite.lengths=[600]"]
-    process = scripts.start("evaluate.py", command)
-    deadline = time.monotonic() + 120
-    while not file.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.ended().returncode == KILLED
-    kept = unsealed(file.read_text())
-    assert 1 <= len(kept["cells"]) < 5, "the signal came in the middle"
-    kept["cells"][0]["scores"]["gain"] = 1234.5  # what is kept is not computed again
-    file.write_text(sealed(kept))
-    done = scripts.run("evaluate.py", command)
-    assert done.returncode == 0, done.stderr
+    kept, done = kill_and_continue(scripts, command, file, 5, "gain")
     cells = json.loads(file.read_text())["cells"]
     assert len(cells) == 5
-    assert cells[: len(kept["cells"])] == kept["cells"]
+    assert cells[: len(kept)] == kept
     assert str(file) in done.stdout.replace("\n", "")
 
 
