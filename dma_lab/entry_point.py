@@ -155,6 +155,12 @@ def _one_sentence(error: Exception, config_name: str = "train") -> str:
     if key := re.search(r"Key '([^']+)' is not in struct", reason):
         full_key = re.search(r"full_key: (\S+)", reason)
         return f"{full_key.group(1) if full_key else key.group(1)} is no setting here; see conf/ for those there are."
+    if several := re.search(r"Ambiguous value for argument '(.*)'\n", text):
+        setting, _, values = several.group(1).partition("=")
+        return (
+            f"{shown(several.group(1))} is several values: put -m before the settings to train one after the other, "
+            f"or write {shown(f'{setting}=[{values}]')} for a list."
+        )
     if missing := re.search(r"Missing mandatory value: (\S+)", reason):
         return f"{missing.group(1)} must be given, as {missing.group(1)}=…; see conf/ for what it is."
     if override := re.match(r"(?:Error parsing override '|Lexer\w+: )(.*?)'?(?:\n|$)", text):
@@ -169,9 +175,12 @@ def _unnamed_choice() -> str | None:
         if not group.strip("./") or "\0" in group or not (CONFIG_DIR / group).is_dir():
             continue
         try:
-            chosen = OverridesParser.create().parse_override(argument).value()
+            override = OverridesParser.create().parse_override(argument)
         except Exception:  # said in Hydra's own words
             continue
+        if override.is_sweep_override():  # so is a name among them that there is not
+            continue
+        chosen = override.value()
         if not isinstance(chosen, str) or group.startswith("."):
             files = {path.stem for folder in config_dirs(sys.argv[1:]) for path in (folder / group).glob("*.yaml")}
             options = files | (set(plugins()) if group == "attention" else set())
