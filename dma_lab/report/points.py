@@ -1,5 +1,6 @@
 """Laws of anyone's table: a CSV of parameters, tokens and losses, without a run of ours."""
 
+import contextlib
 import csv
 import math
 from dataclasses import dataclass, field
@@ -15,8 +16,12 @@ from dma_lab.report.laws import band, vagueness
 from dma_lab.scaling.fit import ParametricFit, fit_parametric
 from dma_lab.scaling.optimum import compute_optimal
 from dma_lab.scaling.trainings import TrainingsFit, fit_trainings
+from dma_lab.settings import shown
 
 _NUMBERS = ("parameters", "tokens", "loss")
+_WORDS = ("backend", "training")
+_BEYOND_ANY = 1e30
+_MOST_LISTED = 10
 
 
 @dataclass
@@ -38,7 +43,7 @@ def points_document(path: Path) -> Document:
     Raises:
         UserError: there is no such file, or no such columns and numbers in it.
     """
-    backends = _read(path)
+    backends, equal = _read(path)
     laws: dict[str, TrainingsFit] = {}
     published: dict[str, ParametricFit] = {}
     refused = []
@@ -48,12 +53,19 @@ def points_document(path: Path) -> Document:
             law = fit_trainings(*columns, own.training)
             if vague := vagueness(law):
                 raise UserError(vague)
-            laws[name], published[name] = law, fit_parametric(*columns)
+            laws[name] = law
         except UserError as error:
             refused.append(f"{name}: {error}")
+        else:
+            with contextlib.suppress(UserError):  # at a bound, where least squares is not
+                published[name] = fit_parametric(*columns)
     blocks: list[Block] = [_figure(backends, laws)]
     if refused:
         blocks.insert(0, Notice("Where the points do not suffice, no scaling law is given.", refused))
+    if equal:
+        more = [f"and {len(equal) - _MOST_LISTED} more"] if len(equal) > _MOST_LISTED else []
+        said = "Equal rows count as trainings of their own: if they are copies, the intervals below are too narrow."
+        blocks.insert(0, Notice(said, [*equal[:_MOST_LISTED], *more]))
     if laws:
         largest = max(6 * n * d for own in backends.values() for n, d in zip(own.parameters, own.tokens, strict=True))
         blocks.append(tables.law_parameters(laws, published))
@@ -65,37 +77,51 @@ def points_document(path: Path) -> Document:
     )
 
 
-def _read(path: Path) -> dict[str, _Backend]:
+def _read(path: Path) -> tuple[dict[str, _Backend], list[str]]:
+    """The rows by backend, and in words those that stand in the file twice."""
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream)
-            rows, columns = list(reader), reader.fieldnames or ()
+        # utf-8-sig: what Excel writes begins with a mark.
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, skipinitialspace=True)
+            rows, columns = [(reader.line_num, row) for row in reader], reader.fieldnames or ()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"points={path} cannot be read ({reason}); name a CSV file.") from None
     if missing := [name for name in _NUMBERS if name not in columns]:
         raise UserError(
-            f"points={path} has no column {', '.join(missing)}; its first line must name parameters, tokens and loss "
-            "(nats per token), and may name backend and training."
+            f"points={path} has no column {', '.join(missing)} (it has: {shown(', '.join(columns))}); its first line "
+            "must name parameters, tokens and loss (nats per token), and may name backend and training."
         )
+    if twice := [name for name in (*_NUMBERS, *_WORDS) if list(columns).count(name) > 1]:
+        raise UserError(f"points={path} has more than one column {', '.join(twice)}; leave one.")
     if not rows:
         raise UserError(f"points={path} has no row below its first line; give each run one row.")
     backends: dict[str, _Backend] = {}
-    for number, row in enumerate(rows, 2):
+    first: dict[tuple[str | None, ...], int] = {}
+    equal = []
+    for number, row in rows:
+        if None in row:  # a number with a comma in it, say
+            raise UserError(
+                f"points={path}: line {number} has more cells than the first line has columns; write numbers with a "
+                "point and without separators, and quote text that holds a comma."
+            )
+        cells = tuple(row.get(name) for name in (*_NUMBERS, *_WORDS))
+        if (before := first.setdefault(cells, number)) != number:
+            equal.append(f"line {number} is line {before}")
         own = backends.setdefault(row.get("backend") or "points", _Backend())
         for name in _NUMBERS:
             try:
                 value = float(row[name])
             except (TypeError, ValueError):
                 value = math.nan
-            if not (math.isfinite(value) and value > 0):
+            if not 0 < value < _BEYOND_ANY:
                 raise UserError(
-                    f"points={path}: line {number} has {name} = {row[name]!r}, where a number above 0 must stand; "
-                    "correct or remove the line."
+                    f"points={path}: line {number} has {name} = {row[name]!r}, where a number above 0 must stand that "
+                    "a run can have; correct or remove the line."
                 )
             getattr(own, name).append(value)
         own.training.append(row.get("training") or f"line {number}")
-    return backends
+    return backends, equal
 
 
 def _figure(backends: dict[str, _Backend], laws: dict[str, TrainingsFit]) -> Figure:

@@ -56,6 +56,14 @@ def test_rows_of_one_training_are_one(table, tmp_path):
         ("parameters,tokens,loss\n1e6,1e8,3\n1e6,1e8,nan\n", "line 3 has loss = 'nan'"),
         ("parameters,tokens,loss\n1e6,,3\n", "line 2 has tokens = ''"),
         ("parameters,tokens,loss\n1e6\n", "line 2 has tokens = None"),
+        ("parameters,tokens,loss\n\n1e6,1e8,-3\n", "line 3 has loss = '-3'"),
+        ("parameters,tokens,loss\n1e206,1e8,3\n", "line 2 has parameters = '1e206'"),
+        ("parameters,tokens,loss\n1000000,100000000,3,45\n", "line 2 has more cells than the first line"),
+        ("parameters,tokens,loss,loss\n1e6,1e8,3,7\n", "more than one column loss"),
+        (
+            "parameters;tokens;loss\n1e6;1e8;3\n",
+            "has no column parameters, tokens, loss .it has: parameters;tokens;loss",
+        ),
     ],
 )
 def test_what_is_no_table_of_points_is_refused(tmp_path, text, said):
@@ -65,6 +73,21 @@ def test_what_is_no_table_of_points_is_refused(tmp_path, text, said):
         write_laws(str(path), tmp_path / "report")
     with pytest.raises(UserError, match="cannot be read"):
         write_laws(str(tmp_path / "none.csv"), tmp_path / "report")
+
+
+def test_what_a_spreadsheet_writes_is_the_same_table_and_rows_given_twice_are_said(table, tmp_path):
+    write_laws(str(table), tmp_path / "plain")
+    plain = (tmp_path / "plain" / "report.md").read_text()
+    table.write_text("\ufeff" + table.read_text().replace(",", ", "))
+    write_laws(str(table), tmp_path / "spaced")
+    assert (tmp_path / "spaced" / "report.md").read_text() == plain
+    assert "Equal rows" not in plain
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([*lines, lines[1]]))
+    write_laws(str(table), tmp_path / "twice")
+    said = (tmp_path / "twice" / "report.md").read_text()
+    assert "if they are copies, the intervals below are too narrow" in said
+    assert "> - line 42 is line 2\n" in said
 
 
 def test_points_that_fix_no_law_are_shown_and_said(tmp_path):
