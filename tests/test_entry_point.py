@@ -13,14 +13,14 @@ from benchmarks.settings import TrainingSettings
 from dma_lab.entry_point import run_entry_point
 from dma_lab.evaluation.settings import EvaluateSettings
 from dma_lab.exchange.settings import ExportSettings
-from dma_lab.report.settings import ReportSettings
+from dma_lab.report.settings import read_report_settings
 from dma_lab.train.reading import read_plan_settings, read_settings
 
 READ = {
     "train": read_settings,
     "plan": read_plan_settings,
     "evaluate": partial(dma_lab.settings.read_settings, EvaluateSettings),
-    "report": partial(dma_lab.settings.read_settings, ReportSettings),
+    "report": read_report_settings,
     "export": partial(dma_lab.settings.read_settings, ExportSettings),
     "bench_training": partial(dma_lab.settings.read_settings, TrainingSettings),
 }
@@ -130,6 +130,12 @@ def test_what_makes_no_config_is_one_sentence(refusal, arguments, said):
         ("report", ["runs=3"], "runs=3: input should be a valid string"),
         ("report", ["output_dir=[1]"], "output_dir=[1]: input should be a valid string"),
         ("report", ["output_dir="], "output_dir=: string should have at least 1 character"),
+        ("report", ["points=a.csv", "archive=b.tar.xz"], "points=a.csv does that alone, and archive=b.tar.xz would be"),
+        ("report", ["tune=a.yaml", "archive=b.tar.xz"], "tune=a.yaml does that alone, and archive=b.tar.xz would be"),
+        ("report", ["points=a.csv", "watch=true"], "points=a.csv does that alone, and watch=true would be left undone"),
+        ("report", ["archive=b.tar.xz", "forecast=c.json"], "archive=b.tar.xz does that alone, and forecast=c.json"),
+        ("report", ["larger.name=30m"], "larger names a run to forecast, and no file is given"),
+        ("report", ["larger.params=1e9", "watch=true"], "larger names a run to forecast, and no file is given"),
         ("export", ["to={a:1}"], "to={'a': 1}: input should be a valid string"),
         ("export", ["format=onnx"], "format=onnx: input should be 'auto', 'stock' or 'custom'"),
         ("bench_training", ["contexts=128"], "contexts=128: input should be a valid array"),

@@ -8,12 +8,12 @@ from omegaconf import DictConfig
 
 from dma_lab.entry_point import run_entry_point
 from dma_lab.phases import phase
-from dma_lab.report.settings import ReportSettings, StatusSettings
+from dma_lab.report.settings import StatusSettings, read_report_settings
 from dma_lab.settings import read_settings
 
 
 def main(config: DictConfig) -> None:
-    settings = read_settings(ReportSettings, config)
+    settings = read_report_settings(config)
     with phase("importing PyTorch and Matplotlib"):  # seconds, for which --help and a mistaken setting need not wait
         from dma_lab.report.archive import unpacked, write_archive
         from dma_lab.report.tuned_file import write_tuned
