@@ -1,5 +1,6 @@
 """Run directories to runs: what can be read of each, and what it came to."""
 
+import dataclasses
 import json
 import os
 from dataclasses import dataclass
@@ -129,12 +130,40 @@ def read_runs(*roots: Path) -> tuple[list[Run], list[Unreadable]]:
             raise UserError(f"runs={root}: it holds no run; `python train.py output_dir={root}` makes one.")
         names |= {path: str(path.relative_to(base)) for path in paths}
     read = [read_run(path, name) for path, name in names.items()]
-    runs = [run for run in read if isinstance(run, Run)]
+    runs = _with_rates_by_hand([run for run in read if isinstance(run, Run)])
     size: dict[frozenset[tuple[str, Any]], int] = {}
     for run in runs:
         size[run.model] = min(run.params, size.get(run.model, run.params))
     runs.sort(key=lambda run: (size[run.model], run.rung, *_order(run)))
     return runs, [problem for problem in read if isinstance(problem, Unreadable)]
+
+
+def _with_rates_by_hand(runs: list[Run]) -> list[Run]:
+    """The runs, those that name a file of tuned rates and have another rate as what they are, at a rate given by hand.
+
+    The command that repeats a run names both, and its rate may be changed. The file's is what its summary's multiplier
+    makes of the recipe's; where runs of one attention and model differ and none keeps that, nothing tells which it is.
+    """
+    rates: dict[Any, set[float]] = {}
+    of_file: dict[Any, set[float]] = {}
+    for run in runs:
+        rates.setdefault(_in_the_file(run), set()).add(run.config.optimizer.learning_rate)
+        if run.summary.get("tuning"):
+            of_file.setdefault(_in_the_file(run), set()).add(run.config.optimizer.learning_rate)
+    found = []
+    for run in runs:
+        rate, entry = run.config.optimizer.learning_rate, _in_the_file(run)
+        if run.config.get("tuned") is not None and len(rates[entry]) > 1 and of_file.get(entry) != {rate}:
+            run = dataclasses.replace(run, conditions=run.conditions | {"optimizer.learning_rate": rate})
+        found.append(run)
+    return found
+
+
+def _in_the_file(run: Run) -> Any:
+    """What decides which rate a file of tuned rates has for a run."""
+    conditions = run.conditions
+    of_recipe = conditions.get("optimizer.name"), conditions["optimizer.learning_rate"]
+    return run.config.get("tuned"), repr(run.config.attention), run.model, *of_recipe
 
 
 def _order(run: Run) -> tuple[Any, ...]:

@@ -68,8 +68,10 @@ def conditions_of(config: DictConfig, summary: Mapping[str, Any]) -> Conditions:
     if settings["trainer"].get("devices") == settings["trainer"].get("num_nodes", 1) == 1:
         found.pop("trainer.strategy", None)  # of how several devices share a run
     if settings.get("tuned") is not None:
-        # Rates of one file are each backend's own: in that they are equal, and equal to no rate given by hand.
-        found["optimizer.learning_rate"] = "tuned"
+        # Rates of one file are each backend's own, as multiples of one recipe: in that they are equal, and equal to no
+        # rate given by hand.
+        recipe = summary.get("recipe_learning_rate")
+        found["optimizer.learning_rate"] = "tuned" if recipe is None else f"tuned from {recipe:g}"
     found[INIT_FROM] = summary.get(INIT_FROM)
     return found | {name: _hashable(summary[name]) for name in _FROM_SUMMARY}
 

@@ -43,7 +43,8 @@ def is_recipes(run: Run) -> bool:
 
 
 def rates_of(finished: Sequence[Run]) -> dict[str, str]:
-    """By backend, in words, of a cohort's finished runs; a cohort is tuned as a whole or not at all."""
+    """By backend, in words, of a cohort's finished runs; a cohort is tuned as a whole or not at all, but for rates
+    by hand beside a file's."""
     tried: dict[str, dict[Any, set[float]]] = {}
     of_mha: dict[Any, set[float]] = {}
     for run in finished:
@@ -53,17 +54,23 @@ def rates_of(finished: Sequence[Run]) -> dict[str, str]:
             of_mha.setdefault(run.tuned_point, set()).add(rate)
     if is_tuned(finished[0]):
         chosen = {run.backend for run in finished if run.untuned not in ("", run.backend)}
-        return {name: f"its own tuned rate{' and settings' if name in chosen else ''}" for name in tried}
+        own_rate = {name: f"its own tuned rate{' and settings' if name in chosen else ''}" for name in tried}
+        return {name: _several(own) or own_rate[name] for name, own in tried.items()}
     # Without plain MHA (contexts or batches vary within a rung) any of its variants.
     return {backend: _words(own, tried.get(BASELINE, of_mha)) for backend, own in tried.items()}
 
 
 def _words(own: dict[Any, set[float]], baseline: dict[Any, set[float]]) -> str:
-    most = max(len(rates) for rates in own.values())
-    if most > 1:
-        return f"the best of up to {most} rates per point"
+    if several := _several(own):
+        return several
     shared = own.keys() & baseline.keys()
     if not shared:
         return "no point shared with MHA to tell whether the rate is"
     apart = sum(not own[point] <= baseline[point] for point in shared)
     return f"a rate other than MHA's at {apart} of {len(shared)} points" if apart else "shared rate"
+
+
+def _several(own: dict[Any, set[float]]) -> str:
+    """Empty where a point has one rate."""
+    most = max(len(rates) for rates in own.values())
+    return f"the best of up to {most} rates per point" if most > 1 else ""

@@ -188,3 +188,42 @@ def test_runs_of_before_a_setting_could_be_asked_for_stand_beside_those_that_lea
                 vouch(path)
     (cells,) = rows_at_both_rates(statistics_of(tmp_path / "runs"))
     assert cells["seeds"] == "2 / 2"
+
+
+def test_multiples_of_another_recipe_are_other_rates(add_run, runs):
+    """The recipe is the code's, and the file has multiples of it: a later version may train at other rates with it."""
+    for recipe, seed in ((0.01, 0), (0.02, 1)):
+        for attention, multiple in (("mha", 1.0), ("dma", 0.4)):
+            settings = {"tuned": FILE, "optimizer": {"learning_rate": multiple * recipe}}
+            add_run(attention, seed=seed, settings=settings, recipe_learning_rate=recipe)
+    compared = compare(runs())
+    assert [cell.difference.seeds for cell in compared.cells] == [1, 1], "two rates are no two seeds of one"
+    assert [cell.run.setting for cell in compared.cells] == [
+        "learning_rate=tuned from 0.01",
+        "learning_rate=tuned from 0.02",
+    ]
+    add_run("swa", settings={"tuned": FILE}, recipe_learning_rate=0.02)
+    (swa,) = (difference for run, difference in compare(runs()).pairs if run.attention == "swa")
+    assert swa.endswith("the nearest differs in optimizer.learning_rate")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_rate_by_hand_is_not_the_files_whatever_file_is_named_beside_it(add_run, runs, kept):
+    """The command that repeats a run names file and rate: with another rate it repeats nothing."""
+    tuning = {"tuning": {"multiplier": 0.4, "options": {}, "trainings": 9, "notes": []}} if kept else {}
+    of_file = {"recipe_learning_rate": 0.01, **tuning}
+    for seed in (0, 1):
+        add_run("mha", seed=seed, settings={"tuned": FILE}, recipe_learning_rate=0.01)
+        settings = {"tuned": FILE, "optimizer": {"learning_rate": 0.004}}
+        add_run("dma", seed=seed, settings=settings, **(of_file if seed else {"recipe_learning_rate": 0.01}))
+    assert [cell.difference.seeds for cell in compare(runs()).cells] == [2], "a run repeated as it was is the file's"
+    for rate, seed in ((0.02, 0), (0.03, 2)):
+        settings = {"tuned": FILE, "optimizer": {"learning_rate": rate}}
+        add_run("dma", seed=seed, settings=settings, recipe_learning_rate=0.01)
+    add_run("mha", seed=2, settings={"tuned": FILE}, recipe_learning_rate=0.01)
+    compared = compare(runs())
+    apart = {run.config.optimizer.learning_rate: found for run, found in compared.pairs if run.attention == "dma"}
+    for rate in (0.02, 0.03) if kept else (0.004, 0.02, 0.03):  # without what the file said, any may be its rate
+        assert apart[rate].endswith("the nearest differs in optimizer.learning_rate")
+    assert [cell.difference.seeds for cell in compared.cells] == ([2] if kept else [])
+    assert compute_statistics(runs(), lambda step: None).rates["dma"] == "the best of up to 2 rates per point"
