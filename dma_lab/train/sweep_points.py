@@ -51,6 +51,11 @@ class Point:
     process: dict[str, Any] | None = None
     """Of one that has not ended: the process that runs it (dma_lab/train/process.py)."""
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the process that wrote this did it, and well."""
+        return self.ended and self.failure is None and self.held is None
+
 
 class SweepPoints:
     """A folder in the sweep's directory with one file per point that has begun, and the list of all.
@@ -94,13 +99,17 @@ class SweepPoints:
         return _read_points(self.folder)
 
     def remove(self) -> None:
-        """End the multirun. Its folder stays where it says something: what is left, or what others need not do."""
+        """End the multirun. Its folder stays where it says something: what is left, or what others need not do.
+
+        One that was killed left nothing to be done if those that had its points too did them.
+        """
         self._lock.close()
         others = {other: read_sweep(other) for other in self.folder.parent.glob(".sweep-*")}
         if any(record.alive for record in others.values()):
             return
+        done = {point.overrides for record in others.values() for point in record.begun if point.is_done}
         for folder, record in others.items():
-            if record.over:
+            if record.over or (record.all is not None and done >= set(record.all)):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -117,7 +126,7 @@ class SweepRecord:
     @property
     def over(self) -> bool:
         """Whether it left nothing to be done."""
-        done = {point.overrides for point in self.begun if point.ended and point.failure is None}
+        done = {point.overrides for point in self.begun if point.is_done or point.held is not None}
         return self.all is not None and done >= set(self.all)
 
 

@@ -209,6 +209,31 @@ def test_a_run_that_another_finished_before_it_could_be_claimed_is_not_trained_a
     assert run.metrics.stat().st_mtime_ns == written
 
 
+def test_points_of_a_killed_multirun_that_others_did_are_not_left(tmp_path):
+    names = ["seed=0", "seed=1", "seed=2"]
+    killed, ours, theirs = (SweepPoints(tmp_path, names) for _ in range(3))
+    killed.write(0, Point("seed=0", ended=False))
+    killed._lock.close()
+    ours.write(0, Point("seed=0", held="there"))
+    ours.write(1, Point("seed=1"))
+    ours.write(2, Point("seed=2", held="there"))
+    ours.remove()
+    assert killed.folder.exists(), "theirs is not over"
+    theirs.write(2, Point("seed=2"))
+    theirs.remove()
+    assert killed.folder.exists(), "who held the first point did not end it"
+    again = SweepPoints(tmp_path, ["seed=0", "seed=9"])
+    again.write(0, Point("seed=0"))
+    again.write(1, Point("seed=9", failure="why"))
+    killed, ours = SweepPoints(tmp_path, names), SweepPoints(tmp_path, names)
+    killed._lock.close()
+    for number, name in enumerate(names[1:]):
+        ours.write(number, Point(name))
+    again._lock.close()
+    ours.remove()
+    assert [*tmp_path.iterdir()] == [again.folder], "between them all were done"
+
+
 def test_points_are_kept_while_their_multirun_lives_or_has_something_left(tmp_path):
     code = (
         "import sys, time, pathlib; from dma_lab.train.sweep_points import Point, SweepPoints\n"
