@@ -191,11 +191,13 @@ def _read_run(path: Path) -> RunStatus:
 
 
 def _pace(speed: list[dict[str, Any]]) -> float | None:
-    """Seconds per step over the last lines of speed.jsonl, or up to the only one."""
+    """Seconds per step over the last lines of speed.jsonl, or of the steps up to the only one."""
     lines = [line for line in speed if "seconds" in line][-_LINES:]
     if not lines:
         return None
-    first, last = ({"step": 0, "seconds": 0.0} if len(lines) == 1 else lines[0]), lines[-1]
+    first, last = lines[0], lines[-1]
+    if len(lines) == 1:  # what came before the first step, imports and data, is over
+        first, last = {"step": 0, "seconds": 0.0}, last | {"seconds": last.get("training_seconds", last["seconds"])}
     steps, seconds = last["step"] - first["step"], last["seconds"] - first["seconds"]
     return seconds / steps if steps > 0 and seconds > 0 else None
 

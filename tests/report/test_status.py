@@ -91,6 +91,14 @@ def test_every_run_is_told_by_what_became_of_it(begin, add_run, tmp_path):
     assert rows["nano mha, 1,000,000 tokens (2 runs)"][6] == "0:01:40", "the mean of all their seconds"
 
 
+def test_imports_and_data_do_not_slow_a_run_that_has_logged_once(begin, tmp_path):
+    running = begin("dma", lines=[(10, 40.0)], process=HERE)
+    (running / "speed.jsonl").write_text('{"step": 10, "training_seconds": 5.0, "seconds": 40.0}\n')
+    with RunDirectory(running).claimed():
+        (run,) = read_status(tmp_path / "runs").runs
+    assert run.seconds_per_step == 0.5
+
+
 def test_a_run_that_writes_no_more_lines_is_said_to_be_silent(begin, tmp_path):
     running = begin("dma", lines=[(20, 100.0), (40, 160.0)], process=HERE)
     an_hour_ago = time.time() - 3600
