@@ -53,7 +53,7 @@ class Draws:
 
 def draw_laws(runs: Trainings, best: Vector, of_noise: Sequence[float], generator: np.random.Generator) -> Draws:
     """``DRAWS`` of them, from an ensemble that begins about ``best``."""
-    normal = runs.normal(*(np.array([value]) for value in (*best, *of_noise)))
+    normal = runs.normal(*np.array([*best, *of_noise])[:, None])
     (coefficients,), (left,) = normal.best
     # How far the exponents may lie from the best, by the curvature there: where the ensemble begins.
     columns = np.array([1, 1, 1, *-coefficients[1:] * np.exp(best)])
@@ -95,8 +95,7 @@ def _log_density(runs: Trainings, z: Vector, best: Vector) -> Vector:
         return density
     z = z[inside]
     normal = runs.normal(*z.T)
-    a, b = np.tile(best, (len(z), 1)).T
-    at_best = runs.normal(a, b, *z.T[2:])
+    at_best = runs.normal(*best[:, None], *z.T[2:])
     value = (
         (normal.log_weights - _log_det(normal.linear) - (runs.runs - 3) * np.log(normal.best[1])) / 2
         # Jeffreys' rule for the law's parameters given the noise; at the best law it says nothing of the noise.

@@ -79,24 +79,32 @@ class Trainings:
         self.runs = len(of)
         self.branched = len(of) > len(labels)
         """Whether any training has two branches: else the two noises are one."""
-        places, several = np.unique(np.column_stack((points.log_n, points.log_d)), axis=0, return_counts=True)
+        places, place, several = np.unique(
+            np.column_stack((points.log_n, points.log_d)), axis=0, return_inverse=True, return_counts=True
+        )
         self.replicated = len(np.unique(places[several > 1, 0])) > 1
         """Whether two sizes or more have several seeds, which tell how noise changes with size."""
-        self._turn = np.concatenate(rows)
-        self._branches = np.array(branches)
-        self._loss = self._turn @ np.exp(points.log_l)
-        self._ones = self._turn.sum(axis=1)
         # From the least size and number of tokens: there the terms are largest.
         self._from = points.log_n.min(), points.log_d.min()
-        self._u, self._v = points.log_n - self._from[0], points.log_d - self._from[1]
-        self._middle = self._u.mean(), self._v.mean()
-        # All branches of a training have its size, and so have the rows that they are turned into.
-        self._row_u = np.array([self._u[row != 0][0] for row in self._turn]) - self._middle[0]
+        self._u, self._v = (places - self._from).T
+        u, v = points.log_n - self._from[0], points.log_d - self._from[1]
+        self._middle = u.mean(), v.mean()
         self.middle = float(self._from[0] + self._middle[0])
         """Log of the size that noise is given at."""
+        turn = np.concatenate(rows)
+        # All branches of a training have its size, and so have the rows that they are turned into.
+        size = np.array([u[row != 0][0] for row in turn]) - self._middle[0]
+        # Seeds of one size and the same budgets differ in their losses alone: of their rows the mean does for all.
+        alike = np.column_stack((branches, size, turn @ np.eye(len(places))[place]))
+        distinct, kind, self._seeds = np.unique(alike, axis=0, return_inverse=True, return_counts=True)
+        self._branches, self._row_u, self._turn = distinct[:, 0], distinct[:, 1], distinct[:, 2:]
+        loss = turn @ np.exp(points.log_l)
+        self._loss = np.bincount(kind, loss) / self._seeds
+        self._squares = np.bincount(kind, loss**2)
+        self._ones = self._turn.sum(axis=1)
 
     def normal(self, log_alpha: Vector, log_beta: Vector, log_ratio: Vector, power: Vector) -> Normal:
-        """Normal equations at every candidate (m,).
+        """Normal equations at every candidate (m,); of exponents and of the noise there may be one (1,) for all.
 
         ``power``: of size, that both variances are.
         ``log_ratio``: natural logarithm of the variance of a whole training's mean over that of its branches' own,
@@ -106,22 +114,15 @@ class Trainings:
         shared = np.expm1(log_ratio)[:, None] / max(self._branches.max(), 1)
         weights = np.exp(-power[:, None] * self._row_u) / (1 + self._branches * shared)
         x, y = np.exp(-alpha * self._u), np.exp(-beta * self._v)
-        columns = np.stack(
-            (
-                np.broadcast_to(self._ones, weights.shape),
-                x @ self._turn.T,
-                y @ self._turn.T,
-                (x * (self._u - self._middle[0])) @ self._turn.T,
-                (y * (self._v - self._middle[1])) @ self._turn.T,
-            ),
-            axis=1,
-        )
-        weighted = columns * weights[:, None]
+        terms = np.stack((x, y, x * (self._u - self._middle[0]), y * (self._v - self._middle[1])), axis=1)
+        ones = np.broadcast_to(self._ones, (len(terms), 1, len(self._ones)))
+        columns = np.concatenate((ones, terms @ self._turn.T), axis=1)
+        weighted = columns * (weights * self._seeds)[:, None]
         return Normal(
             weighted @ columns.transpose(0, 2, 1),
             (weighted @ self._loss)[:, :3],
-            weights @ self._loss**2,
-            np.log(weights).sum(axis=1),
+            weights @ self._squares,
+            np.log(weights) @ self._seeds,
             np.concatenate((alpha * self._from[0], beta * self._from[1]), axis=1),
         )
 

@@ -137,7 +137,7 @@ def _lowest(
 
     def squares(log_exponents: Vector) -> Vector:
         a, b = np.clip(log_exponents, *LOG_EXPONENTS).T
-        normal = runs.normal(a, b, *(np.full(len(a), value) for value in of_noise))
+        normal = runs.normal(a, b, *np.array(of_noise)[:, None])
         return (normal.best if floor is None else normal.best_given(floor))[1]
 
     if start is None:
@@ -159,7 +159,7 @@ def _law(
     runs: Trainings, exponents: Vector, of_noise: Sequence[float], floor: float | None = None
 ) -> tuple[Vector, float]:
     """E, A, B, alpha, beta (5,) of least squares given exponents, and E where it is given, and the squares left."""
-    normal = runs.normal(*(np.array([value]) for value in (*exponents, *of_noise)))
+    normal = runs.normal(*np.array([*exponents, *of_noise])[:, None])
     (coefficients,), (left,) = normal.best if floor is None else normal.best_given(floor)
     A, B = coefficients[1:] * np.exp(normal.scale[0])
     return np.array([coefficients[0], A, B, *np.exp(exponents)]), float(left)

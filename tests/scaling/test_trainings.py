@@ -53,7 +53,9 @@ def test_without_branches_law_and_intervals_are_those_of_scipys_least_squares():
 
 
 def test_the_law_of_branches_is_that_of_their_covariance_written_out():
-    params, tokens, loss, training = runs(of_training=0.02)
+    # Three seeds, of which some lack a budget: only seeds of the same budgets are one row.
+    kept = np.delete(np.arange(72), [5, 30, 31])
+    params, tokens, loss, training = (values[kept] for values in runs(seeds=3, of_training=0.02))
     runs_of = Trainings(take_points(params, tokens, loss), training)
     log_ratio, power = 5.0, -0.7
     shared = float(runs_of.shared_of(log_ratio))
