@@ -60,19 +60,22 @@ def _cohort_name(run: Run, further: Sequence[str]) -> str:
 def name_runs(runs: Sequence[Run], among: Sequence[Run] | None = None) -> list[Run]:
     """The runs, each with its names. ``backend`` gives the options that vary for its attention or MHA's ``among`` these
     and other runs, where they are not the backend's defaults, or that all MHA has otherwise, those that tuning chose,
-    and the context and batch that vary within a rung; ``setting`` whatever else varies at a rung and budget, the seed
-    apart. So plain runs keep the plain name beside variants, and plain MHA is the one that laws are compared with.
+    the context and batch that vary within a rung, and the parameters, where matching made several models of one
+    attention at a rung, as another version of the code may; ``setting`` whatever else varies at a rung and budget, the
+    seed apart. So plain runs keep the plain name beside variants, and plain MHA is the one that laws are compared with.
     """
     options: dict[str, list[dict[str, Any]]] = {}
     rungs: dict[Any, list[Conditions]] = {}
     budgets: dict[Any, list[Conditions]] = {}
     chosen: dict[Any, dict[str, Any]] = {}
+    sizes: dict[Any, set[int]] = {}
     for run in runs if among is None else among:
         options.setdefault(run.attention, []).append(_options(run))
         chosen.setdefault(_tuned_by_value(run), {}).update(run.chosen)
     for run in runs:
         rungs.setdefault(run.model, []).append(run.conditions)
         budgets.setdefault((run.model, run.summary["tokens"]), []).append(run.conditions)
+        sizes.setdefault(_matched(run), set()).add(run.params)
     shaped = {rung: [name for name in _varied(found) if name in SHAPED] for rung, found in rungs.items()}
     elsewhere = {"tokens", "seed", *SHAPED}  # which have columns of their own, or are part of the backend
     further = {budget: _varied(found, elsewhere) for budget, found in budgets.items()}
@@ -88,6 +91,8 @@ def name_runs(runs: Sequence[Run], among: Sequence[Run] | None = None) -> list[R
             if other or name in tuned:
                 varied[name] = value
         of_rung = _spelled(run.conditions, shaped[run.model])
+        if len(sizes[_matched(run)]) > 1:
+            of_rung.append(f"params_non_embedding={run.params}")
         backend, untuned = (
             " ".join((run.attention, *_spelled(varied, names), *of_rung))
             for names in (varied, [name for name in varied if name not in tuned])
@@ -111,6 +116,11 @@ def _spelled(values: Mapping[str, Any], names: Iterable[str]) -> list[str]:
 
 def _tuned_by_value(run: Run) -> Any:
     return run.config.get("tuned"), tuple(sorted((name, repr(value)) for name, value in _options(run).items()))
+
+
+def _matched(run: Run) -> Any:
+    """What decides the width that matching finds."""
+    return run.model, repr(run.config.attention), run.summary["context"]
 
 
 _NONE = object()

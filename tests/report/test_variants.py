@@ -99,3 +99,17 @@ def test_a_backend_without_an_option_is_not_held_against_mha_with_it(add_run, ru
     assert baseline_of(found[moba], list(found.values())).path == plain
     assert [cell.beside for cell in compare(runs()).cells if cell.run.path == moba] == ["mha"]
     assert "attention.recency" in baseline_of(found[moba], [found[sloped], found[moba]])
+
+
+def test_models_of_other_sizes_are_no_seeds_of_one(add_run, runs):
+    """What matching makes of a backend's width is the code's, and a later version may make another of it."""
+    for seed, params in ((0, 150_100), (1, 150_100), (2, 149_900)):
+        add_run("mha", seed=seed)
+        add_run("dma", seed=seed, params_non_embedding=params)
+    add_run("mha", "1m")
+    add_run("dma", "1m")
+    assert [(cell.run.rung, cell.run.backend, cell.difference.seeds) for cell in compare(runs()).cells] == [
+        ("nano", "dma params_non_embedding=150100", 2),
+        ("nano", "dma params_non_embedding=149900", 1),
+        ("1m", "dma", 1),
+    ]
