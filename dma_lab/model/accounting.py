@@ -35,6 +35,8 @@ class ParameterCount:
 class TrainingFlops:
     """Floating point operations; a multiply-add counts 2, causal pairs alone count, backward counts twice forward.
 
+    A sequence counts as one document: where several are packed and masked from each other, fewer pairs live.
+
     What activation checkpointing computes a second time is not counted: it is the price of memory, not the model's.
     """
 
