@@ -3,8 +3,10 @@
 import random
 from pathlib import Path
 
+import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -39,6 +41,12 @@ def write_corpus(folder: Path) -> list[str]:
     (folder / "documents.jsonl").write_text("\n".join(lines) + "\n")
     where = [f"data.path={folder / 'documents.jsonl'}", f"data.cache_dir={folder / 'cache'}"]
     return ["data=local", *where, "data.validation_fraction=0.1"]
+
+
+def as_given(monkeypatch: pytest.MonkeyPatch, overrides: list[str], name: str) -> None:
+    """What Hydra tells an entry point of the overrides on its command line."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        monkeypatch.setattr(HydraConfig.instance(), "cfg", compose(name, overrides, return_hydra_config=True))
 
 
 def configuration(overrides: list[str], name: str = "train") -> DictConfig:

@@ -4,15 +4,13 @@ import sys
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 
 from dma_lab.commands.plan import main as plan_command
 from dma_lab.messages import UserError
 from dma_lab.train.hardware import resolve_hardware
 from dma_lab.train.memory import forget_peak, peak_bytes, refuse_beyond_memory
 from dma_lab.train.plan import plan_run
-from tests.made_up import CONF, configuration
+from tests.made_up import as_given, configuration
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -45,8 +43,7 @@ def test_more_memory_than_there_is_is_refused_before_it_is_taken(read, monkeypat
     ):
         refuse_beyond_memory(plan, "1.7b", settings.trainer, hardware)
     given = ["model=1.7b", "attention=mha", "trainer.device=cpu"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        monkeypatch.setattr(HydraConfig.instance(), "cfg", compose("plan", given, return_hydra_config=True))
+    as_given(monkeypatch, given, "plan")
     with pytest.raises(UserError, match=r"or state another machine's executed FLOP/s by flops_per_second\.$"):
         plan_command(configuration(given, "plan"))
     small = read(["model=14k", "trainer.device=cpu"])

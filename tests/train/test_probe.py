@@ -12,7 +12,7 @@ from dma_lab.train.module import LanguageModel
 from dma_lab.train.plan import plan_run
 from dma_lab.train.plan_table import probed_time
 from dma_lab.train.probe import Estimate, probe_run
-from tests.made_up import configuration
+from tests.made_up import as_given, configuration
 from tests.train.clock import WoundClock
 
 
@@ -73,7 +73,9 @@ def test_where_memory_does_not_suffice_for_steps_the_rest_of_the_plan_is_said(ti
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(probe, "probe_run", too_much)
-    main(configuration([*tiny_run, "attention=mha", *of], "plan"))
+    given = [*tiny_run, "attention=mha", *of]
+    as_given(monkeypatch, given, "plan")
+    main(configuration(given, "plan"))
     table = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "time not known: " in table
     assert said in table
