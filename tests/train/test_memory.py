@@ -24,9 +24,10 @@ def test_what_was_freed_before_a_run_does_not_count_and_what_it_frees_does():
     forget_peak(CPU)
     started = peak_bytes(CPU)
     assert started < highest - 250 * MIB
-    run = torch.ones(100 * MIB // 4)
+    run = torch.ones(300 * MIB // 4)
     del run
-    assert 90 * MIB < peak_bytes(CPU) - started < 200 * MIB
+    # Linux counts a process's pages per core, in batches: with 64 cores it knows them to some 30 MiB.
+    assert 250 * MIB < peak_bytes(CPU) - started < 400 * MIB
 
 
 def test_more_memory_than_there_is_is_refused_before_it_is_taken(read, monkeypatch, tmp_path):
