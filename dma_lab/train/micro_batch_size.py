@@ -15,14 +15,17 @@ _SHARE_OF_MEMORY = 0.5
 """Of a GPU's, that the estimate may take where nobody chose the micro-batch: compiled code keeps more than it says."""
 
 
-def count_micro_batches(settings: TrainSettings, model: Transformer, sequences: int, hardware: Hardware) -> int:
-    """Micro-batches that ``sequences`` sequences are split into: as few as fit, all of one size."""
+def count_micro_batches(settings: TrainSettings, rung: Transformer, sequences: int, hardware: Hardware) -> int:
+    """Micro-batches that ``sequences`` sequences are split into: as few as fit, all of one size.
+
+    As few as fit the rung with MHA: every backend of a rung has as many, for how a GPU rounds depends on them.
+    """
     micro = settings.trainer.micro_batch_sequences
     if micro is None:
         micro = sequences
         if hardware.device.type == "cuda":
             room = torch.cuda.get_device_properties(hardware.device).total_memory
-            micro = gpu_micro_batch(model, sequences, settings.trainer.context, hardware.activation_dtype, room)
+            micro = gpu_micro_batch(rung, sequences, settings.trainer.context, hardware.activation_dtype, room)
     return sequences // micro
 
 

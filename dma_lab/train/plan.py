@@ -72,7 +72,8 @@ def plan_run(settings: TrainSettings, vocab_size: int, hardware: Hardware) -> Ru
     model = matched_model(settings, vocab_size)
     tokens = budget_tokens(settings, vocab_size)
     sequences_per_step = trainer.tokens_per_step // trainer.context
-    accumulate = count_micro_batches(settings, model, sequences_per_step // trainer.processes, hardware)
+    rung = _rung_model(settings, vocab_size)
+    accumulate = count_micro_batches(settings, rung, sequences_per_step // trainer.processes, hardware)
     per_sequence = training_flops_per_sequence(model, trainer.context)
     sequences = tokens // trainer.context
     memory = estimate_memory(
@@ -159,9 +160,7 @@ def _budget_named(settings: TrainSettings) -> str:
 
 
 def _rung_flops_per_sequence(settings: TrainSettings, vocab_size: int) -> TrainingFlops:
-    with torch.device("meta"):
-        mha = Transformer(_rung_shape(settings, vocab_size), "mha")
-    return training_flops_per_sequence(mha, settings.trainer.context)
+    return training_flops_per_sequence(_rung_model(settings, vocab_size), settings.trainer.context)
 
 
 def _refuse_long_warmup(schedule: ScheduleSettings, steps: int) -> None:
@@ -210,6 +209,14 @@ def _rung_shape(settings: TrainSettings, vocab_size: int) -> ModelShape:
         max_seq_len=settings.trainer.context,
         tie_embeddings=rung.tie_embeddings,
     )
+
+
+def _rung_model(settings: TrainSettings, vocab_size: int) -> Transformer:
+    """The rung with MHA, on the meta device: what is to be the same for all of its backends is made for this one."""
+    with torch.device("meta"):
+        mha = Transformer(_rung_shape(settings, vocab_size), "mha")
+    mha.activation_checkpointing = settings.trainer.activation_checkpointing
+    return mha
 
 
 def _meta_model(settings: TrainSettings, shape: ModelShape) -> Transformer:

@@ -2,13 +2,14 @@
 
 import functools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dma_lab.attention import registered_backends
 from dma_lab.messages import UserError
-from dma_lab.train.hardware import resolve_hardware
+from dma_lab.train.hardware import Hardware, resolve_hardware
 from dma_lab.train.micro_batch_size import gpu_micro_batch
 from dma_lab.train.plan import matched_model, plan_run
 
@@ -155,6 +156,17 @@ def test_half_the_memory_is_what_the_estimate_of_a_larger_micro_batch_may_take(r
     room = 2 * (states + 16 * 2048 * a_token + loss)
     assert gpu_micro_batch(model, 64, 2048, torch.bfloat16, room) == 16
     assert gpu_micro_batch(model, 64, 2048, torch.bfloat16, room - 2) == 8
+
+
+@pytest.mark.parametrize("attention", ["mla", "nsa"])
+def test_all_backends_of_a_rung_have_micro_batches_of_one_size(read, monkeypatch, attention):
+    """They decide how a GPU rounds, and what memory is estimated depends on the width that matching finds."""
+    gpu = Hardware(torch.device("cuda"), "H100", "bf16", compile=True)
+    there = SimpleNamespace(total_memory=79 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: there)
+    settings = [read(["model=680m", f"attention={name}", "match=flops"]) for name in ("mha", attention)]
+    ours, theirs = (plan_run(each, 32_768, gpu) for each in settings)
+    assert 1 < theirs.accumulate == ours.accumulate
 
 
 def test_a_plan_counts_activation_checkpointing_as_memory_alone(read):
