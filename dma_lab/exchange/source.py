@@ -6,6 +6,7 @@ Qwen3 are MHA, Mistral and Qwen3 with a window SWA (in all layers, or but for ev
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dma_lab.data.finding import user_path
+from dma_lab.data.store import TOKENIZER_FILE
 from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.exchange.configs import shape_of
 from dma_lab.exchange.doge import read_weights
@@ -55,6 +57,8 @@ class Source:
     """float32 by our names (buffers of integers as they are), the head absent where it is the embedding."""
     remarks: tuple[str, ...] = ()
     """In what it is not quite a model of ours, a clause each."""
+    tokenizer_file: Path | None = None
+    """What its tokens are; None where that is not known."""
 
     @property
     def digest(self) -> str:
@@ -104,12 +108,19 @@ def open_source(given: str) -> Source:
         weights = {name.removeprefix("model."): weight for name, weight in theirs.items()}
     else:
         weights = _without_residual_scales(given, our_weights(theirs, shape))
-    return Source(path, shape, attention, _plain(weights, shape), remarks)
+    tokenizer_file = path / TOKENIZER_FILE
+    return Source(
+        path, shape, attention, _plain(weights, shape), remarks, tokenizer_file if tokenizer_file.is_file() else None
+    )
 
 
 def _of_run(path: Path) -> Source:
     run = open_run(path, "init_from")
-    return Source(run.path, run.shape, dict(run.config["attention"]), _plain(run.weights, run.shape))
+    tokenizer_file = None
+    with suppress(UserError):  # its token files may be gone, or it was trained on no text
+        tokenizer_file = run.data.tokenizer_file
+    weights = _plain(run.weights, run.shape)
+    return Source(run.path, run.shape, dict(run.config["attention"]), weights, tokenizer_file=tokenizer_file)
 
 
 def _plain(weights: dict[str, Tensor], shape: ModelShape) -> dict[str, Tensor]:

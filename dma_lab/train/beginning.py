@@ -4,9 +4,11 @@ They define the run by their digest, wherever they lie. Optimizer, schedule and 
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from dma_lab.attention import AttentionConfig
@@ -44,11 +46,14 @@ class Beginning:
             parameters[name].copy_(weight)
 
 
-def prepare_beginning(settings: TrainSettings, plan: RunPlan, *, say: bool) -> Beginning | None:
+def prepare_beginning(
+    settings: TrainSettings, plan: RunPlan, *, say: bool, tokenizer_file: Path | None = None
+) -> Beginning | None:
     """What ``init_from`` names, for the model of ``plan``; None where it names nothing.
 
     Args:
         say: whether to tell the user what of it is not used, or used otherwise than it was trained.
+        tokenizer_file: of the run's text; None where it is trained on none.
 
     Raises:
         UserError: it cannot be read, or is of another shape than the run's model.
@@ -78,7 +83,10 @@ def prepare_beginning(settings: TrainSettings, plan: RunPlan, *, say: bool) -> B
             f"with ({_options(source)})."
         )
     if say:
-        for remark in _remarks(settings, plan.shape, source, anew, left):
+        remarks = _remarks(settings, plan.shape, source, anew, left)
+        if tokenizer_file is not None and source.tokenizer_file is not None:
+            remarks += _on_tokens(tokenizer_file, source.tokenizer_file)
+        for remark in remarks:
             warn_once(f"init_from={settings.init_from}: {remark}.")
     return Beginning(taken, source.digest, anew, left)
 
@@ -140,6 +148,27 @@ def _remarks(
             f"was trained on{base}"
         )
     return said
+
+
+def _on_tokens(ours: Path, theirs: Path) -> list[str]:
+    """Whether an embedding's row is of another token here than where it was trained."""
+    try:
+        tokenizer = Tokenizer.from_file(str(theirs))
+    except (
+        Exception
+    ):  # tokenizers raises plain Exception; a folder's may be of any kind, and its weights are what is taken
+        return []
+    there, here = (
+        {number: token for token, number in own.get_vocab().items()}
+        for own in (tokenizer, Tokenizer.from_file(str(ours)))
+    )
+    common = there.keys() & here.keys()
+    if not (other := sum(there[number] != here[number] for number in common)):
+        return []
+    return [
+        f"{other:,} of its {len(common):,} tokens are others than this run's tokenizer has, and so embeddings begin as "
+        f"those of other text; set data.tokenizer={theirs} to go on with its own"
+    ]
 
 
 def _decided(source: Source) -> dict[str, Any]:

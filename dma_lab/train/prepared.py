@@ -14,7 +14,7 @@ from dma_lab.train.reading import recipe_rate
 from dma_lab.train.rung import rung_name
 from dma_lab.train.runs import RunDirectory, git_commit
 from dma_lab.train.settings import TrainSettings
-from dma_lab.train.task import Task, prepare_task
+from dma_lab.train.task import Task, TextTask, prepare_task
 from dma_lab.train.timing import Timing
 from dma_lab.train.trackers import require_logger
 
@@ -52,7 +52,8 @@ def prepare_run(settings: TrainSettings, ranks: Ranks, timing: Timing) -> Prepar
         task.draw(plan)  # what it refuses is said before anything is written
     use_threads(plan.micro_batch_flops, hardware.device)
     hardware = resolve_hardware(settings.trainer)  # whose name says how many
-    beginning = prepare_beginning(settings, plan, say=ranks.first)
+    tokenizer_file = task.data.tokenizer_file if isinstance(task, TextTask) else None
+    beginning = prepare_beginning(settings, plan, say=ranks.first, tokenizer_file=tokenizer_file)
     digest = None if beginning is None else beginning.digest
     name = run_name(settings, task.fingerprint, hardware.precision, digest)
     run = RunDirectory(Path(settings.output_dir) / name, writer=ranks.first)

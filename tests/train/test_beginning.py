@@ -23,6 +23,9 @@ from dma_lab.train.callbacks import RunRecorder
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.hardware import resolve_hardware
 from dma_lab.train.plan import build_model, plan_run
+from dma_lab.train.prepared import prepare_run
+from dma_lab.train.ranks import find_ranks
+from dma_lab.train.timing import Timing
 
 SHORT = ["attention=mha", "tokens=10240", "trainer.checkpoint_every=4"]
 LLAMA = ["attention=mha", "attention.qk_norm=false"]
@@ -116,6 +119,26 @@ def test_a_run_begins_at_the_loss_at_which_its_source_ended(read, overrides, sou
         assert again["run"] == summary["run"]
         assert "finished before" in capsys.readouterr().err
     assert open_run(Path(summary["run"])).step == 20, "it can be evaluated"
+
+
+def test_tokens_that_are_others_than_the_weights_know_are_said(read, overrides, source, tmp_path, capsys):
+    def said(of: Path) -> str:
+        print_once.cache_clear()
+        prepare_run(read([*overrides, *SHORT, f"init_from={of}"]), find_ranks(1, 1), Timing())
+        return capsys.readouterr().err
+
+    folder = export_run(source, tmp_path / "exported")
+    assert "tokens are others" not in said(source)
+    assert "tokens are others" not in said(folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    first, second = list(vocabulary)[100:102]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    assert f"2 of its {len(vocabulary)} tokens are others" in said(folder)
+    assert f"set data.tokenizer={folder / 'tokenizer.json'}" in said(folder)
+    (folder / "tokenizer.json").write_text("{")
+    assert "tokens are others" not in said(folder)
 
 
 def test_the_report_pairs_no_run_with_one_that_began_otherwise(read, overrides, source):
