@@ -130,7 +130,7 @@ def read_runs(*roots: Path) -> tuple[list[Run], list[Unreadable]]:
             raise UserError(f"runs={root}: it holds no run; `python train.py output_dir={root}` makes one.")
         names |= {path: str(path.relative_to(base)) for path in paths}
     read = [read_run(path, name) for path, name in names.items()]
-    runs = _with_rates_by_hand([run for run in read if isinstance(run, Run)])
+    runs = with_rates_by_hand([run for run in read if isinstance(run, Run)])
     size: dict[frozenset[tuple[str, Any]], int] = {}
     for run in runs:
         size[run.model] = min(run.params, size.get(run.model, run.params))
@@ -138,7 +138,7 @@ def read_runs(*roots: Path) -> tuple[list[Run], list[Unreadable]]:
     return runs, [problem for problem in read if isinstance(problem, Unreadable)]
 
 
-def _with_rates_by_hand(runs: list[Run]) -> list[Run]:
+def with_rates_by_hand(runs: list[Run]) -> list[Run]:
     """The runs, those that name a file of tuned rates and have another rate as what they are, at a rate given by hand.
 
     The command that repeats a run names both, and its rate may be changed. The file's is what its summary's multiplier

@@ -78,3 +78,16 @@ def test_variants_learning_rates_and_sizes_of_a_sweep_are_told_apart(add_run, en
         ["dma window=16", "nano", "learning_rate=0.01"],
     ]
     assert [bool(row[-1]) for row in rows] == [False, True, False, True, True], "each has its difference to MHA"
+
+
+def test_a_sweep_over_rates_that_names_a_file_of_tuned_ones_pairs_none_of_them(add_run, capsys):
+    for rate in (0.004, 0.02):
+        add_run("dma", settings={"tuned": "tuned.yaml@12345678", "optimizer": {"learning_rate": rate}})
+    mha = add_run("mha", settings={"tuned": "tuned.yaml@12345678"})
+    show_runs(sorted(mha.parent.iterdir()))
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if " dma " in line]
+    assert [next(word for word in row if "learning_rate" in word) for row in rows] == [
+        "learning_rate=0.004",
+        "learning_rate=0.02",
+    ]
+    assert all("[" not in " ".join(row) for row in rows), "a difference has an interval"
