@@ -20,7 +20,7 @@ from dma_lab.data.finding import user_path
 from dma_lab.data.hub import HubCorpus
 from dma_lab.data.inventory import print_inventory, validation_sentence
 from dma_lab.data.local import open_local
-from dma_lab.data.packing import PIECE_CHARACTERS, Packer, pieces
+from dma_lab.data.packing import BATCH_CHARACTERS, PIECE_CHARACTERS, Packer, pieces
 from dma_lab.data.partial import partial_of, put_in_place, remove_abandoned
 from dma_lab.data.progress import BuildProgress
 from dma_lab.data.readers import Document
@@ -80,13 +80,18 @@ def _prepare(settings: DataSettings, tokens_needed: int, cache_dir: Path) -> Tok
     vocab_size = check_trainable(settings.vocab_size) if settings.tokenizer == "bpe" else 0
     tokenizer = None if settings.tokenizer == "bpe" else load_tokenizer(settings.tokenizer)
     corpus = _open(settings, cache_dir)
-    recipe = {
+    recipe: dict[str, Any] = {
         "format": FORMAT_VERSION,
         "eot": EOT,
         "corpus": corpus.identity,
         "tokenizer": tokenizer_digest(tokenizer) if tokenizer else ["bpe", vocab_size, TRAINING_BYTES],
         "max_tokens": limit,
     }
+    batch: int | None = None
+    if limit is not None and settings.source != "hub":
+        # Reading ends by what is written, which is up to three batches behind. (Of the hub it always was read in whole
+        # ones, a small share of its budgets, and what a study was trained on stays what it is.)
+        batch = recipe["batch_characters"] = min(BATCH_CHARACTERS, max(1024, limit // 16))
     folder = cache_dir / text_digest(json.dumps(recipe, sort_keys=True).encode())
     remove_abandoned(cache_dir)
     if folder.exists():
@@ -101,7 +106,7 @@ def _prepare(settings: DataSettings, tokens_needed: int, cache_dir: Path) -> Tok
     try:
         if tokenizer is None:
             tokenizer = train_tokenizer(_training_texts(corpus, settings.name), vocab_size)
-        _build(partial, corpus, tokenizer, limit, {"name": settings.name, "recipe": recipe})
+        _build(partial, corpus, tokenizer, limit, batch, {"name": settings.name, "recipe": recipe})
         put_in_place(partial, folder, check=lambda: _opened(folder, recipe))
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # gone already when all went well
@@ -149,10 +154,12 @@ def _training_texts(corpus: Corpus, name: str) -> Iterator[str]:
         raise UserError(f"data={name} has no text at all to train on: check data.path and data.text_field.")
 
 
-def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer, limit: int | None, made_of: dict[str, Any]) -> None:
+def _build(
+    folder: Path, corpus: Corpus, tokenizer: Tokenizer, limit: int | None, batch: int | None, made_of: dict[str, Any]
+) -> None:
     """Write the token files of ``corpus`` and, last, the meta.json that vouches for them."""
     beyond = Counter[str]()
-    with closing(Packer(folder, tokenizer)) as packer, BuildProgress("tokenizing") as progress:
+    with closing(Packer(folder, tokenizer, batch)) as packer, BuildProgress("tokenizing") as progress:
         train, validation = packer.train, packer.validation
         for _ in packer.pack(_up_to(limit, corpus, packer, beyond)):
             done, seconds = train.text_bytes + validation.text_bytes, progress.seconds

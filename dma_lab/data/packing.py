@@ -101,7 +101,7 @@ class _Batch:
 
 
 class Packer:
-    """Encodes documents in batches of ``BATCH_CHARACTERS`` into a training and a validation stream under ``folder``.
+    """Encodes documents in batches of ``batch_characters`` into a training and a validation stream under ``folder``.
 
     While one batch is encoded the next is read and the one before it is written, so memory holds three at most.
 
@@ -109,8 +109,8 @@ class Packer:
         UserError: the tokenizer's tokens do not stand for exactly the text's bytes.
     """
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, folder: Path, tokenizer: Tokenizer, batch_characters: int | None = None) -> None:
+        self._tokenizer, self._batch_characters = tokenizer, batch_characters or BATCH_CHARACTERS
         self.eot_id = eot_id_of(tokenizer)
         self._spelled = spelled_tokens(tokenizer)
         self.token_bytes = np.array([len(text) for text in self._spelled], dtype="<i4")
@@ -158,7 +158,7 @@ class Packer:
                 batch.validates.append(validates)
                 batch.characters += len(piece)
                 opens = False
-                if batch.characters >= BATCH_CHARACTERS:
+                if batch.characters >= self._batch_characters:
                     yield batch
                     batch = _Batch()
             self.empty_documents += opens

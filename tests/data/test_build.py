@@ -51,6 +51,17 @@ def test_documents_that_validate_do_not_train_wherever_they_stand(
     assert not any("zebra" in token for token in made.load_tokenizer().get_vocab()), "nor does the tokenizer see them"
 
 
+def test_reading_ends_soon_after_max_tokens(settings_of, write, tmp_path, documents):
+    """And not after batches that hold a small corpus whole."""
+    texts = [f"{number} {text}" for number in range(20) for text in documents]
+    path = write(tmp_path / "c" / "a.jsonl", texts)
+    held_out = write(tmp_path / "v.jsonl", documents)
+    whole = prepare_data(settings_of(path, validation_path=str(held_out)), 1).meta["train"]["tokens"]
+    limit = whole // 4
+    made = prepare_data(settings_of(path, validation_path=str(held_out), max_tokens=limit), 1)
+    assert limit <= made.meta["train"]["tokens"] < 1.25 * limit
+
+
 def test_copies_fall_on_one_side_of_a_split_by_share(settings_of, write, tmp_path, documents, decode_stream):
     write(tmp_path / "c" / "a.jsonl.gz", documents)
     write(tmp_path / "c" / "b.parquet", documents)
