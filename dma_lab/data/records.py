@@ -58,8 +58,10 @@ def _text(row: dict[Any, Any], field: str, fields: Sequence[str], where: str) ->
                 raise no_field(field, fields, names_within(row), where)
             value = value[key]
     if value is not None and not isinstance(value, str):
+        kind = type(value).__name__
+        article = "an" if kind == "int" else "a"
         inner = f"; within it are {', '.join(names_within(value, f'{field}.'))}" if isinstance(value, dict) else ""
-        raise UserError(f"{where}: data.text_field={field} holds a {type(value).__name__}, not text{inner}.")
+        raise UserError(f"{where}: data.text_field={field} holds {article} {kind}, not text{inner}.")
     return value
 
 

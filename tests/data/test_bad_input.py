@@ -52,7 +52,7 @@ def _arrow() -> bytes:
         ("a.jsonl", b"".join(_LINES)[:-30], r"a\.jsonl, line 300 is not valid JSON"),
         ("a.jsonl", _with(9, b'{"text": "caf\xe9"}\n'), r"a\.jsonl, line 9 is not UTF-8 text \(byte 0xe9"),
         ("a.jsonl", _with(3, b'{"body": "x", "id": 1}\n'), r"line 3 has no data\.text_field=text; it has: body, id"),
-        ("a.jsonl", _with(3, b'{"text": 7}\n'), r"line 3: data\.text_field=text holds a int, not text"),
+        ("a.jsonl", _with(3, b'{"text": 7}\n'), r"line 3: data\.text_field=text holds an int, not text"),
         ("a.jsonl", _with(3, b'{"txt": "x", "id": 1}\n'), r"it has: txt, id \(did you mean txt\?\)"),
         (
             "a.jsonl",
