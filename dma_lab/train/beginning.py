@@ -154,9 +154,7 @@ def _on_tokens(ours: Path, theirs: Path) -> list[str]:
     """Whether an embedding's row is of another token here than where it was trained."""
     try:
         tokenizer = Tokenizer.from_file(str(theirs))
-    except (
-        Exception
-    ):  # tokenizers raises plain Exception; a folder's may be of any kind, and its weights are what is taken
+    except Exception:  # all that tokenizers raises; a folder's may be of any kind, and its weights are what is taken
         return []
     there, here = (
         {number: token for token, number in own.get_vocab().items()}
