@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dma_lab.attention import AttentionBackend
+from dma_lab.attention.heads import QKNorm
 from dma_lab.model.loss import largest_chunk
 from dma_lab.model.transformer import Transformer
 
@@ -99,33 +100,59 @@ class TrainingMemory:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def estimate_memory(model: Transformer, sequences: int, seq_len: int, activation_dtype: torch.dtype) -> TrainingMemory:
-    """Memory of AdamW training in float32 master weights with ``sequences`` sequences per micro-batch.
+def estimate_memory(
+    model: Transformer, sequences: int, seq_len: int, activation_dtype: torch.dtype, *, accumulates: bool = True
+) -> TrainingMemory:
+    """Memory of AdamW training in float32 master weights with ``sequences`` sequences per micro-batch, at its peak: as
+    a forward pass ends or, of a small model with many words, as as many sequences are scored.
 
-    Activations count what the backward pass keeps, by formula: a layer holds its two residual inputs and their norms
-    (4 M), q, k, v and the attention output (2 H D + 2 K D) and the three feed-forward products (3 F), per token, in
-    ``activation_dtype``. The head's loss (``LinearCrossEntropy``) holds logits and their gradient in float32 (2 V) of
-    its largest chunk of tokens, the gradient of its input (M) of all, and that of its weight in float32 (V M).
+    Activations count what the backward pass of compiled code keeps, by formula. A layer holds, per token, the residual
+    stream that its two halves are given in float32 (2 M), and in ``activation_dtype`` its norms (2 M), what attention
+    keeps (``kept_by_attention``) and the three feed-forward products (3 F). The head's loss (``LinearCrossEntropy``)
+    holds its input of all tokens (M), logits and their gradient of its largest chunk of tokens (V, in float32 and in
+    ``activation_dtype``), and a copy of the weight and its gradient (V M, likewise). Scoring holds the logits of such a
+    chunk, and twice in float32.
     With activation checkpointing a layer holds its input (M, in float32), and one layer at a time all of the above.
     Attention itself is counted as a fused kernel that stores no scores: the plain PyTorch path keeps N squared scores a
     head on top of this.
+
+    Args:
+        accumulates: whether a step has several micro-batches. The gradients of a single one take the place of its
+            activations, and are counted as far as they are more.
     """
-    shape = model.shape
+    shape, half, full = model.shape, activation_dtype.itemsize, torch.float32.itemsize
     parameters, tokens = _numel(model), sequences * seq_len
-    a_layer = (
-        4 * shape.d_model + 2 * (shape.n_heads + shape.n_kv_heads) * shape.head_dim + 3 * shape.d_ff
-    ) * activation_dtype.itemsize
-    layers = shape.n_layers * a_layer
+    of_layers = [
+        2 * full * shape.d_model + half * (2 * shape.d_model + kept_by_attention(block.attention) + 3 * shape.d_ff)
+        for block in model.blocks
+    ]
+    layers = sum(of_layers)
     if model.activation_checkpointing:
-        layers = shape.n_layers * shape.d_model * torch.float32.itemsize + a_layer
-    a_token = layers + shape.d_model * activation_dtype.itemsize
-    loss = (2 * largest_chunk(tokens, shape.vocab_size) + shape.d_model) * shape.vocab_size * torch.float32.itemsize
+        layers = shape.n_layers * full * shape.d_model + max(of_layers)
+    logits = largest_chunk(tokens, shape.vocab_size) * shape.vocab_size
+    loss = (full + half) * (logits + shape.vocab_size * shape.d_model)
+    scoring = (2 * full + (half if half < full else 0)) * logits
+    activations = max(tokens * (layers + half * shape.d_model) + loss, scoring)
+    gradients = full * parameters
     return TrainingMemory(
-        weights=4 * parameters,
-        gradients=4 * parameters,
-        optimizer=8 * parameters,
-        activations=tokens * a_token + loss,
+        weights=full * parameters,
+        gradients=gradients if accumulates else max(0, gradients - activations),
+        optimizer=2 * full * parameters,
+        activations=activations,
     )
+
+
+def kept_by_attention(attention: nn.Module) -> int:
+    """Numbers per token that the backward pass keeps of an attention layer: what its linear maps make, but for the
+    output, of which it is what that is given, and what QK-norm makes of queries and keys."""
+    kept = 0
+    for name, module in attention.named_modules():
+        if isinstance(module, nn.Linear):
+            kept += module.in_features if name == "o_proj" else module.out_features
+        for heads in ("q", "k"):
+            if isinstance(getattr(module, f"{heads}_norm", None), QKNorm):
+                kept += module.get_submodule(f"{heads}_proj").out_features
+    return kept
 
 
 def _numel(module: nn.Module) -> int:

@@ -57,8 +57,8 @@ def refuse_beyond_memory(plan: RunPlan, rung: str, trainer: TrainerSettings, har
         states = plan.memory.total - plan.memory.activations
         sequences = plan.sequences_per_step // trainer.processes // plan.accumulate
         raise UserError(
-            f"model={rung}: training it needs about {needed / 2**30:,.0f} GiB ({states / 2**30:,.0f} for weights, "
-            f"gradients and optimizer, the rest for {sequences:,} sequences of {plan.shape.max_seq_len:,} tokens) "
+            f"model={rung}: training it needs about {needed / 2**30:,.0f} GiB ({states / 2**30:,.0f} for weights "
+            f"and their updates, the rest for {sequences:,} sequences of {plan.shape.max_seq_len:,} tokens) "
             f"and {hardware.name} has {there / 2**30:,.0f}; choose a smaller model or trainer.micro_batch_sequences."
         )
 

@@ -77,7 +77,11 @@ def plan_run(settings: TrainSettings, vocab_size: int, hardware: Hardware) -> Ru
     per_sequence = training_flops_per_sequence(model, trainer.context)
     sequences = tokens // trainer.context
     memory = estimate_memory(
-        model, sequences_per_step // trainer.processes // accumulate, trainer.context, hardware.activation_dtype
+        model,
+        sequences_per_step // trainer.processes // accumulate,
+        trainer.context,
+        hardware.activation_dtype,
+        accumulates=accumulate > 1 or trainer.strategy == "fsdp",
     )
     memory = replace(memory, optimizer=optimizer_bytes(model, settings.optimizer))
     if trainer.strategy == "fsdp":

@@ -81,7 +81,7 @@ def print_plan(settings: TrainSettings, plan: RunPlan, hardware: Hardware, time:
         ("FLOP, dense-equivalent", f"{plan.flops.dense_equivalent:.4g}"),
         None,
         ("memory: weights", _bytes(memory.weights)),
-        ("memory: gradients", _bytes(memory.gradients)),
+        ("memory: gradients", f"{_bytes(memory.gradients)} beside activations"),
         ("memory: optimizer", _bytes(memory.optimizer)),
         ("memory: activations", f"{_bytes(memory.activations)} (estimate, scores not stored)"),
         ("memory: total", f"{_bytes(memory.total)} a device"),

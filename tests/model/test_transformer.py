@@ -195,20 +195,24 @@ def test_of_what_a_step_holds_activation_checkpointing_leaves_the_share_that_the
     assert 1 < held[0] / estimated[0] < 1.7
 
 
-def test_memory_counts_four_words_a_parameter_and_halves_activations_in_bf16(monkeypatch):
+def test_memory_counts_four_words_a_parameter_and_what_a_backward_pass_keeps(monkeypatch):
     model = Transformer(SHAPE, "mha")
     wide, half = (estimate_memory(model, 4, 48, dtype) for dtype in (torch.float32, torch.bfloat16))
     parameters = sum(p.numel() for p in model.parameters())
     assert wide.weights + wide.gradients + wide.optimizer == 16 * parameters
-    head = 64 * 32 * 4
-    logits = 4 * 48 * 2 * 64 * 4
-    assert wide.activations - logits - head == 2 * (half.activations - logits - head)
-    # A layer's own input in float32 is kept of each of the two, and all of one.
-    a_layer = 4 * 48 * (4 * 32 + 2 * (4 + 2) * 8 + 3 * 96) * 4
-    inputs = 2 * 4 * 48 * 32 * 4
-    assert wide.activations == 2 * a_layer + logits + head + 4 * 48 * 32 * 4
+    tokens, logits, head = 4 * 48, 4 * 48 * 64, 64 * 32
+    # Two inputs in float32; norms, queries and keys twice, values, attention's output and the feed-forward in either.
+    inputs, products = 2 * 32, 2 * 32 + 2 * (4 + 2) * 8 + (2 + 4) * 8 + 3 * 96
+    assert wide.activations == tokens * (2 * 4 * (inputs + products) + 4 * 32) + 8 * (logits + head)
+    assert half.activations == tokens * (2 * (4 * inputs + 2 * products) + 2 * 32) + 6 * (logits + head)
     model.activation_checkpointing = True
-    assert estimate_memory(model, 4, 48, torch.float32).activations == wide.activations - a_layer + inputs
+    # A layer's own input is kept of each of the two, and all of one.
+    saved = wide.activations - estimate_memory(model, 4, 48, torch.float32).activations
+    assert saved == tokens * 4 * (inputs + products - 2 * 32)
     model.activation_checkpointing = False
     monkeypatch.setattr(loss, "_CHUNK_BYTES", 48 * 64 * 4)
-    assert wide.activations - estimate_memory(model, 4, 48, torch.float32).activations == logits * 3 // 4
+    assert wide.activations - estimate_memory(model, 4, 48, torch.float32).activations == 8 * logits * 3 // 4
+    # Gradients of a single micro-batch come as its activations go.
+    alone = estimate_memory(model, 1, 1, torch.float32, accumulates=False)
+    assert alone.gradients + alone.activations == 4 * parameters
+    assert estimate_memory(model, 4, 48, torch.float32, accumulates=False).gradients == 0
