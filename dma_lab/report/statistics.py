@@ -13,6 +13,7 @@ from dma_lab.report.comparison import Comparison, compare
 from dma_lab.report.growth import AHEAD, Exponents, column, cost_of, exponents_of
 from dma_lab.report.laws import Laws, best_runs, fit_laws, points_of, published_laws
 from dma_lab.report.rates import rates_of
+from dma_lab.scaling.difference import weigh_for_difference
 from dma_lab.scaling.fit import ParametricFit
 from dma_lab.scaling.held_out import HeldOut, hold_out_largest
 from dma_lab.scaling.optimum import Multiplier, Optimum, compute_multiplier, compute_optimal
@@ -150,12 +151,13 @@ def _match(found: Statistics, backend: str) -> None:
 
 def _to_match(found: Statistics, backend: str, beside: str) -> ToMatch:
     shared, shared_baseline = share_floor(found.fitted[backend], found.fitted[beside])
+    law, baseline = weigh_for_difference(shared, shared_baseline)
     own, theirs = ([run for run in found.best if run.backend == name] for name in (backend, beside))
     run = column(theirs, "flops_executed")
     budgets = np.geomspace(min(run), max(run), _BUDGETS)
     costs = cost_of(own), cost_of(theirs)
     over, ahead = (
-        [compute_multiplier(shared, shared_baseline, float(flops), *costs) for flops in at]
+        [compute_multiplier(law, baseline, float(flops), *costs) for flops in at]
         for at in (budgets[:-1], [times * max(run) for times in AHEAD])
     )
     return ToMatch(shared, ahead, [*over, ahead[0]])

@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dma_lab.scaling.difference import weigh_for_difference
     from dma_lab.scaling.envelope import Curve, fit_envelope
     from dma_lab.scaling.fit import ParametricFit, fit_parametric
     from dma_lab.scaling.held_out import hold_out_largest
@@ -30,6 +31,7 @@ _HOME = {
     "fit_trainings": "trainings",
     "hold_out_largest": "held_out",
     "share_floor": "shared_floor",
+    "weigh_for_difference": "difference",
 }
 __all__ = [
     "Curve",
@@ -45,6 +47,7 @@ __all__ = [
     "fit_trainings",
     "hold_out_largest",
     "share_floor",
+    "weigh_for_difference",
 ]
 
 

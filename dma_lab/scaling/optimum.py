@@ -71,8 +71,9 @@ def compute_multiplier(
 ) -> Multiplier:
     """Compute that ``law``'s backend needs to match the other's best loss for ``flops``, as a multiple of them.
 
-    Row i of both laws' ``samples`` is taken together: they are draws of both at once (``share_floor``), or, of laws
-    fitted by ``fit_parametric`` with one seed to runs at the same points listed in the same order, a paired bootstrap.
+    Row i of both laws' ``samples`` is taken together: they are draws of both at once (``share_floor``, then
+    ``weigh_for_difference``), or, of laws fitted by ``fit_parametric`` with one seed to runs at the same points listed
+    in the same order, a paired bootstrap.
 
     Raises:
         ValueError: when the laws have different numbers of resamples.

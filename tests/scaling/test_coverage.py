@@ -8,6 +8,7 @@ import pytest
 
 from dma_lab.messages import UserError
 from dma_lab.report.laws import band
+from dma_lab.scaling.difference import weigh_for_difference
 from dma_lab.scaling.fit import ParametricFit
 from dma_lab.scaling.held_out import hold_out_largest
 from dma_lab.scaling.interval import percentile_interval
@@ -52,6 +53,9 @@ def held_by(study, backend, generator, held_out) -> dict[str, bool]:
         loss = float(truth.predict(size, tokens)) + study.noise_at(own, size) * generator.normal()
         held[f"forecast {own}"] = low <= loss <= high
     ours, theirs = share_floor(laws[backend], laws[0])
+    low, high = ours.intervals["E"]
+    held[f"E of both {backend}"] = low <= truths[0].E <= high
+    ours, theirs = weigh_for_difference(ours, theirs)
     for ahead in (0.25, *AHEAD):
         low, high = compute_multiplier(ours, theirs, ahead * largest).interval
         right = compute_multiplier(truths[backend], truths[0], ahead * largest).multiplier
@@ -103,9 +107,8 @@ def test_every_interval_of_laws_holds_the_truth_at_its_rate(design, seeds, share
     """The long form: 400 studies, noise of 0.005 to 0.05 nats; one standard error of 800 intervals is 0.008.
 
     With one training per size five trainings tell their noise, on two or three degrees of freedom, and few tell by what
-    power of size it falls: intervals are then wider than they need be, of multipliers most (two laws with unequal noise
-    are Behrens and Fisher's problem). That power is shrunk towards none: of two seeds, where noise falls tenfold, A and
-    α are held a little too seldom.
+    power of size it falls: intervals are then wider than they need be, of multipliers most. Of two seeds, where noise
+    falls tenfold, A and α are held a little too seldom.
     """
     found, number, refused = coverage(400, held_out=True, design=design, seeds=seeds, shared=shared, fall=fall)
     for name, share in found.items():
@@ -114,5 +117,6 @@ def test_every_interval_of_laws_holds_the_truth_at_its_rate(design, seeds, share
     hardly_known = seeds == 1 or fall > 1
     least = 0.90 if (seeds, fall) == (2, 10) else 0.93
     for name, share in found.items():
-        most = 0.97 if not hardly_known else 0.995 if name.startswith("multiplier") else 0.985
-        assert least - 0.016 <= share <= most + 0.016, (name, share)
+        most = 0.985 if hardly_known else 0.97
+        own_least = 0.90 if name.startswith("E of both") else least
+        assert own_least - 0.016 <= share <= most + 0.016, (name, share)
