@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from statistics import fmean
 from typing import Any
 
@@ -80,7 +81,12 @@ class Benchmarks:
         return jobs
 
     def cell(self, benchmark: Benchmark) -> Cell:
-        same = {"limit": self.limit, "rope_base": self.rope_base or self.run.rope_base}
+        """lm-eval's version too: how an answer is read and scored is its own, and changes under equal task versions."""
+        same = {
+            "limit": self.limit,
+            "rope_base": self.rope_base or self.run.rope_base,
+            "lm_eval": version("lm_eval"),
+        }
         return {"task": benchmark.name, **benchmark.identity, "max_length": benchmark.max_length, **same}
 
     def is_pending(self, benchmark: Benchmark) -> bool:

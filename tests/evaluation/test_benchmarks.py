@@ -1,5 +1,6 @@
 """suite=paper and suite=local as a user runs them: names that lm-eval knows, no network said, killed and continued."""
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+import dma_lab.evaluation.benchmarks
 from dma_lab.evaluation.benchmarks import Mean, mean_scores
 from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.evaluation.hub_tasks import HubTasks
@@ -92,6 +94,20 @@ def test_local_scores_lie_in_the_run_by_question_too_and_a_killed_evaluation_goe
         assert by_question["acc"].mean() == pytest.approx(scores["acc"])
         assert by_question["acc"].shape == (60,)
     assert (scores["questions"], scores["chance"]) == (60, 0.5)
+
+
+def test_scores_of_another_version_of_lm_eval_are_no_scores_of_this_one(run_suite, run_copy, tmp_path, monkeypatch):
+    path = f"suite.path={write_sets(tmp_path / 'sets', 3)}"
+    monkeypatch.setattr(dma_lab.evaluation.benchmarks, "version", lambda package: f"{package} of before")
+    before = run_suite("local", path)
+    monkeypatch.undo()
+    after = run_suite("local", path)
+    assert (len(before), len(after)) == (6, 12), "each version's beside the other's"
+    assert after[:6] == before
+    said = [{entry["cell"].pop("lm_eval") for entry in cells} for cells in (before, after[6:])]
+    assert said == [{"lm_eval of before"}, {importlib.metadata.version("lm_eval")}]
+    assert [entry["cell"] for entry in before] == [entry["cell"] for entry in after[6:]], "nothing else differs"
+    assert len(run_suite("local", path)) == 12, "and neither is computed twice"
 
 
 @pytest.mark.parametrize(
