@@ -7,14 +7,19 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 
-from dma_lab.messages import UserError
+from dma_lab.messages import UserError, warn_once
 from dma_lab.train.run_log import RunLog
 from dma_lab.train.runs import RunDirectory
 from dma_lab.train.settings import LoggerSettings, TrainSettings
 
+_TAKEN = {"wandb": {"project", "entity"}, "trackio": {"project"}}
+
 
 def require_logger(logger: LoggerSettings) -> None:
-    """Raises UserError where the package of ``logger`` is not installed."""
+    """Tell the user of settings that ``logger`` does not take. Raises UserError where its package is not installed."""
+    for name in ("project", "entity"):
+        if (value := getattr(logger, name)) is not None and name not in _TAKEN.get(logger.name, ()):
+            warn_once(f"logger.{name}={value} changes nothing: logger={logger.name} has no {name}.")
     if logger.name != "local" and find_spec(logger.name) is None:
         raise UserError(
             f"logger={logger.name} needs the package {logger.name}, which is not installed: "

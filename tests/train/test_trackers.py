@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from dma_lab.messages import UserError
+from dma_lab.messages import UserError, print_once
 from dma_lab.train import run_log
 from dma_lab.train.branches import fit_branches
 from dma_lab.train.callbacks import RunRecorder
 from dma_lab.train.fit_run import fit_run
+from dma_lab.train.settings import LoggerSettings
+from dma_lab.train.trackers import require_logger
 
 SHORT = ["attention=mha", "tokens=10240", "trainer.log_every=3", "trainer.checkpoint_every=4"]
 
@@ -101,3 +103,17 @@ def test_names_of_nested_numbers_are_wandbs():
         "val_accuracy_by_pairs.4": 0.5,
         "val_accuracy_by_pairs.8.a": 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("logger", "unheeded"),
+    [("local", ["project", "entity"]), ("tensorboard", ["project", "entity"]), ("trackio", ["entity"]), ("wandb", [])],
+)
+def test_settings_that_a_logger_does_not_take_are_said(logger, unheeded, monkeypatch, capsys):
+    monkeypatch.setattr("dma_lab.train.trackers.find_spec", lambda name: name)
+    print_once.cache_clear()
+    require_logger(LoggerSettings(logger, project=None, entity=None))
+    assert not capsys.readouterr().err
+    require_logger(LoggerSettings(logger, project="mine", entity="mine"))
+    said = [f"dma_lab: logger.{name}=mine changes nothing: logger={logger} has no {name}.\n" for name in unheeded]
+    assert capsys.readouterr().err == "".join(said)
