@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from dma_lab.attention import AttentionConfig
+from dma_lab.attention.heads import QKNorm
 from dma_lab.exchange.source import Source, open_source
 from dma_lab.messages import UserError, warn_once
-from dma_lab.model import ModelShape, Transformer
+from dma_lab.model import Initialisation, ModelShape, Transformer
 from dma_lab.settings import shown
 from dma_lab.train.plan import RunPlan, build_model, padded_vocabulary
 from dma_lab.train.settings import TrainSettings
@@ -129,7 +130,10 @@ def _remarks(
     """What a user who expects the source's own function would want to know."""
     said = list(source.remarks)
     with torch.device("meta"):
-        ours, theirs = build_model(settings, shape).attention.written(), _decided(source)
+        model = build_model(settings, shape)
+        ours, theirs = model.attention.written(), _decided(source)
+    if unheeded := _unheeded(settings.init, model, anew):
+        said.append(f"{', '.join(unheeded)} changes nothing: what it would decide begins as it is there")
     if anew:
         said.append(f"{len(anew)} parameters are not in it and begin anew: {_some(anew, 8)}")
     if left:
@@ -148,6 +152,20 @@ def _remarks(
             f"was trained on{base}"
         )
     return said
+
+
+def _unheeded(init: Initialisation, model: Transformer, anew: tuple[str, ...]) -> list[str]:
+    """Of the initial weights' settings, those that were given and that no parameter in ``anew`` begins by."""
+    began = {name: model.get_submodule(name.rpartition(".")[0]) for name in anew}
+    drawn = [name for name, module in began.items() if isinstance(module, nn.Linear | nn.Embedding)]
+    heeded = {
+        "std": bool(drawn),
+        "output_scale": any(name.endswith(("o_proj.weight", "down_proj.weight")) for name in drawn),
+        "qk_gain": any(isinstance(module, QKNorm) for module in began.values()),
+    }
+    usual = Initialisation()
+    given = {name: value for name, value in vars(init).items() if value != getattr(usual, name)}
+    return [f"init.{name}={value:g}" for name, value in given.items() if not heeded[name]]
 
 
 def _on_tokens(ours: Path, theirs: Path) -> list[str]:

@@ -121,6 +121,33 @@ def test_a_run_begins_at_the_loss_at_which_its_source_ended(read, overrides, sou
     assert open_run(Path(summary["run"])).step == 20, "it can be evaluated"
 
 
+@pytest.mark.parametrize(
+    ("own", "heeded"),
+    [
+        ([], set()),
+        (["attention=dma"], {"std"}),
+        (["attention=nsa"], {"std", "qk_gain"}),
+    ],
+    ids=["all is there", "Δ begins anew", "NSA's branches begin anew"],
+)
+def test_initial_weights_settings_that_decide_nothing_are_said(read, overrides, source, capsys, own, heeded):
+    given = {"std": 0.03, "output_scale": 0.5, "qk_gain": 2.0}
+    d_ff = read_summary(source)["d_ff"]
+    settings = [*overrides, *SHORT, *own, "match=none", f"model.d_ff={d_ff}", f"init_from={source}"]
+
+    def weights(*changed: str) -> list[torch.Tensor]:
+        return list(begun(read([*settings, *changed]))[0].state_dict().values())
+
+    usual = weights()
+    for name, value in given.items():
+        capsys.readouterr()
+        print_once.cache_clear()
+        changed = weights(f"init.{name}={value}")
+        decides = not all(map(torch.equal, usual, changed))
+        assert decides == (name in heeded), name
+        assert (f"init.{name}={value:g} changes nothing" in capsys.readouterr().err) == (not decides), name
+
+
 def test_tokens_that_are_others_than_the_weights_know_are_said(read, overrides, source, tmp_path, capsys):
     def said(of: Path) -> str:
         print_once.cache_clear()
