@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from dma_lab.attention import later_options
 from dma_lab.messages import UserError
 from dma_lab.report.conditions import TUNED, Conditions, conditions_of, of_the_model, without
+from dma_lab.report.copies import content_of, without_copies
 from dma_lab.run_summary import read_summary
 from dma_lab.train.rung import rung_name
 from dma_lab.train.status import status_in_words
@@ -53,6 +54,10 @@ class Run:
     """What the model is called; two models may share it, where ``conditions`` do not."""
     backend: str
     """The attention's name, and the options that tell it from other runs of that name in its cohort."""
+    content: str = ""
+    """The same of copies of the run (``copies.content_of``)."""
+    copies: tuple[str, ...] = ()
+    """Names of those that were left out."""
     options: frozenset[str] = frozenset()
     """Of the attention, those that ``backend`` says."""
     untuned: str = ""
@@ -114,7 +119,8 @@ class Unreadable:
 
 
 def read_runs(*roots: Path) -> tuple[list[Run], list[Unreadable]]:
-    """All runs under ``roots``, by size, budget, seed and backend; a folder below another's is read once.
+    """All runs under ``roots``, by size, budget, seed and backend; a folder below another's is read once, and so is a
+    run that lies in several folders: with its evaluations, weights and metrics, if any of the copies has them.
 
     Raises:
         UserError: there is no such directory, or no run in one of them.
@@ -130,12 +136,21 @@ def read_runs(*roots: Path) -> tuple[list[Run], list[Unreadable]]:
             raise UserError(f"runs={root}: it holds no run; `python train.py output_dir={root}` makes one.")
         names |= {path: str(path.relative_to(base)) for path in paths}
     read = [read_run(path, name) for path, name in names.items()]
-    runs = with_rates_by_hand([run for run in read if isinstance(run, Run)])
+    single = without_copies((run for run in read if isinstance(run, Run)), lambda run: run.content, _worth)
+    runs = with_rates_by_hand(
+        [dataclasses.replace(run, copies=tuple(other.name for other in copies)) for run, copies in single]
+    )
     size: dict[frozenset[tuple[str, Any]], int] = {}
     for run in runs:
         size[run.model] = min(run.params, size.get(run.model, run.params))
     runs.sort(key=lambda run: (size[run.model], run.rung, *_order(run)))
     return runs, [problem for problem in read if isinstance(problem, Unreadable)]
+
+
+def _worth(run: Run) -> tuple[Any, ...]:
+    """Of copies the one to read: what others lack cannot be computed again, or takes weights to compute."""
+    evaluations = sum(file.stat().st_size for file in (run.path / "evaluation").glob("*.json"))
+    return evaluations, (run.path / "checkpoints" / "last.ckpt").exists(), len(run.metrics)
 
 
 def with_rates_by_hand(runs: list[Run]) -> list[Run]:
@@ -196,13 +211,13 @@ def read_run(path: Path, name: str) -> Run | Unreadable:
             return Unreadable(name, f"config.yaml lacks {', '.join(lacking)}")
         config = DictConfig(OmegaConf.merge({"attention": later_options(config.attention.name)}, config))
         conditions, rung = conditions_of(config, summary), rung_name(config.model)
-        metrics = _metrics(path / "metrics.jsonl")
+        metrics, content = _metrics(path / "metrics.jsonl"), content_of(path, summary)
     except Exception as error:  # whatever a damaged file raises in the parsers: the others are reported all the same
         return Unreadable(name, " ".join(f"{type(error).__name__}: {error}".split()))
     summary["run"] = str(path)
     scores = _scores(path / "validation.npz")
     status = status_in_words(path, summary)
-    return Run(path, name, summary, config, metrics, scores, status, conditions, rung, summary["attention"])
+    return Run(path, name, summary, config, metrics, scores, status, conditions, rung, summary["attention"], content)
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:

@@ -102,6 +102,10 @@ def _verdict(name: str, found: Statistics) -> Section:
 
 def _overview(runs: Sequence[Run], problems: Sequence[Unreadable], groups: dict[str, list[Run]]) -> Section:
     blocks: list[Block] = []
+    if copied := [run for run in runs if run.copies]:
+        listed = [f"{', '.join(run.copies)}: {run.name}" for run in copied]
+        left_out = sum(len(run.copies) for run in copied)
+        blocks.append(Notice(f"{_copies(left_out)} of runs left out: a run counts once, wherever it lies.", listed))
     fingerprints = Counter(run.summary["data_fingerprint"][:8] for run in runs)
     if len(fingerprints) > 1:
         listed = [f"{name} ({_runs(count)})" for name, count in fingerprints.items()]
@@ -136,6 +140,10 @@ def _overview(runs: Sequence[Run], problems: Sequence[Unreadable], groups: dict[
         if missing := missing_points(name, members):
             blocks.append(missing)
     return Section("What to know of the runs", blocks or ["All runs are finished, of one data set and one commit."])
+
+
+def _copies(count: int) -> str:
+    return "1 copy" if count == 1 else f"{count} copies"
 
 
 def _runs(count: int) -> str:

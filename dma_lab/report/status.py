@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from dma_lab.messages import UserError
+from dma_lab.report.copies import content_of, without_copies
 from dma_lab.report.remaining import Cost, cost_of, seconds_of
 from dma_lab.run_summary import read_summary
 from dma_lab.train.status import status_in_words
@@ -40,6 +41,8 @@ class RunStatus:
     cost: Cost | None = None
     attention: str = ""
     """The backend's name, without what makes a control of it."""
+    content: str = ""
+    """The same of copies of the run (``copies.content_of``)."""
 
     @property
     def seconds_left(self) -> float | None:
@@ -67,6 +70,7 @@ class Status:
     """Everything that ``report.py status`` says."""
 
     runs: list[RunStatus]
+    """A run that lies in several folders stands here once."""
     failed: list[Point]
     """Points of sweeps that failed."""
     left: list[PointsLeft] = field(default_factory=list)
@@ -78,6 +82,8 @@ class Status:
     """Until everything that runs, and every point of a living sweep, is done; None where nothing runs."""
     unmeasured: int = 0
     """Runs and points that ``seconds_left`` knows nothing of."""
+    copies: int = 0
+    """Of runs in ``runs``, left out."""
 
 
 def read_status(root: Path) -> Status:
@@ -89,7 +95,11 @@ def read_status(root: Path) -> Status:
     if not root.is_dir():
         raise UserError(f"runs={root}: there is no such directory; train.py writes runs to output_dir, outputs/.")
     paths = sorted({file.parent for name in ("run.lock", "summary.json") for file in root.rglob(name)})
-    runs = [_read_run(path) for path in paths]
+    # Of a run that is being trained, and what was copied of it just now, the one that is.
+    single = without_copies(
+        map(_read_run, paths), lambda run: run.content or run.path, lambda run: run.state == "running"
+    )
+    runs = [run for run, _ in single]
     sweeps = [read_sweep(folder) for folder in sorted(root.rglob(".sweep-*"))]
     done = {point.overrides for sweep in sweeps for point in sweep.begun if _is_done(point)}
     failed = {
@@ -114,7 +124,16 @@ def read_status(root: Path) -> Status:
     held = {_process(run.summary) for run in runs if run.state == "running"}
     preparing = [point for point in at_work.values() if _process(vars(point)) not in held]
     points = (ended, len(alive)) if known else None
-    return Status(runs, list(failed.values()), left, points, preparing, seconds, unmeasured)
+    return Status(
+        runs,
+        list(failed.values()),
+        left,
+        points,
+        preparing,
+        seconds,
+        unmeasured,
+        sum(len(copies) for _, copies in single),
+    )
 
 
 def _process(noted: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -179,15 +198,16 @@ def _read_run(path: Path) -> RunStatus:
         cost, attention = cost_of(config["model"], summary["tokens"]), config["attention"]["name"]
     except (OSError, ValueError, KeyError, TypeError):
         cost, attention = None, ""  # not written yet, or damaged: of use to the forecast alone
+    content = content_of(path, summary)
     if state == "finished":
         whole = sum(summary.get("seconds", {}).values()) / summary["steps"]
-        return RunStatus(
-            path, summary, state, summary["steps"], summary.get("val_loss"), whole or None, 0.0, cost, attention
-        )
+        loss = summary.get("val_loss")
+        return RunStatus(path, summary, state, summary["steps"], loss, whole or None, 0.0, cost, attention, content)
     metrics, speed = (list(_lines(path / name)) for name in ("metrics.jsonl", "speed.jsonl"))
     last = metrics[-1] if metrics else {}
     age = time.time() - (path / "metrics.jsonl").stat().st_mtime if metrics else 0.0
-    return RunStatus(path, summary, state, last.get("step", 0), last.get("loss"), _pace(speed), age, cost, attention)
+    step, loss = last.get("step", 0), last.get("loss")
+    return RunStatus(path, summary, state, step, loss, _pace(speed), age, cost, attention, content)
 
 
 def _pace(speed: list[dict[str, Any]]) -> float | None:

@@ -46,6 +46,8 @@ def _title(status: Status) -> str:
         "failed or stopped": len(_stopped_runs(status)) + len(status.failed),
         "points left": sum(len(group.overrides) for group in status.left),
     }
+    if status.copies:
+        counts["copies of these left out" if status.copies > 1 else "copy of these left out"] = status.copies
     return ", ".join(f"{count} {what}" for what, count in counts.items())
 
 

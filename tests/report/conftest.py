@@ -88,6 +88,10 @@ def write_run(
         "tokens_per_second": 1234.5,
         "peak_memory_bytes": 2**30,
     } | summary
+    name = f"study-{model}-{attention}-s{seed}-{tokens}"
+    number = sum(1 for path in root.glob("*") if path.name == name or path.name.startswith(f"{name}-"))
+    if number:  # a training once more, which is no copy: it took another time
+        name, values["tokens_per_second"] = f"{name}-{number}", 1234.5 + number
     rung = CONF / "model" / f"{model}.yaml"
     config = {
         "study": values["study"],
@@ -123,12 +127,7 @@ def write_run(
     }
     for node, changed in settings.items():
         config[node] = config[node] | changed if isinstance(changed, dict) else changed
-    name = f"study-{model}-{attention}-s{seed}-{tokens}"
     path = root / name
-    number = 0
-    while path.exists():
-        number += 1
-        path = root / f"{name}-{number}"
     path.mkdir(parents=True)
     (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     lines = [{"step": step, "tokens": step * tokens // 4, "loss": loss + 1 / step} for step in (1, 2, 3, 4)]
