@@ -198,15 +198,18 @@ class DeepSeekSparseAttention(AttentionBackend, name="dsa"):
         return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
 
     def flops(self, seq_len: int) -> AttentionFlops:
-        """The indexer scores every pair, a product and a weight for each of its heads."""
+        """The indexer scores every pair, a product and a weight for each of its heads, and learns by these scores; its
+        input is detached."""
         indexer = self.indexer
-        maps = self.o_proj, indexer.q_proj, indexer.k_proj, indexer.weight_proj
+        maps = indexer.q_proj, indexer.k_proj, indexer.weight_proj
+        indexing = 2 * seq_len * sum(linear.weight.numel() for linear in maps)
         flops_per_pair = 4 * self.n_heads * self.head_dim
         return AttentionFlops(
-            projections=self.heads.flops(seq_len) + 2 * seq_len * sum(linear.weight.numel() for linear in maps),
+            projections=self.heads.flops(seq_len) + 2 * seq_len * self.o_proj.weight.numel() + indexing,
             selection=2 * indexer.heads * (indexer.dim + 1) * causal_pairs(seq_len),
             mixing=flops_per_pair * causal_pairs(seq_len, self.top_k),
             mixing_dense=flops_per_pair * causal_pairs(seq_len),
+            backward_saved=indexing,
         )
 
     def cache_bytes(self, seq_len: int, dtype: torch.dtype) -> int:

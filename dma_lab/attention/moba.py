@@ -186,11 +186,13 @@ class MixtureOfBlockAttention(AttentionBackend, name="moba"):
         whole, rest = divmod(seq_len, self.block)
         block_pairs = self.block * whole * (whole - 1) // 2 + rest * whole  # (query, whole block before its own)
         flops_per_pair = 4 * self.n_heads * self.head_dim
+        selection = 2 * self.n_heads * self.head_dim * block_pairs
         return AttentionFlops(
             projections=self.heads.flops(seq_len) + 2 * seq_len * self.o_proj.weight.numel(),
-            selection=2 * self.n_heads * self.head_dim * block_pairs,
+            selection=selection,
             mixing=flops_per_pair * selected_pairs(seq_len, self.block, self.selected_blocks),
             mixing_dense=flops_per_pair * causal_pairs(seq_len),
+            backward_saved=2 * selection,
         )
 
     def cache_bytes(self, seq_len: int, dtype: torch.dtype) -> int:

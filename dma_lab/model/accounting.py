@@ -34,7 +34,8 @@ class ParameterCount:
 
 @dataclass(frozen=True)
 class TrainingFlops:
-    """Floating point operations; a multiply-add counts 2, causal pairs alone count, backward counts twice forward.
+    """Floating point operations; a multiply-add counts 2, causal pairs alone count, backward counts twice forward, but
+    for what attention has no backward pass of (``AttentionFlops.backward_saved``).
 
     A sequence counts as one document: where several are packed and masked from each other, fewer pairs live.
 
@@ -70,7 +71,8 @@ def training_flops_per_sequence(model: Transformer, seq_len: int) -> TrainingFlo
     attention = [block.attention.flops(seq_len) for block in model.blocks]
     return TrainingFlops(
         dense_equivalent=3 * (linear + sum(layer.dense_equivalent for layer in attention)),
-        executed=3 * (linear + sum(layer.executed for layer in attention)),
+        executed=3 * (linear + sum(layer.executed for layer in attention))
+        - sum(layer.backward_saved for layer in attention),
     )
 
 
