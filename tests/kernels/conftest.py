@@ -28,23 +28,6 @@ def _scores(kind: str, B: int, K: int, N: int) -> Tensor:
     }[kind]
 
 
-@pytest.fixture
-def language_patched_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's interpreter replaces the functions of its language when a kernel is launched, and at every call of a
-    device function looks through all of them again: a fifth of the time of tests under it."""
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    replace = interpreter._patch_lang
-
-    def replace_what_is_not(function: Callable[..., object]) -> object:
-        languages = [value for value in function.__globals__.values() if value is tl or value is tl.core]
-        replaced = not any(tl.core.is_builtin(language.load) for language in languages)
-        return interpreter._LangPatchScope() if replaced else replace(function)
-
-    monkeypatch.setattr(interpreter, "_patch_lang", replace_what_is_not)
-
-
 @pytest.fixture(params=["random", "tied", "constant", "rising", "falling", "drifting", "fading"])
 def score_kind(request: pytest.FixtureRequest) -> str:
     return request.param

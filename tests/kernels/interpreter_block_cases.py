@@ -13,8 +13,9 @@ from dma_lab.kernels.blocks import arguments, choice
 from dma_lab.kernels.blocks.attention import choose_blocks, selected_attention
 from dma_lab.kernels.blocks.compressed import compressed_attention
 from dma_lab.kernels.blocks.lists import build_query_lists
+from tests.kernels.interpreter import quick_interpreter as quick_interpreter  # a fixture
 
-pytestmark = pytest.mark.usefixtures("unwritten_memory_is_nan", "language_patched_once")
+pytestmark = pytest.mark.usefixtures("unwritten_memory_is_nan", "quick_interpreter")
 
 # (B, H, K, N, D, slots, block, documents' lengths): heads alone and in groups of 2, 3 and 6; widths and blocks that are
 # no powers of two; blocks as many as slots and far more; documents of one token, and dozens of them in a block's room.

@@ -9,8 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dma_lab.attention.chance import ChanceScores
 from dma_lab.kernels import interval_attention, prefix_topk_expiry
 from dma_lab.kernels.interval.triton import delta
+from tests.kernels.interpreter import quick_interpreter as quick_interpreter  # a fixture
 
-pytestmark = pytest.mark.usefixtures("unwritten_memory_is_nan", "language_patched_once")
+pytestmark = pytest.mark.usefixtures("unwritten_memory_is_nan", "quick_interpreter")
 
 
 # (B, H, K, N, D, D_v, window): more than one list, span and tile; lists with whole, partial and empty tiles; groups of

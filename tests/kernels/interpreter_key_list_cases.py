@@ -12,8 +12,9 @@ import triton.language as tl
 from dma_lab.kernels import prefix_topk_expiry
 from dma_lab.kernels.interval.key_lists import CHUNK, KeyLists, build_key_lists
 from dma_lab.kernels.interval.key_order import backward_key_order, bucket_size, group_of_program
+from tests.kernels.interpreter import quick_interpreter as quick_interpreter  # a fixture
 
-pytestmark = pytest.mark.usefixtures("unwritten_memory_is_nan", "language_patched_once")
+pytestmark = pytest.mark.usefixtures("unwritten_memory_is_nan", "quick_interpreter")
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import torch
 
 from dma_lab.kernels import prefix_topk_expiry
 from dma_lab.kernels.selection.ranks import rank_scores
+from tests.kernels.interpreter import quick_interpreter as quick_interpreter  # a fixture
 
-pytestmark = pytest.mark.usefixtures("unwritten_memory_is_nan", "language_patched_once")
+pytestmark = pytest.mark.usefixtures("unwritten_memory_is_nan", "quick_interpreter")
 
 
 # Two rows each, and no two alike: one taken for the other shows.

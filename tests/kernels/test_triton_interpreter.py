@@ -11,7 +11,7 @@ import torch
 from dma_lab.kernels import interval_attention, prefix_topk_expiry
 
 
-@pytest.mark.parametrize("what", [["selection"], ["interval", "key_list"], ["block"]], ids=" and ".join)
+@pytest.mark.parametrize("what", [["selection", "block"], ["interval", "key_list"]], ids=" and ".join)
 def test_kernels_under_the_interpreter(what):
     cases = [str(Path(__file__).with_name(f"interpreter_{each}_cases.py")) for each in what]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *cases]
