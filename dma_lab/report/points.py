@@ -98,6 +98,7 @@ def _read(path: Path) -> tuple[dict[str, _Backend], list[str]]:
         raise UserError(f"points={path} has no row below its first line; give each run one row.")
     backends: dict[str, _Backend] = {}
     first: dict[tuple[str | None, ...], int] = {}
+    sizes: dict[tuple[int, str], float] = {}
     equal = []
     for number, row in rows:
         if None in row:  # a number with a comma in it, say
@@ -121,6 +122,13 @@ def _read(path: Path) -> tuple[dict[str, _Backend], list[str]]:
                 )
             getattr(own, name).append(value)
         own.training.append(row.get("training") or f"line {number}")
+        size, earlier = own.parameters[-1], sizes.setdefault((id(own), own.training[-1]), own.parameters[-1])
+        if size != earlier:  # a seed, say, which all sizes have: taken for branches, runs would share what they do not
+            raise UserError(
+                f"points={path}: line {number} has training = {own.training[-1]!r} with {size:g} parameters, which "
+                f"stands above with {earlier:g}; rows of one training are branches of one model: give others names of "
+                "their own."
+            )
     return backends, equal
 
 

@@ -59,6 +59,10 @@ def test_rows_of_one_training_are_one(table, tmp_path):
         ("parameters,tokens,loss\n\n1e6,1e8,-3\n", "line 3 has loss = '-3'"),
         ("parameters,tokens,loss\n1e206,1e8,3\n", "line 2 has parameters = '1e206'"),
         ("parameters,tokens,loss\n1000000,100000000,3,45\n", "line 2 has more cells than the first line"),
+        (
+            "parameters,tokens,loss,training\n1e6,1e8,3,0\n1e6,2e8,2.9,0\n1e6,2e8,2.9,1\n2e6,1e8,2.8,0\n",
+            "line 5 has training = '0' with 2e.06 parameters, which stands above with 1e.06",
+        ),
         ("parameters,tokens,loss,loss\n1e6,1e8,3,7\n", "more than one column loss"),
         (
             "parameters;tokens;loss\n1e6;1e8;3\n",
