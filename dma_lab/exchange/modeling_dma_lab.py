@@ -35,18 +35,28 @@ class DmaLabForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
     ) -> CausalLMOutput:
-        """int64 (B, N) -> logits (B, N, V). Where ``attention_mask`` (B, N) is 0 there is padding, on either side.
+        """int64 (B, N) -> logits (B, N, V). Where ``attention_mask`` (B, N) is 0 there is padding, on either side, and
+        where ``position_ids`` (B, N) do not go on by one a document begins that sees none before it.
 
-        Positions count from a row's first token, padding included: only their differences matter to RoPE.
+        Positions count from a row's first token, padding included: only their differences matter to RoPE. ``kwargs``
+        are the loss's: ``num_items_in_batch``, by which transformers' Trainer has a sum divided where it accumulates.
         """
-        document_ids = None
-        if attention_mask is not None and not attention_mask.all():
-            # Text and padding as documents, which do not see each other.
-            document_ids = attention_mask.long().diff(dim=-1, prepend=attention_mask[:, :1]).abs().cumsum(-1)
-        logits = self.model(input_ids, document_ids)
-        loss = None if labels is None else self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
+        begins = torch.zeros_like(input_ids, dtype=torch.bool)
+        if attention_mask is not None:  # text and padding as documents, which do not see each other
+            begins[:, 1:] |= attention_mask.long().diff(dim=-1) != 0
+        if position_ids is not None:
+            begins[:, 1:] |= position_ids.diff(dim=-1) != 1
+        logits = self.model(input_ids, begins.long().cumsum(-1) if begins.any() else None)
+        if labels is None:
+            return CausalLMOutput(logits=logits)
+        loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutput(loss=loss, logits=logits)
 
     def get_input_embeddings(self) -> nn.Module:

@@ -78,3 +78,30 @@ def test_labels_give_the_loss_of_the_next_token(custom):
     theirs, tokens = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True), distinct_tokens()
     expected = torch.nn.functional.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
     torch.testing.assert_close(theirs(tokens, labels=tokens).loss, expected)
+
+
+@torch.no_grad()
+def test_a_trainer_that_accumulates_divides_by_all_its_targets(custom):
+    """transformers' Trainer leaves that to every model that takes keywords, and no longer divides by its batches."""
+    model, folder = custom
+    theirs, tokens = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True), distinct_tokens()
+    labels = tokens.where(torch.arange(64) >= torch.tensor([[20], [40]]), -100)  # as many as no batch of its own has
+    total = (labels[:, 1:] != -100).sum()
+    losses = [
+        theirs(tokens[row : row + 1], labels=labels[row : row + 1], num_items_in_batch=total).loss for row in range(2)
+    ]
+    expected = torch.nn.functional.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    torch.testing.assert_close(sum(losses), expected)
+
+
+@torch.no_grad()
+def test_texts_packed_by_their_positions_do_not_see_each_other(custom):
+    model, folder = custom
+    theirs, tokens = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True), distinct_tokens()[:1]
+    lengths = (1, 23, 40)
+    packed = torch.cat([torch.arange(length) for length in lengths])[None]
+    logits = theirs(tokens, position_ids=packed).logits
+    alone = torch.cat([model(part) for part in tokens.split(lengths, dim=1)], dim=1)
+    torch.testing.assert_close(logits, alone, rtol=0, atol=1e-4)
+    whole = theirs(tokens, position_ids=torch.arange(64)[None]).logits
+    torch.testing.assert_close(whole, model(tokens), rtol=0, atol=1e-4)
