@@ -6,15 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 
 from dma_lab.evaluation import evaluate as evaluation
 from dma_lab.evaluation.checkpoint import TrainedRun, open_run
 from dma_lab.evaluation.haystack import Haystack
 from dma_lab.evaluation.needle import NeedleTask
 from dma_lab.evaluation.settings import EvaluateSettings
-from dma_lab.settings import CONFIG_DIR, read_settings
+from dma_lab.settings import read_settings
 from tests.made_up import TINY, configuration, write_corpus
 from tests.scripts import Scripts
 
@@ -49,9 +47,7 @@ def run_suite(run_copy: Path) -> Callable[..., list[dict]]:
     """What ``evaluate.py`` does, in this process; returns the cells of the suite's file."""
 
     def run(suite: str, *overrides: str) -> list[dict]:
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            config = compose("evaluate", [f"suite={suite}", f"checkpoint={run_copy}", "device=cpu", *overrides])
+        config = configuration([f"suite={suite}", f"checkpoint={run_copy}", "device=cpu", *overrides], "evaluate")
         return json.loads(evaluation.evaluate(read_settings(EvaluateSettings, config)).read_text())["cells"]
 
     return run

@@ -16,7 +16,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 from dma_lab.train.hardware import resolve_hardware
 from dma_lab.train.plan import plan_run
 from dma_lab.train.reading import read_settings
-from tests.made_up import TINY
+from tests.made_up import TINY, configuration
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))
@@ -98,21 +98,19 @@ def test_a_sweep_file_and_its_twin_enumerate_the_same_points(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_point_is_a_run_that_the_entry_point_accepts_and_differs_from_the_others(kind):
-    GlobalHydra.instance().clear()
     seen, corpora = set(), []
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        for point in wandb_points(kind):
-            settings = read_settings(compose("train", agent_command(kind, point)[3:]))
-            assert settings.logger.name == "wandb"
-            assert settings.attention.name == point["attention"]
-            assert settings.model.name == point["model"]
-            seen.add(repr(settings))
-            if point["attention"] == "mha":  # the other backends of a rung see the same tokens
-                plan = plan_run(settings, settings.model.vocab_size, resolve_hardware(settings.trainer))
-                longest = plan.tokens * max(settings.schedule.branches or [1])
-                there = EMBEDDED_TOKENS if settings.data.source == "stdlib" else settings.data.max_tokens or 0
-                assert longest < there or settings.data.allow_repeat
-            corpora.append(settings.data)
+    for point in wandb_points(kind):
+        settings = read_settings(configuration(agent_command(kind, point)[3:]))
+        assert settings.logger.name == "wandb"
+        assert settings.attention.name == point["attention"]
+        assert settings.model.name == point["model"]
+        seen.add(repr(settings))
+        if point["attention"] == "mha":  # the other backends of a rung see the same tokens
+            plan = plan_run(settings, settings.model.vocab_size, resolve_hardware(settings.trainer))
+            longest = plan.tokens * max(settings.schedule.branches or [1])
+            there = EMBEDDED_TOKENS if settings.data.source == "stdlib" else settings.data.max_tokens or 0
+            assert longest < there or settings.data.allow_repeat
+        corpora.append(settings.data)
     assert len(seen) == SIZES[kind]
     assert all(corpus == corpora[0] for corpus in corpora), "losses of several corpora or vocabularies do not compare"
 

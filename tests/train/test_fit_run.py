@@ -131,8 +131,8 @@ def test_two_processes_train_what_one_trains(run_script, overrides, tmp_path):
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_the_readmes_first_command_trains_on_the_embedded_corpus(tmp_path):
-    """The command itself on a twentieth of its budget, in the environment of the tests, which it leaves as it is."""
-    arguments = f"tokens=153600 output_dir={tmp_path} trainer.validate_every=30"
+    """The command itself on a thirtieth of its budget, in the environment of the tests, which it leaves as it is."""
+    arguments = f"tokens=92160 output_dir={tmp_path}"
     environment_is_made = ["--assume-old=.venv/.ready", f"RUN={sys.executable}"]
     result = subprocess.run(
         ["make", "train", f"ARGS={arguments}", *environment_is_made],
@@ -142,5 +142,5 @@ def test_the_readmes_first_command_trains_on_the_embedded_corpus(tmp_path):
     assert "unigram entropy" in result.stdout
     (run,) = tmp_path.iterdir()
     summary = json.loads((run / "summary.json").read_text())
-    assert (summary["attention"], summary["model"], summary["tokens"]) == ("dma", "nano", 153600)
+    assert (summary["attention"], summary["model"], summary["tokens"]) == ("dma", "nano", 92160)
     assert summary["val_loss"] < summary["unigram_entropy"]

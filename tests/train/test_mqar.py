@@ -18,6 +18,7 @@ from dma_lab.train.fit_run import fit_run
 from dma_lab.train.hardware import resolve_hardware
 from dma_lab.train.plan import build_model, plan_run
 from dma_lab.train.reading import read_settings
+from tests.made_up import configuration
 
 SHORT = ["experiment=mqar_small", "tokens=20480", "trainer.log_every=5", "trainer.validate_every=10"]
 
@@ -161,8 +162,8 @@ def test_the_papers_size_is_a_sweep_of_its_own():
         assert hydra.mode.name == "MULTIRUN"
         params = [f"{name}={values}" for name, values in hydra.sweeper.params.items()]
         (points,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(params), None)
-        of_one_seed = [point for point in points if "seed=1" in point and "optimizer.learning_rate=0.002" in point]
-        found = [read_settings(compose("train", ["experiment=mqar_paper", *point])) for point in of_one_seed]
+    of_one_seed = [point for point in points if "seed=1" in point and "optimizer.learning_rate=0.002" in point]
+    found = [read_settings(configuration(["experiment=mqar_paper", *point])) for point in of_one_seed]
     assert len(points) == 6 * 3 * 3 * 3
     attentions = {(own.attention.name, own.attention.written().get("recency")) for own in found}
     assert attentions == {("dma", "slope"), *((name, None) for name in ("mha", "swa", "mla", "nsa", "dma"))}
