@@ -24,10 +24,11 @@ def main(config: DictConfig) -> None:
         from dma_lab.train.plan import padded_vocabulary, plan_run
         from dma_lab.train.plan_table import print_plan, probed_time, stated_time, unknown_time
         from dma_lab.train.reading import read_plan_settings, say_unused_window
+        from dma_lab.train.vocabulary import planned_vocabulary
     settings = read_plan_settings(config, HydraConfig.get().overrides.task)
     say_unused_window(config)
     hardware = resolve_hardware(settings.trainer)
-    plan = plan_run(settings, padded_vocabulary(settings.model.vocab_size), hardware)
+    plan = plan_run(settings, padded_vocabulary(planned_vocabulary(settings)), hardware)
     branches: list[Branch] = []
     if settings.schedule.branches:
         from dma_lab.train.branches import plan_branches, print_branches  # with Lightning: seconds more

@@ -9,11 +9,15 @@ import pytest
 import torch
 
 from dma_lab.attention import registered_backends
+from dma_lab.commands import plan as plan_command
+from dma_lab.data.tokenizer import train_tokenizer
 from dma_lab.messages import UserError
 from dma_lab.model.accounting import estimate_memory
 from dma_lab.train.hardware import Hardware, resolve_hardware
 from dma_lab.train.micro_batch_size import gpu_micro_batch
 from dma_lab.train.plan import matched_model, plan_run
+from dma_lab.train.vocabulary import planned_vocabulary
+from tests.made_up import as_given, configuration
 
 
 def plan(read, *overrides):
@@ -175,3 +179,15 @@ def test_a_plan_counts_activation_checkpointing_as_memory_alone(read):
     assert again.memory.activations < plain.memory.activations / 2
     assert again.memory.optimizer == plain.memory.optimizer
     assert again.flops == plain.flops
+
+
+def test_a_plan_counts_with_the_tokenizer_that_the_run_will_have(read, overrides, tmp_path, monkeypatch, capsys):
+    """Not with model.vocab_size, which a given tokenizer and data.vocab_size overrule."""
+    train_tokenizer(iter(["".join(map(chr, range(300, 600)))]), 450).save(str(tmp_path / "t.json"))
+    given = [*overrides, "attention=mha", "flops_per_second=1e9", f"data.tokenizer={tmp_path / 't.json'}"]
+    as_given(monkeypatch, given, "plan")
+    plan_command.main(configuration(given, "plan"))
+    row = next(row for row in capsys.readouterr().out.splitlines() if "vocabulary" in row)
+    assert " 512 " in row, "450 in whole sixty-fours"
+    assert planned_vocabulary(read([*overrides, "data.vocab_size=400"])) == 400
+    assert planned_vocabulary(read(["experiment=mqar_small", "model.vocab_size=256"])) == 256

@@ -1,0 +1,17 @@
+"""How many tokens a run's text will be spelled with, before there are any."""
+
+from dma_lab.data.mqar import RecallSettings
+from dma_lab.data.tokenizer import load_tokenizer, vocabulary_size
+from dma_lab.train.settings import TrainSettings
+
+
+def planned_vocabulary(settings: TrainSettings) -> int:
+    """Those of ``data.tokenizer``, or as many as a tokenizer is to be trained with.
+
+    Raises:
+        UserError: there is no such tokenizer, or it cannot be read.
+    """
+    data = settings.data
+    if isinstance(data, RecallSettings) or data.tokenizer == "bpe":
+        return data.vocab_size or settings.model.vocab_size
+    return vocabulary_size(load_tokenizer(data.tokenizer))
