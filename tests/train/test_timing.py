@@ -150,6 +150,7 @@ def test_importing_is_counted_from_the_process_start_and_once():
         ("NVIDIA A100-SXM4-80GB", "bf16", 312e12),
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bf16", None),
         ("NVIDIA H100 80GB HBM3", "fp32", None),
+        ("1 x NVIDIA H200 NVL", "bf16", 835e12),
         ("CPU (x86_64, 2 threads)", "bf16", None),
     ],
 )
