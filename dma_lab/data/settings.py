@@ -1,11 +1,15 @@
 """What a run says about its data: the `data` node of the configuration as a plain dataclass."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from dma_lab.data.formats import checked_encoding
-from dma_lab.messages import UserError
+from dma_lab.messages import UserError, warn_once
 
 SOURCES = ("stdlib", "local", "hub")
+_OF = {"encoding": ("local",), "text_field": ("local", "hub")} | dict.fromkeys(
+    ("hub_name", "hub_config", "hub_split", "hub_validation_split"), ("hub",)
+)
+"""Settings that not every source takes."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,10 @@ class DataSettings:
                 "data.path, data.validation_path and data.pattern belong to data=local; "
                 f"data={self.name} reads no files."
             )
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if value != setting.default and self.source not in _OF.get(setting.name, SOURCES):
+                warn_once(f"data.{setting.name}={value} changes nothing: data={self.name} does not take it.")
         if not self.text_fields or not all(self.text_fields):
             raise UserError(f"data.text_field={self.text_field} names nothing: give the key or column of the text.")
         checked_encoding(self.encoding)
