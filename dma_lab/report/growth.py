@@ -76,7 +76,8 @@ def exponents_of(runs: Sequence[Run], laws: Laws) -> tuple[list[Exponents], list
             _, tokens, loss, training = points_of(own)
             for count, params in list(counts_of(own).items())[1:]:
                 try:
-                    found.append(_by_law(backend, f"3, law, N {count}", fit_trainings(params, tokens, loss, training)))
+                    other = fit_trainings(params, tokens, loss, training, elsewhere=law.elsewhere)
+                    found.append(_by_law(backend, f"3, law, N {count}", other))
                 except UserError as error:
                     refused.append(f"{backend}, approach 3, N {count}: {error}")
         parabolas, without = parabolas_of(own)

@@ -13,6 +13,7 @@ from dma_lab.report.collect import Run
 from dma_lab.report.conditions import WARMUP, without
 from dma_lab.scaling.fit import ParametricFit, fit_parametric
 from dma_lab.scaling.frontier import law_loss
+from dma_lab.scaling.noise_by_size import powers_elsewhere
 from dma_lab.scaling.trainings import TrainingsFit, fit_trainings
 
 _STEEPEST = 2.0
@@ -65,10 +66,15 @@ def fit_laws(runs: Sequence[Run], progress: Callable[[str], None]) -> Laws:
     ``progress`` is told what comes next.
     """
     laws: Laws = {}
-    for backend in dict.fromkeys(run.backend for run in runs):
+    points = {
+        backend: points_of([run for run in runs if run.backend == backend])
+        for backend in dict.fromkeys(run.backend for run in runs)
+    }
+    elsewhere = powers_elsewhere(points)
+    for backend, own in points.items():
         progress(f"fitting {backend}")
         try:
-            fit = fit_trainings(*points_of([run for run in runs if run.backend == backend]))
+            fit = fit_trainings(*own, elsewhere=elsewhere[backend])
         except UserError as error:
             laws[backend] = str(error)
         else:

@@ -14,6 +14,7 @@ from dma_lab.report.document import Block, Document, Figure, Notice, Section, Se
 from dma_lab.report.growth import AHEAD, optima
 from dma_lab.report.laws import band, vagueness
 from dma_lab.scaling.fit import ParametricFit, fit_parametric
+from dma_lab.scaling.noise_by_size import powers_elsewhere
 from dma_lab.scaling.optimum import compute_optimal
 from dma_lab.scaling.trainings import TrainingsFit, fit_trainings
 from dma_lab.settings import shown
@@ -47,10 +48,13 @@ def points_document(path: Path) -> Document:
     laws: dict[str, TrainingsFit] = {}
     published: dict[str, ParametricFit] = {}
     refused = []
+    elsewhere = powers_elsewhere(
+        {name: (own.parameters, own.tokens, own.loss, own.training) for name, own in backends.items()}
+    )
     for name, own in backends.items():
         columns = own.parameters, own.tokens, own.loss
         try:
-            law = fit_trainings(*columns, own.training)
+            law = fit_trainings(*columns, own.training, elsewhere=elsewhere[name])
             if vague := vagueness(law):
                 raise UserError(vague)
             laws[name] = law

@@ -122,7 +122,7 @@ def compute_statistics(finished: Sequence[Run], progress: Callable[[str], None])
             _match(found, backend)
         progress(f"holding out the largest size of {backend}")
         try:
-            found.held_out[backend] = hold_out_largest(*points_of(own))
+            found.held_out[backend] = hold_out_largest(*points_of(own), elsewhere=law.elsewhere)
         except UserError as error:
             found.no_held_out.append(f"{backend}: {error}")
     for backend, refusal in laws.items():

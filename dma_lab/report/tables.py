@@ -126,7 +126,7 @@ def law_parameters(laws: Mapping[str, TrainingsFit], published: Mapping[str, Par
         "branches of one training share its noise; and as in the literature (Huber loss on log L, δ = 1e-3), which "
         "keeps outliers down and takes every run for a training. Noise: standard deviation of a training's and, after "
         "a +, of what each branch adds, nats, at the size in the middle of the runs; where two sizes have several "
-        "seeds, it is a power of size, and runs weigh by it.",
+        "seeds, each is a power of size, the first much the same in all attentions, and runs weigh by both.",
         ("attention", "fit", "E", "A", "B", "α", "β", "trainings", "noise"),
         rows,
         frozenset(("attention", "fit")),

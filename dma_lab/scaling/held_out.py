@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dma_lab.scaling.interval import Interval, percentile_interval
+from dma_lab.scaling.noise_by_size import NO_SEEDS, NoisePower
 from dma_lab.scaling.objective import take_points
 from dma_lab.scaling.trainings import TrainingsFit, fit_trainings
 
@@ -43,7 +44,13 @@ class HeldOut:
 
 
 def hold_out_largest(
-    params: ArrayLike, tokens: ArrayLike, loss: ArrayLike, training: ArrayLike, *, seed: int = 0
+    params: ArrayLike,
+    tokens: ArrayLike,
+    loss: ArrayLike,
+    training: ArrayLike,
+    *,
+    elsewhere: NoisePower = NO_SEEDS,
+    seed: int = 0,
 ) -> HeldOut:
     """Fit the law to all runs but those of the largest size, and predict these; arguments as of ``fit_trainings``.
 
@@ -55,7 +62,7 @@ def hold_out_largest(
     take_points(params, tokens, loss)  # of a size that is none, no run would be the largest
     largest = params == params.max()
     small = ~largest
-    law = fit_trainings(params[small], tokens[small], loss[small], training[small], seed=seed)
+    law = fit_trainings(params[small], tokens[small], loss[small], training[small], elsewhere=elsewhere, seed=seed)
     size = float(params.max())
     drawn = law.predicted(params[largest], tokens[largest], training[largest], seed)
     interval = percentile_interval(drawn.mean(axis=1) - loss[largest].mean())

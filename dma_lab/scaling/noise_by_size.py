@@ -6,17 +6,30 @@ b common to all. Given b the sum of squares of a backend's seeds, each over its 
 prior about 0 (no change with size: the pooled variance), and is integrated out on a grid.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
 Vector = NDArray[np.float64]
-POWER_PRIOR = 1.0
-"""Standard deviation of b: over a tenfold in size a standard deviation that falls or rises threefold."""
-_POWERS = np.linspace(-4.0, 4.0, 161)
+POWER_PRIOR = 2.0
+"""Standard deviation of b: over a tenfold in size a standard deviation that falls or rises tenfold."""
+_POWERS = np.linspace(-8.0, 8.0, 321)
+Seeds = tuple[Vector, Vector, Vector]
+"""Of a backend's rungs: log sizes, variances over seeds and the degrees of freedom of these, (rungs,) each."""
+
+
+@dataclass(frozen=True)
+class NoisePower:
+    """What is known of b, as a normal distribution."""
+
+    mean: float
+    deviation: float
+
+
+NO_SEEDS = NoisePower(0.0, POWER_PRIOR)
 
 
 @dataclass(frozen=True)
@@ -31,16 +44,39 @@ class BySize:
     freedom: Vector
 
 
-def variances_by_size(backends: Sequence[tuple[Vector, Vector, Vector]]) -> list[BySize]:
-    """What the variance is at each rung of each backend.
+def powers_elsewhere(
+    backends: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike]],
+) -> dict[str, NoisePower]:
+    """By backend: what the seeds of all others say of b.
 
     Args:
-        backends: of each its rungs' log sizes, variances over seeds, and the degrees of freedom of these (0: unknown,
-            whatever the variance says), (rungs,) each. Some variance of each backend is known, and above 0.
-
-    At equal sizes it is the pooled variance and its degrees of freedom, exactly.
+        backends: of each its runs' parameters, tokens, losses and trainings, as of ``fit_trainings``.
     """
-    middle = float(np.mean(np.concatenate([sizes for sizes, _, _ in backends])))
+    seeds = {backend: _seeds(*map(np.asarray, runs)) for backend, runs in backends.items()}
+    found = {}
+    for backend in backends:
+        others = [own for other, own in seeds.items() if other != backend and own[1].sum() > 0]
+        share = _power_share(others)[0]
+        mean = float(share @ _POWERS)
+        found[backend] = NoisePower(mean, float(np.sqrt(share @ (_POWERS - mean) ** 2)))
+    return found
+
+
+def _seeds(params: Vector, tokens: Vector, loss: Vector, training: Vector) -> Seeds:
+    """Of trainings that have the same size and budgets: their means over these budgets."""
+    alike: dict[tuple[float, ...], list[float]] = {}
+    for label in np.unique(training):
+        own = training == label
+        alike.setdefault((float(params[own][0]), *np.sort(tokens[own])), []).append(float(loss[own].mean()))
+    several = [(key[0], np.var(means, ddof=1), len(means) - 1) for key, means in alike.items() if len(means) > 1]
+    sizes, variances, freedom = np.array(several, float).reshape(-1, 3).T
+    return np.log(sizes), variances, freedom
+
+
+def _power_share(backends: Sequence[Seeds]) -> tuple[Vector, list[tuple[Vector, Vector, float]]]:
+    """The posterior of b at ``_POWERS``; and of each backend centred log sizes, its sum of squares at each b, and its
+    degrees of freedom."""
+    middle = float(np.mean(np.concatenate([sizes for sizes, _, _ in backends]))) if backends else 0.0
     density = -(_POWERS**2) / (2 * POWER_PRIOR**2)
     parts = []
     for sizes, variance, freedom in backends:
@@ -50,7 +86,19 @@ def variances_by_size(backends: Sequence[tuple[Vector, Vector, Vector]]) -> list
         density = density - _POWERS / 2 * (freedom @ x) - total / 2 * np.log(squares)
         parts.append((x, squares, total))
     share = np.exp(density - density.max())
-    share /= share.sum()
+    return share / share.sum(), parts
+
+
+def variances_by_size(backends: Sequence[Seeds]) -> list[BySize]:
+    """What the variance is at each rung of each backend.
+
+    Args:
+        backends: of each its rungs' seeds (no degree of freedom: unknown, whatever the variance says). Some variance of
+            each is known, and above 0.
+
+    At equal sizes it is the pooled variance and its degrees of freedom, exactly.
+    """
+    share, parts = _power_share(backends)
     found = []
     for x, squares, total in parts:
         logs = np.log(squares / total) + x[:, None] * _POWERS

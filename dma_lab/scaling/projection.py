@@ -1,8 +1,9 @@
 """The law with its noise: branches of one training share a part of it, and E, A and B are linear given the rest.
 
 Loss of a run = E + A / N^alpha + B / D^beta + u + e, nats per token: u, normal, is the training's, one in all of
-its branches, e, normal, the branch's own; the variances of both may be a power of N. Given the exponents, the ratio of
-the two variances and that power, E, A and B are those of generalised least squares in closed form (variable projection,
+its branches, e, normal, the branch's own; the variance of each may be a power of N, and not the same: part of a
+branch's own noise is of documents, which does not fall with size as luck does. Given the exponents, the ratio of the
+two variances and those powers, E, A and B are those of generalised least squares in closed form (variable projection,
 Golub and Pereyra 1973).
 """
 
@@ -103,16 +104,20 @@ class Trainings:
         self._squares = np.bincount(kind, loss**2)
         self._ones = self._turn.sum(axis=1)
 
-    def normal(self, log_alpha: Vector, log_beta: Vector, log_ratio: Vector, power: Vector) -> Normal:
+    def normal(
+        self, log_alpha: Vector, log_beta: Vector, log_ratio: Vector, power: Vector, own_power: Vector
+    ) -> Normal:
         """Normal equations at every candidate (m,); of exponents and of the noise there may be one (1,) for all.
 
-        ``power``: of size, that both variances are.
         ``log_ratio``: natural logarithm of the variance of a whole training's mean over that of its branches' own,
-        both times the number of branches: 0 where branches share no noise.
+        both times the number of branches, at the middle size: 0 where branches share no noise.
+        ``power``: of size, that the variance of trainings is. ``own_power``: by how much that of branches exceeds it.
         """
         alpha, beta = np.exp(log_alpha)[:, None], np.exp(log_beta)[:, None]
         shared = np.expm1(log_ratio)[:, None] / max(self._branches.max(), 1)
-        weights = np.exp(-power[:, None] * self._row_u) / (1 + self._branches * shared)
+        weights = np.exp(-power[:, None] * self._row_u) / (
+            np.exp(own_power[:, None] * self._row_u) + self._branches * shared
+        )
         x, y = np.exp(-alpha * self._u), np.exp(-beta * self._v)
         terms = np.stack((x, y, x * (self._u - self._middle[0]), y * (self._v - self._middle[1])), axis=1)
         ones = np.broadcast_to(self._ones, (len(terms), 1, len(self._ones)))

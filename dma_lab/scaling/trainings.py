@@ -3,7 +3,8 @@
 Branches of one training share its noise, so a ladder with three branches per size has not three times the evidence of
 one without. How much they share, and how large it is, is estimated with the law, and is uncertain by the few trainings
 that tell it: intervals are wider than a bootstrap of the points makes them. Where two sizes have several seeds, noise
-is a power of size, estimated likewise: runs of the less noisy sizes weigh more.
+is a power of size, estimated likewise: runs of the less noisy sizes weigh more. Few seeds tell little of that power; it
+is taken to be alike in all backends, so the others' seeds help.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from dma_lab.scaling.fit import ParametricFit
 from dma_lab.scaling.frontier import law_loss
 from dma_lab.scaling.identification import require_enough, require_identified, require_plane, require_spread
 from dma_lab.scaling.interval import Interval, percentile_interval
+from dma_lab.scaling.noise_by_size import NO_SEEDS, NoisePower
 from dma_lab.scaling.objective import ONE_LAW, one_blas_thread, take_points
 from dma_lab.scaling.posterior import LOG_EXPONENTS, draw_laws, draw_noises
 from dma_lab.scaling.projection import Trainings, Vector
@@ -36,24 +38,27 @@ class TrainingsFit(ParametricFit):
     noise: NDArray[np.float64] = dataclasses.field(default_factory=lambda: np.zeros((0, 2)), repr=False)
     """(draws, 2): standard deviations of a training's noise and of a branch's own, nats, one pair a row of
     ``samples``, of a model of ``noise_size`` parameters."""
-    noise_power: Vector = dataclasses.field(default_factory=lambda: np.zeros(0), repr=False)
-    """(draws,): the power of size that their variances are."""
+    noise_power: Vector = dataclasses.field(default_factory=lambda: np.zeros((0, 2)), repr=False)
+    """(draws, 2): the powers of size that their variances are."""
     noise_size: float = 1.0
     floor_slopes: Vector = dataclasses.field(default_factory=lambda: np.zeros((0, 2)), repr=False)
     """(draws, 2): by how much A and B of a row of ``samples`` change for each nat of its E."""
     trainings: int = 0
+    elsewhere: NoisePower = NO_SEEDS
+    """What was known beforehand of the power of size that the variance of trainings is."""
 
     def predicted(self, params: ArrayLike, tokens: ArrayLike, training: ArrayLike, seed: int = 0) -> Vector:
         """(draws, runs): losses that runs to come may have, a training's noise shared by its branches."""
         assert self.samples is not None
         log_n = np.log(np.asarray(params, float))
         laws = law_loss(self.samples[:, None], log_n, np.log(np.asarray(tokens, float)))
-        relative = np.exp(self.noise_power[:, None] / 2 * (log_n - np.log(self.noise_size)))
+        relative = np.exp(self.noise_power[:, None] / 2 * (log_n - np.log(self.noise_size))[:, None])
         generator = np.random.default_rng(seed)
         labels, of = np.unique(np.asarray(training), return_inverse=True)
         shared = self.noise[:, :1] * generator.normal(size=(len(laws), len(labels)))
-        own: Vector = relative * (shared[:, of] + self.noise[:, 1:] * generator.normal(size=laws.shape))
-        return laws + own
+        own = self.noise[:, 1:] * generator.normal(size=laws.shape)
+        values: Vector = laws + relative[..., 0] * shared[:, of] + relative[..., 1] * own
+        return values
 
     def predicted_interval(self, params: float, tokens: float) -> Interval:
         """95 %, of the loss of one training to come."""
@@ -62,7 +67,13 @@ class TrainingsFit(ParametricFit):
 
 @one_blas_thread
 def fit_trainings(
-    params: ArrayLike, tokens: ArrayLike, loss: ArrayLike, training: ArrayLike, *, seed: int = 0
+    params: ArrayLike,
+    tokens: ArrayLike,
+    loss: ArrayLike,
+    training: ArrayLike,
+    *,
+    elsewhere: NoisePower = NO_SEEDS,
+    seed: int = 0,
 ) -> TrainingsFit:
     """Fit the law to runs, some of which may be branches of one training.
 
@@ -75,6 +86,7 @@ def fit_trainings(
         tokens: (runs,) training tokens.
         loss: (runs,) final losses, nats per token.
         training: (runs,) equal entries are branches of one training.
+        elsewhere: what other backends' seeds say of the power of size that noise is (``powers_elsewhere``).
         seed: of the draws.
 
     Raises:
@@ -90,16 +102,16 @@ def fit_trainings(
             f"{runs.trainings} trainings do not determine the noise beside a law's E, A and α, and branches of one "
             f"training share its noise; run at least {LEAST_TRAININGS}: more sizes, or more seeds."
         )
-    start = _lowest(runs, (0.0, 0.0))
+    start = _lowest(runs, (0.0, 0.0, 0.0))
     _require_within(start)
     generator = np.random.default_rng(seed)
-    of_noise = tuple(map(float, np.median(draw_noises(runs, start, generator, 500), axis=0)))
+    of_noise = tuple(map(float, np.median(draw_noises(runs, elsewhere, start, generator, 500), axis=0)))
     best = _lowest(runs, of_noise, start)
     floor = None if _law(runs, best, of_noise)[0][0] > 0 else 0.0
     if floor is not None:
         best = _lowest(runs, of_noise, best, floor)
     _require_within(best)
-    draws = draw_laws(runs, best, of_noise, generator)
+    draws = draw_laws(runs, elsewhere, best, of_noise, generator)
     if floor is not None:
         floor = float(np.median(draws.laws[:, 0]))
         best = _lowest(runs, of_noise, best, floor)
@@ -117,6 +129,7 @@ def fit_trainings(
         noise_size=float(np.exp(runs.middle)),
         floor_slopes=draws.floor_slopes,
         trainings=runs.trainings,
+        elsewhere=elsewhere,
     )
 
 

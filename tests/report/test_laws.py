@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from dma_lab.messages import UserError
 from dma_lab.report.collect import read_runs
 from dma_lab.report.laws import band, fit_laws
+from dma_lab.scaling.noise_by_size import NO_SEEDS
 from dma_lab.scaling.trainings import TrainingsFit
 
 
@@ -41,3 +43,23 @@ def test_runs_that_follow_a_law_give_it_back_and_runs_that_follow_none_are_refus
     assert found == pytest.approx((1.7, 40, 60, 0.3, 0.32), rel=1e-3)
     assert isinstance(laws["dma"], str)
     assert "these runs follow no power of numbers of tokens" in laws["dma"]
+
+
+def test_each_law_is_told_what_the_other_backends_seeds_say_of_noise(add_run, tmp_path, monkeypatch):
+    """mha's noise falls with size; dma's sizes have a seed each, and say nothing."""
+    told = []
+
+    def refuse(*runs, elsewhere):
+        told.append(elsewhere)
+        raise UserError("no law")
+
+    monkeypatch.setattr("dma_lab.report.laws.fit_trainings", refuse)
+    for params, luck in ((150_000, 0.1), (1_500_000, 0.01), (15_000_000, 0.001)):
+        for seed, sign in enumerate((-1, 0, 1)):
+            add_run("mha", f"{params}", seed=seed, val_loss=3 + sign * luck, params_non_embedding=params)
+        add_run("dma", f"{params}", val_loss=3 + luck, params_non_embedding=params)
+    assert fit_laws(read_runs(tmp_path / "runs")[0], lambda step: None) == {"mha": "no law", "dma": "no law"}
+    of = dict(zip(("mha", "dma"), told, strict=True))
+    assert (of["mha"].mean, of["mha"].deviation) == pytest.approx((NO_SEEDS.mean, NO_SEEDS.deviation), abs=5e-3)
+    # Standard deviations of 1 over size.
+    assert of["dma"].mean == pytest.approx(-2, abs=0.1)

@@ -12,17 +12,19 @@ from dma_lab.scaling.difference import weigh_for_difference
 from dma_lab.scaling.fit import ParametricFit
 from dma_lab.scaling.held_out import hold_out_largest
 from dma_lab.scaling.interval import percentile_interval
+from dma_lab.scaling.noise_by_size import powers_elsewhere
 from dma_lab.scaling.optimum import compute_multiplier, compute_optimal
 from dma_lab.scaling.shared_floor import share_floor
 from dma_lab.scaling.trainings import fit_trainings
-from tests.scaling.studies import LADDER, STUDY, STUDY_GPU, Design, make_study
+from tests.scaling.studies import BACKENDS, LADDER, STUDY, STUDY_GPU, Design, make_study
 
 AHEAD = (1, 10, 100)
 
 
 def held_by(study, backend, generator, held_out) -> dict[str, bool]:
     """Whether each interval of ``backend`` and mha holds what it is of."""
-    laws = {own: fit_trainings(*study.points(own)) for own in (0, backend)}
+    elsewhere = powers_elsewhere({own: study.points(own) for own in range(len(BACKENDS))})
+    laws = {own: fit_trainings(*study.points(own), elsewhere=elsewhere[own]) for own in (0, backend)}
     truths = {own: ParametricFit(*study.laws[own], objective=0.0) for own in laws}
     held = {}
     sizes, largest = study.design.sizes, study.design.largest
@@ -37,15 +39,15 @@ def held_by(study, backend, generator, held_out) -> dict[str, bool]:
             for name in ("params", "tokens", "loss"):
                 low, high = getattr(found, f"{name}_interval")
                 held[f"best {name} at {ahead} {own}"] = low <= getattr(right, name) <= high
-        # The shaded band of a figure.
-        middle = len(sizes) // 2
-        size, tokens = sizes[middle], study.design.tokens[middle, 1]
-        low, high = band(law, size, np.array([tokens]))
-        held[f"law at a run {own}"] = low[0] <= truth.predict(size, tokens) <= high[0]
+        # The shaded bands of a figure.
+        for place, rung in (("smallest", 0), ("middle", len(sizes) // 2), ("largest", len(sizes) - 1)):
+            size, tokens = sizes[rung], study.design.tokens[rung, 1]
+            low, high = band(law, size, np.array([tokens]))
+            held[f"law at the {place} size {own}"] = low[0] <= truth.predict(size, tokens) <= high[0]
         if held_out:
             # Of laws that do go on to the largest size.
             with contextlib.suppress(UserError):  # four sizes may not suffice where five do
-                low, high = hold_out_largest(*study.points(own)).mean_error_interval
+                low, high = hold_out_largest(*study.points(own), elsewhere=elsewhere[own]).mean_error_interval
                 held[f"held out {own}"] = low <= 0 <= high
         # A training to come, five times the largest size.
         size, tokens = 5 * sizes[-1], 4 * study.design.tokens[-1, -1]
@@ -106,17 +108,16 @@ def test_intervals_of_laws_hold_the_truth_at_their_rate():
 def test_every_interval_of_laws_holds_the_truth_at_its_rate(design, seeds, shared, fall):
     """The long form: 400 studies, noise of 0.005 to 0.05 nats; one standard error of 800 intervals is 0.008.
 
-    With one training per size five trainings tell their noise, on two or three degrees of freedom, and few tell by what
-    power of size it falls: intervals are then wider than they need be, of multipliers most. Of two seeds, where noise
-    falls tenfold, A and α are held a little too seldom.
+    With one training per size five trainings tell their noise, on two or three degrees of freedom: intervals are then
+    wider than they need be, of multipliers most. Where noise falls tenfold and sizes have two seeds, the band is held
+    too seldom at the smallest, too often at the largest.
     """
     found, number, refused = coverage(400, held_out=True, design=design, seeds=seeds, shared=shared, fall=fall)
     for name, share in found.items():
         print(f"{name}: {share:.3f} ± {np.sqrt(share * (1 - share) / number[name]):.3f} of {number[name]}")
     print(refused)
     hardly_known = seeds == 1 or fall > 1
-    least = 0.90 if (seeds, fall) == (2, 10) else 0.93
     for name, share in found.items():
         most = 0.985 if hardly_known else 0.97
-        own_least = 0.90 if name.startswith("E of both") else least
-        assert own_least - 0.016 <= share <= most + 0.016, (name, share)
+        least = 0.90 if name == "E of both" or (fall == 10 and name == "law at the smallest size") else 0.93
+        assert least - 0.016 <= share <= most + 0.016, (name, share)

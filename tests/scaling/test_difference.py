@@ -15,7 +15,7 @@ def law_of(means, variances, trainings):
         *(1.0, 1.0, 1.0, 0.3, 0.3, 0.0, {"E": (0.0, 2.0)}),
         samples=samples,
         noise=noise,
-        noise_power=np.zeros(len(means)),
+        noise_power=np.zeros((len(means), 2)),
         floor_slopes=np.zeros((len(means), 2)),
         trainings=trainings,
     )

@@ -6,7 +6,7 @@ from scipy.special import digamma, polygamma
 from scipy.stats import ttest_1samp, ttest_rel
 
 from dma_lab.scaling.documents import mean_interval, mean_variance
-from dma_lab.scaling.noise_by_size import variances_by_size
+from dma_lab.scaling.noise_by_size import NO_SEEDS, powers_elsewhere, variances_by_size
 from dma_lab.scaling.replicates import Cell, mean_differences
 from tests.scaling.studies import LADDER, STUDY, STUDY_GPU, make_study
 
@@ -178,9 +178,9 @@ def test_a_variance_that_is_a_power_of_size_is_found_and_shrunk_by_what_one_back
     (by_size,) = variances_by_size([(sizes, variance, freedom)])
     found, degrees = by_size.variance, by_size.freedom
     x = sizes - sizes.mean()
-    level, power = np.meshgrid(np.linspace(-18, 6, 2401), np.linspace(-4, 4, 801), indexing="ij")
+    level, power = np.meshgrid(np.linspace(-22, 10, 1601), np.linspace(-6, 6, 601), indexing="ij")
     logs = level[..., None] + power[..., None] * x
-    density = (-freedom / 2 * (logs + variance * np.exp(-logs))).sum(-1) - power**2 / 2
+    density = (-freedom / 2 * (logs + variance * np.exp(-logs))).sum(-1) - power**2 / 8
     share = np.exp(density - density.max())
     share /= share.sum()
     mean = (share[..., None] * logs).sum((0, 1))
@@ -188,6 +188,48 @@ def test_a_variance_that_is_a_power_of_size_is_found_and_shrunk_by_what_one_back
     assert polygamma(1, degrees / 2) == pytest.approx(spread, rel=1e-3)
     assert np.log(found) + np.log(degrees / 2) - digamma(degrees / 2) == pytest.approx(mean, abs=1e-3)
     assert found[0] > 3 * found[1] > 9 * found[2], "not the pooled one"
+
+
+def runs_of(sizes, seeds, generator):
+    """Two branches of every training: parameters, tokens, losses, trainings."""
+    rows = []
+    for size in sizes:
+        for seed in range(seeds):
+            luck = 0.02 * (size / 1e5) ** -0.4 * generator.normal()
+            rows += [(size, tokens, 3.0 + luck, size + seed) for tokens in (1e8, 2e8)]
+    return tuple(np.array(rows).T)
+
+
+def test_the_power_of_a_law_is_what_all_other_backends_seeds_say():
+    """Against their likelihood given each one's level, summed on a plane, of the seeds' means written out."""
+    generator = np.random.default_rng(11)
+    backends = {name: runs_of((1e4, 1e5, 1e6), seeds, generator) for name, seeds in (("a", 3), ("b", 2), ("c", 5))}
+    powers, level = np.linspace(-6, 6, 481), np.linspace(-24, 8, 801)
+    density = -(powers**2) / 8
+    for name in "ac":
+        params, _, loss, _ = backends[name]
+        parts = np.zeros((len(level), len(powers)))
+        for size in np.unique(params):
+            means = loss[params == size].reshape(-1, 2).mean(axis=1)
+            logs = level[:, None] + powers * np.log(size / 1e5)
+            # Of the mean over seeds the rest is no evidence.
+            parts -= (len(means) - 1) / 2 * (logs + means.var(ddof=1) * np.exp(-logs))
+        density = density + np.log(np.exp(parts - parts.max()).sum(axis=0))
+    share = np.exp(density - density.max())
+    share /= share.sum()
+    mean = share @ powers
+    found = powers_elsewhere(backends)
+    assert found["b"].mean == pytest.approx(mean, abs=1e-3)
+    assert found["b"].deviation == pytest.approx(np.sqrt(share @ (powers - mean) ** 2), rel=1e-3)
+    assert found["a"].mean != pytest.approx(found["b"].mean, abs=0.02)
+
+
+def test_without_others_seeds_nothing_is_known_of_the_power():
+    generator = np.random.default_rng(12)
+    backends = {"a": runs_of((1e4, 1e5), 3, generator), "b": runs_of((1e4, 1e5), 1, generator)}
+    found = powers_elsewhere(backends)
+    assert (found["a"].mean, found["a"].deviation) == pytest.approx((NO_SEEDS.mean, NO_SEEDS.deviation), abs=5e-3)
+    assert found["b"].deviation < NO_SEEDS.deviation
 
 
 def test_one_replicated_rung_tells_less_of_another_the_further_it_is_in_size():
