@@ -21,7 +21,7 @@ from dma_lab.scaling.frontier import law_loss
 from dma_lab.scaling.identification import require_enough, require_identified, require_plane, require_spread
 from dma_lab.scaling.interval import Interval, percentile_interval
 from dma_lab.scaling.noise_by_size import NO_SEEDS, NoisePower
-from dma_lab.scaling.objective import ONE_LAW, one_blas_thread, take_points
+from dma_lab.scaling.objective import ONE_LAW, Points, one_blas_thread, take_points
 from dma_lab.scaling.posterior import LOG_EXPONENTS, draw_laws, draw_noises
 from dma_lab.scaling.projection import Trainings, Vector
 
@@ -78,8 +78,9 @@ def fit_trainings(
     """Fit the law to runs, some of which may be branches of one training.
 
     Its ``samples`` are draws of the posterior (dma_lab/scaling/posterior.py). Runs that do not show where the loss
-    would end may be closest to a law whose E is below 0. Then E is the median of its draws, and the rest of the law
-    that of least squares given it.
+    would end may be closest to a law whose E is below 0, or fix E and A only together. Then E, which lies between 0 and
+    the least loss whatever the runs say, is the median of its draws, and the rest of the law that of least squares
+    given it.
 
     Args:
         params: (runs,) parameters of each run's model.
@@ -90,7 +91,8 @@ def fit_trainings(
         seed: of the draws.
 
     Raises:
-        UserError: as ``fit_parametric`` with intervals, but for an E below 0; and for fewer than 4 trainings.
+        UserError: as ``fit_parametric`` with intervals, but for an E that is below 0 or not fixed; and for fewer than 4
+            trainings.
     """
     points = take_points(params, tokens, loss)
     require_enough(points)
@@ -112,13 +114,14 @@ def fit_trainings(
         best = _lowest(runs, of_noise, best, floor)
     _require_within(best)
     draws = draw_laws(runs, elsewhere, best, of_noise, generator)
-    if floor is not None:
+    row, objective = _law(runs, best, of_noise, floor)
+    low, high = percentile_interval(draws.laws[:, 0])
+    if floor is not None or not low < row[0] < high or not _fixed(row, points):
         floor = float(np.median(draws.laws[:, 0]))
         best = _lowest(runs, of_noise, best, floor)
         _require_within(best)
-    row, objective = _law(runs, best, of_noise, floor)
-    at = np.array([row[3], row[4], *np.log(np.maximum(row[:3], 1e-300))])
-    require_identified(at, [points], ONE_LAW, floor_given=floor is not None)
+        row, objective = _law(runs, best, of_noise, floor)
+    require_identified(_log_law(row), [points], ONE_LAW, floor_given=floor is not None)
     intervals = {name: percentile_interval(draws.laws[:, i]) for i, name in enumerate(_SHARES)}
     E, A, B, alpha, beta = map(float, row)
     return TrainingsFit(
@@ -131,6 +134,20 @@ def fit_trainings(
         trainings=runs.trainings,
         elsewhere=elsewhere,
     )
+
+
+def _log_law(row: Vector) -> Vector:
+    """(5,), as ``require_identified`` takes it, of E, A, B, alpha, beta."""
+    return np.array([row[3], row[4], *np.log(np.maximum(row[:3], 1e-300))])
+
+
+def _fixed(row: Vector, points: Points) -> bool:
+    """Whether runs fix the whole law, E too."""
+    try:
+        require_identified(_log_law(row), [points], ONE_LAW)
+    except UserError:
+        return False
+    return True
 
 
 def _require_within(log_exponents: Vector) -> None:

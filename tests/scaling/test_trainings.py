@@ -128,6 +128,24 @@ def test_where_the_end_of_the_loss_does_not_show_it_is_drawn_and_the_rest_fitted
     assert free[0] < 0
 
 
+def test_where_runs_fix_e_and_a_only_together_e_is_drawn_too():
+    """Over a tenfold of sizes a small exponent hardly bends: A falls as E rises, and no loss shows it."""
+    params = np.repeat([14e3, 37e3, 83e3, 148e3], 6)
+    tokens = np.tile(np.repeat([0.5, 1, 2], 2), 4) * 2.7e10 / params
+    truth = ParametricFit(E=0.9, A=1.1 * 83e3**0.12, B=1.1 * 2e5**0.33, alpha=0.12, beta=0.33, objective=0.0)
+    loss = truth.predict(params, tokens) + 0.02 * np.random.default_rng(4).normal(size=24)
+    start = 0.9, 1.1 * (83e3 / 1e9) ** 0.12, 1.1 * (2e5 / 1e10) ** 0.33, 0.12, 0.33
+    (free, *_), _ = curve_fit(law, (params, tokens), loss, start, maxfev=20_000)
+    assert 0 < free < 0.4, "inside, and far from the truth"
+    fit = fit_trainings(params, tokens, loss, np.arange(24))
+    low, high = fit.intervals["E"]
+    assert 0 < low < fit.E == np.median(fit.samples[:, 0]) < high < loss.min()
+    assert low < truth.E < high
+    below, above = fit.predicted_interval(1e6, 1e7)
+    assert below < truth.predict(1e6, 1e7) < above
+    assert above - below < 0.3, "E and A are open, what they come to is not"
+
+
 def test_three_trainings_and_runs_that_follow_no_power_are_refused():
     params, tokens, loss, _ = runs()
     kept = params < 6e8
