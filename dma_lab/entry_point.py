@@ -5,7 +5,6 @@ import functools
 import inspect
 import os
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dma_lab.messages import RunHeldError, UserError
 from dma_lab.plugins import plugins
 from dma_lab.settings import CONFIG_DIR, shown
-from dma_lab.train.signals import end_at_once
+from dma_lab.train.signals import heed_signals, signals_prevail
 from dma_lab.train.sweep import SweepCallback
 from dma_lab.train.sweep_points import FailedPoint, HeldPoint
 from dma_lab.user_configs import add_user_configs, config_dirs
@@ -44,8 +43,7 @@ def run_entry_point(
     SIGTERM, SIGUSR1 and SIGUSR2 unwind as Ctrl-C does: status 128 + signal.
     """
     SweepCallback.show_runs = staticmethod(show_runs)
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, end_at_once)
+    heed_signals()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors and exits by itself, with status 1
     sys.argv[1:] = agents_arguments(sys.argv[1:])
     try:
@@ -56,7 +54,8 @@ def run_entry_point(
     @functools.wraps(main)
     def guarded(config: DictConfig) -> Any:
         try:
-            return main(config)
+            with signals_prevail():
+                return main(config)
         except Exception as error:
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 return _outcome_of_point(error)
@@ -65,7 +64,8 @@ def run_entry_point(
             raise
 
     try:
-        hydra.main(config_path=str(CONFIG_DIR), config_name=config_name, **_of_its_version())(guarded)()
+        with signals_prevail():
+            hydra.main(config_path=str(CONFIG_DIR), config_name=config_name, **_of_its_version())(guarded)()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except (HydraException, OmegaConfBaseException) as error:

@@ -1,12 +1,14 @@
 """What the entry points say before anything is done: one sentence for whatever the command line may hold, status 2."""
 
+import signal
 import sys
 import time
 from functools import partial
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 import dma_lab.settings
 from benchmarks.settings import TrainingSettings
@@ -173,3 +175,45 @@ def test_a_stopped_sweep_is_reported_before_python_exits(monkeypatch, capsys, tm
     assert end.value.code == 143
     assert shown == [tmp_path / "first"]
     assert capsys.readouterr().err.startswith("stopped at: seed=1 ")
+
+
+def test_an_interrupt_ends_a_sweep_although_omegaconf_made_an_error_of_it(monkeypatch, capsys, tmp_path):
+    begun, validate = [], ListConfig._validate_set
+
+    def interrupt(*args: object) -> None:
+        validate(*args)
+        signal.raise_signal(signal.SIGINT)
+
+    def main(config: DictConfig) -> None:
+        begun.append(config.seed)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ListConfig, "_validate_set", interrupt)  # as the item that it appends is None
+            with pytest.raises(OmegaConfBaseException, match="_invalidate_flags_cache") as lost:
+                OmegaConf.create({"betas": [0.9, 0.95]})
+        raise lost.value
+
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=0,1", f"output_dir={tmp_path}"])
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as end:
+        run_entry_point(main, "train", lambda runs: None)
+    assert end.value.code == 130
+    assert begun == [0]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("stopped at: seed=0 ")
+
+
+def test_an_interrupt_as_the_command_line_is_composed_is_no_mistake_of_the_user_s(monkeypatch, capsys):
+    validate = ListConfig._validate_set
+
+    def interrupt(self: ListConfig, *args: object) -> None:
+        validate(self, *args)
+        if self._key() == "config_sources":  # OmegaConf makes an error of it, which Hydra raises
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ListConfig, "_validate_set", interrupt)
+    monkeypatch.setattr(sys, "argv", ["train.py", "seed=0"])
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as end:
+        run_entry_point(lambda config: pytest.fail("it begins"), "train")
+    assert end.value.code == 130
+    assert capsys.readouterr().err == ""

@@ -136,7 +136,7 @@ def _train_or_continue(
             summary |= train_within_memory(training, micro, partial(prepare_start, run, identity_at, shorter))
             log.exit_code = 0 if summary["status"] == "finished" else 1
     except BaseException as error:
-        end = peers.explain(error)
+        end = stop.came_of(error) or peers.explain(error)
         with suppress(OSError):  # the disk may be what failed
             run.write_summary(summary | _cut_off(run, end))
         raise end from (None if end is error else error)

@@ -4,7 +4,9 @@ import signal
 
 import pytest
 
-from dma_lab.train.signals import StopRequest
+from dma_lab.run_summary import read_summary
+from dma_lab.train.fit_run import fit_run
+from dma_lab.train.signals import StopRequest, heed_signals, signals_prevail
 
 
 class _Interrupted:
@@ -19,6 +21,27 @@ def test_a_signal_that_python_drops_in_a_finalizer_still_stops_the_run():
         assert stop.number == signal.SIGINT
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_nothing_begins_after_a_signal_that_python_dropped_in_a_finalizer():
+    heed_signals()
+    with signals_prevail():
+        del [_Interrupted()][0]
+    with pytest.raises(KeyboardInterrupt), signals_prevail():
+        pytest.fail("it begins")
+    heed_signals()
+    with pytest.raises(OSError, match="of its own"), signals_prevail():
+        raise OSError("of its own")
+
+
+def test_interrupts_that_this_process_was_started_to_ignore_are_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        heed_signals()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_second_interrupt_ends_at_once_where_the_first_could_wait():
     with StopRequest() as stop:
         stop.can_wait = True
@@ -26,6 +49,36 @@ def test_a_second_interrupt_ends_at_once_where_the_first_could_wait():
         assert stop.number == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_an_error_that_a_signal_s_end_came_to_is_told_from_one_of_the_run_s_own():
+    with StopRequest() as stop:
+        stop.can_wait = True
+        signal.raise_signal(signal.SIGUSR1)
+        assert stop.came_of(OSError("disk full")) is None, "the step's end came to it, as it would have unasked"
+        stop.can_wait = False
+        with pytest.raises(SystemExit):
+            signal.raise_signal(signal.SIGUSR1)
+        end = stop.came_of(AttributeError("of a config that was half changed"))
+        assert isinstance(end, SystemExit)
+        assert end.code == 128 + signal.SIGUSR1
+        assert stop.came_of(KeyboardInterrupt()) is None
+
+
+def test_a_run_that_failed_as_a_signal_unwound_it_was_interrupted(read, overrides, tmp_path, monkeypatch):
+    def unwind(*_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            raise AttributeError("of a config that was half changed")
+
+    monkeypatch.setattr("dma_lab.train.fit_run.train_within_memory", unwind)
+    with pytest.raises(SystemExit) as end:
+        fit_run(read(overrides))
+    assert end.value.code == 128 + signal.SIGTERM
+    (file,) = tmp_path.glob("*/summary.json")
+    summary = read_summary(file.parent)
+    assert (summary["status"], summary["signal"]) == ("interrupted", signal.SIGTERM)
 
 
 @pytest.mark.parametrize("can_wait", [True, False])
