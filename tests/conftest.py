@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -54,3 +55,11 @@ def unwritten_memory_is_nan() -> Iterator[None]:
     assert torch.empty(9, device="cuda" if torch.cuda.is_available() else "cpu").isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def interrupts_heeded() -> Iterator[None]:
+    """Python's own handler of SIGINT: a shell's background commands, and what they start, ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

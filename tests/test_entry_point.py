@@ -177,6 +177,7 @@ def test_a_stopped_sweep_is_reported_before_python_exits(monkeypatch, capsys, tm
     assert capsys.readouterr().err.startswith("stopped at: seed=1 ")
 
 
+@pytest.mark.usefixtures("interrupts_heeded")
 def test_an_interrupt_ends_a_sweep_although_omegaconf_made_an_error_of_it(monkeypatch, capsys, tmp_path):
     begun, validate = [], ListConfig._validate_set
 
@@ -202,6 +203,7 @@ def test_an_interrupt_ends_a_sweep_although_omegaconf_made_an_error_of_it(monkey
     assert line.startswith("stopped at: seed=0 ")
 
 
+@pytest.mark.usefixtures("interrupts_heeded")
 def test_an_interrupt_as_the_command_line_is_composed_is_no_mistake_of_the_user_s(monkeypatch, capsys):
     validate = ListConfig._validate_set
 

@@ -22,6 +22,7 @@ def test_a_signal_that_python_drops_in_a_finalizer_still_stops_the_run():
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("interrupts_heeded")
 def test_nothing_begins_after_a_signal_that_python_dropped_in_a_finalizer():
     heed_signals()
     with signals_prevail():
