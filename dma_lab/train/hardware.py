@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from dma_lab.messages import UserError, warn_once
 from dma_lab.train.ranks import local_rank
 from dma_lab.train.settings import TrainerSettings
 
+_CPUINFO = Path("/proc/cpuinfo")
 MACHINE = ("hardware", "cpu_capability", "precision", "compiled", "torch")
 """What summary.json says of the machine. It decides how sums are rounded, which a short training carries to a tenth of
 a nat: runs are compared where all of it is equal."""
@@ -45,10 +47,22 @@ def resolve_hardware(trainer: TrainerSettings) -> Hardware:
         device=gpu if on_gpu else torch.device("cpu"),
         name=torch.cuda.get_device_name(gpu)
         if on_gpu
-        else f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)",
+        else f"CPU ({processor(_CPUINFO)}, {torch.get_num_threads()} threads)",
         precision=("bf16" if has_bf16 else "fp32") if trainer.precision == "auto" else trainer.precision,
         compile=on_gpu if trainer.compile == "auto" else trainer.compile,
     )
+
+
+def processor(cpuinfo: Path) -> str:
+    """Architecture of this machine's CPU and, where ``cpuinfo`` has them, its maker and whether it has AVX-512.
+
+    MKL and oneDNN choose the kernels of matrix products by these; ``ATEN_CPU_CAPABILITY`` limits PyTorch's own alone.
+    """
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    said = dict(line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
+    known = {name.strip(): value.split() for name, value in said.items()}
+    wide = ["AVX-512"] if "avx512f" in known.get("flags", []) else []
+    return ", ".join([platform.machine(), *known.get("vendor_id", []), *wide])
 
 
 def machine_facts(hardware: Hardware, devices: int) -> dict[str, Any]:
