@@ -20,6 +20,7 @@ GROUND = {
     "files": set(),
     "locks": set(),
     "phases": {"messages"},
+    "processor": set(),
     "seals": set(),
     "settings": {"messages"},
     "threads": set(),

@@ -1,6 +1,5 @@
 """What all suites share: the machine that the model runs on, the model itself, progress, and tables at the end."""
 
-import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from dma_lab.data.progress import BuildProgress
 from dma_lab.evaluation.checkpoint import TrainedRun
 from dma_lab.messages import UserError, warn_once
 from dma_lab.model import Transformer
+from dma_lab.processor import processor
 from dma_lab.threads import flops_of, use_threads
 
 
@@ -29,7 +29,7 @@ class Machine:
     def facts(self) -> dict[str, str]:
         """What rounds the scores."""
         on_gpu = self.device.type == "cuda"
-        cpu = f"CPU ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
+        cpu = f"CPU ({processor()}, {torch.backends.cpu.get_cpu_capability()})"
         name = torch.cuda.get_device_name(self.device) if on_gpu else cpu
         return {"hardware": name, "precision": self.precision, "torch": torch.__version__}
 

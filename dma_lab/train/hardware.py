@@ -1,18 +1,16 @@
 """The device a run gets, and the precision it computes in there."""
 
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from dma_lab.messages import UserError, warn_once
+from dma_lab.processor import processor
 from dma_lab.train.ranks import local_rank
 from dma_lab.train.settings import TrainerSettings
 
-_CPUINFO = Path("/proc/cpuinfo")
 MACHINE = ("hardware", "cpu_capability", "precision", "compiled", "torch")
 """What summary.json says of the machine. It decides how sums are rounded, which a short training carries to a tenth of
 a nat: runs are compared where all of it is equal."""
@@ -45,24 +43,10 @@ def resolve_hardware(trainer: TrainerSettings) -> Hardware:
     has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     return Hardware(
         device=gpu if on_gpu else torch.device("cpu"),
-        name=torch.cuda.get_device_name(gpu)
-        if on_gpu
-        else f"CPU ({processor(_CPUINFO)}, {torch.get_num_threads()} threads)",
+        name=torch.cuda.get_device_name(gpu) if on_gpu else f"CPU ({processor()}, {torch.get_num_threads()} threads)",
         precision=("bf16" if has_bf16 else "fp32") if trainer.precision == "auto" else trainer.precision,
         compile=on_gpu if trainer.compile == "auto" else trainer.compile,
     )
-
-
-def processor(cpuinfo: Path) -> str:
-    """Architecture of this machine's CPU and, where ``cpuinfo`` has them, its maker and whether it has AVX-512.
-
-    MKL and oneDNN choose the kernels of matrix products by these; ``ATEN_CPU_CAPABILITY`` limits PyTorch's own alone.
-    """
-    text = cpuinfo.read_text() if cpuinfo.exists() else ""
-    said = dict(line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
-    known = {name.strip(): value.split() for name, value in said.items()}
-    wide = ["AVX-512"] if "avx512f" in known.get("flags", []) else []
-    return ", ".join([platform.machine(), *known.get("vendor_id", []), *wide])
 
 
 def machine_facts(hardware: Hardware, devices: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import fcntl
 import json
-import platform
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.evaluation.record import EvaluationRecord
 from dma_lab.messages import UserError
+from dma_lab.processor import CPUINFO, processor
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
 from dma_lab.report.evaluations import evaluations
@@ -22,7 +23,9 @@ def test_a_record_says_of_which_weights_and_machine_it_is_and_the_report_shows_n
     (kept,) = run_suite("context", "suite.lengths=[64]")
     run = open_run(run_copy)
     machine = {name: kept["cell"][name] for name in ("hardware", "precision", "torch")}
-    assert machine["hardware"] == f"CPU ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
+    assert machine["hardware"] == f"CPU ({processor()}, {torch.backends.cpu.get_cpu_capability()})"
+    makers = re.findall(r"^vendor_id\s*: (\S+)", CPUINFO.read_text(), flags=re.MULTILINE)
+    assert all(maker in machine["hardware"] for maker in makers), "as a training names it"
     assert (machine["precision"], machine["torch"], kept["cell"]["step"]) == ("fp32", torch.__version__, run.step)
     settings = {name: kept["cell"][name] for name in ("context", "stride", "tokens", "mask_documents", "rope_base")}
     others = {name: weight.clone() for name, weight in run.weights.items()}

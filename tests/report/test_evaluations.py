@@ -18,7 +18,7 @@ from dma_lab.seals import sealed
 TITLE = "Beyond the loss"
 
 
-MACHINE = {"hardware": "CPU (x86_64, AVX2)", "precision": "fp32", "torch": "2.13.0"}
+MACHINE = {"hardware": "CPU (x86_64, GenuineIntel, AVX2)", "precision": "fp32", "torch": "2.13.0"}
 
 
 def record(
@@ -111,6 +111,12 @@ def test_perplexity_is_drawn_by_context_in_order(add_run, section):
 def test_contexts_scored_in_another_way_share_no_figure(add_run, section):
     record(add_run("mha"), "context", context(64, 10.0))
     record(add_run("dma"), "context", context(64, 8.0, stride=1))
+    assert [{series.group for series in figure.series} for figure in section().blocks] == [{"mha"}, {"dma"}]
+
+
+def test_scores_computed_on_two_makers_machines_share_no_figure(add_run, section):
+    record(add_run("mha"), "context", context(64, 10.0), hardware="CPU (x86_64, GenuineIntel, AVX2)")
+    record(add_run("dma"), "context", context(64, 8.0), hardware="CPU (x86_64, AuthenticAMD, AVX2)")
     assert [{series.group for series in figure.series} for figure in section().blocks] == [{"mha"}, {"dma"}]
 
 

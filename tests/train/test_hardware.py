@@ -13,7 +13,6 @@ from dma_lab.attention import build_attention
 from dma_lab.checkpoints import read_checkpoint, recorded, write_checkpoint
 from dma_lab.train.continuing import Start, prepare_start
 from dma_lab.train.fit_run import fit_run
-from dma_lab.train.hardware import processor
 from dma_lab.train.rung import rung_name
 from dma_lab.train.runs import RunDirectory
 
@@ -93,22 +92,3 @@ def test_make_train_asks_for_what_every_machine_has_and_lets_its_user_choose():
         command = ["make", "train", "--old-file=setup", f'RUN={sys.executable} -c "{code}" #']
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
         assert f"capability {expected}" in done.stdout.splitlines()
-
-
-@pytest.mark.parametrize(
-    ("cpuinfo", "said"),
-    [
-        (
-            "processor\t: 0\nvendor_id\t: AuthenticAMD\nflags\t: avx512f\n\nprocessor\t: 1\n",
-            ", AuthenticAMD, AVX-512",
-        ),
-        ("processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu avx2\n", ", GenuineIntel"),
-        ("processor\t: 0\nFeatures\t: asimd sve\n", ""),
-        (None, ""),
-    ],
-)
-def test_a_cpu_is_named_by_what_its_libraries_choose_kernels_by(tmp_path, cpuinfo, said):
-    path = tmp_path / "cpuinfo"
-    if cpuinfo is not None:
-        path.write_text(cpuinfo)
-    assert processor(path) == platform.machine() + said
