@@ -13,14 +13,17 @@ from dma_lab.model.accounting import training_flops_per_sequence
 
 # The delta rule's triangular systems are no matrix products forward, and are backward.
 COUNTED = sorted(registered_backends().keys() - {"gated_deltanet"})
+# Controls whose scores have no gradient: maps of theirs would count threefold.
+CASES = [*map(Case, COUNTED), *(Case("dma", {"scores": scores}) for scores in ("frozen", "random"))]
 
 
-@pytest.mark.parametrize("name", COUNTED)
-def test_the_backward_pass_costs_twice_the_forward_one_but_for_what_is_said(name, monkeypatch):
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_backward_pass_costs_twice_the_forward_one_but_for_what_is_said(case, monkeypatch):
+    name = case.name
     module = importlib.import_module(f"dma_lab.attention.{name}")
     if hasattr(module, "recomputed"):  # the reference path's way to save memory, which is not counted
         monkeypatch.setattr(module, "recomputed", lambda function, *arguments: function(*arguments))
-    attention, x = Case(name).build(), noise(1, CONTEXT, WIDTH).requires_grad_()
+    attention, x = case.build(), noise(1, CONTEXT, WIDTH).requires_grad_()
     with FlopCounterMode(display=False) as forward:
         ids = torch.zeros(1, CONTEXT, dtype=torch.int64)
         out, loss = attention.forward_with_loss(x, ids) if attention.auxiliary_loss else (attention(x, ids), 0.0)
