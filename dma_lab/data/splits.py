@@ -121,6 +121,8 @@ def parts_of(document: Document, split: Split) -> Iterator[tuple[Document, bool]
         yield Document((stretch,), digest, len(encoded)), True
     if between:
         yield _joined(between), False
+    elif not document.size:
+        yield document, False  # which whoever packs it counts
 
 
 class _Found:

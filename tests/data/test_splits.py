@@ -131,6 +131,13 @@ def test_copies_of_a_stretch_validate_once_and_never_train(settings_of, write, t
     assert sum(map(len, train + validation)) + 2 * sum(map(len, of_the_play)) == whole
 
 
+def test_empty_documents_are_counted_where_stretches_validate_too(settings_of, write, tmp_path):
+    path = write(tmp_path / "a.jsonl", ["", _play(400), "", ""])
+    made = prepare_data(settings_of(path), 1)
+    assert made.meta["split"]["by"] == "stretches"
+    assert made.meta["counts"] == {"empty documents left out": 3}
+
+
 def test_stretches_are_the_text_and_end_where_paragraphs_lines_sentences_words_do():
     for text, mark in (
         ("a line\nand one more\n\n" * 900, "\n\n"),
