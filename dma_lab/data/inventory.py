@@ -39,8 +39,9 @@ def validation_sentence(split: Mapping[str, Any], documents: int, effective: flo
     """What validates and how it was chosen, from meta.json's ``split`` and what then lies in the token files."""
     found = f"{documents:,} documents validate, {effective:.1f} effective ones"
     if split["by"] == "stretches":
+        there = "1 document is" if split["documents"] == 1 else f"{split['documents']:,} documents are"
         how = (
-            f"{split['documents']:,} documents are too few to hold some out: {documents:,} stretches validate "
+            f"{there} too few to hold some out: {documents:,} stretches validate "
             f"({effective:.1f} effective documents), of about {split['stretch_characters']:,} characters, cut at the "
             "ends of paragraphs or lines and chosen by a hash of their text; data.validation_path sets documents apart"
         )

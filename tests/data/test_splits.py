@@ -44,7 +44,7 @@ def test_one_text_alone_is_split_in_stretches_enough_for_an_interval(settings_of
     assert made.meta["split"]["by"] == "stretches"
     assert made.meta["validation"]["effective_documents"] == pytest.approx(_effective_tokens(made), rel=1e-12)
     told = capsys.readouterr().err
-    assert f"1 documents are too few to hold some out: {len(validation)} stretches validate" in told
+    assert f"1 document is too few to hold some out: {len(validation)} stretches validate" in told
 
 
 def _without(text: str, parts: list[str]) -> str:
