@@ -126,3 +126,5 @@ def test_what_skypilot_would_run_can_be_run(tmp_path: Path) -> None:
 def test_the_site_leads_to_every_page() -> None:
     led_to = re.findall(r"[\w-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2])
     assert sorted(led_to) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+    apart = re.findall(r"^  ([\w-]+/)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert sorted(apart) == sorted(f"{page.parent.name}/" for page in (ROOT / "docs").glob("*/report.md"))
