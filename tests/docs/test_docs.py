@@ -59,6 +59,16 @@ def _find_packages_in(folder: Path) -> None:
     look_again()
 
 
+def test_the_tutorial_installs_what_it_runs() -> None:
+    installed = {"pip", "dma-lab"}
+    for line in "".join(text for kind, text in blocks("tutorial.md") if kind == "sh").splitlines():
+        match shlex.split(line, comments=True):
+            case ["pip", "install", *packages]:
+                installed |= set(packages)
+            case [command, *_]:
+                assert command in installed, line
+
+
 @pytest.mark.slow
 def test_the_tutorial_runs_in_its_order(scripts, tmp_path: Path) -> None:
     packages = tmp_path / "packages"
@@ -80,7 +90,7 @@ def test_the_tutorial_runs_in_its_order(scripts, tmp_path: Path) -> None:
             match words:
                 case ["pip", "install", "."]:
                     continue  # tests/test_wheel.py does
-                case ["pip", "install", "./anchored"]:
+                case ["pip", "install", "./anchored", "pytest"]:
                     code = (tmp_path / "anchored" / "anchored_attention.py").read_text()
                     offers = (tmp_path / "anchored" / "pyproject.toml").read_text()
                     (offer,) = re.findall(r'^anchored = "(.*)"$', offers, flags=re.MULTILINE)
