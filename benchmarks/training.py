@@ -136,13 +136,13 @@ def _measure(backend: str, settings: TrainSettings, plan: RunPlan, hardware: Har
 
 def _train(settings: TrainSettings) -> Point:
     summary = fit_run(settings)
-    lines = _lines(Path(summary["run"]) / "metrics.jsonl")
+    lines = _lines(Path(summary.run) / "metrics.jsonl")
     kept = ("hardware", "precision", "tokens_per_second", "peak_memory_bytes", "val_loss", "flops", "flops_executed")
+    written = summary.written()
     return {
-        **{name: summary[name] for name in kept},
-        **{name: summary[name] for name in ("mfu_executed", "mfu_dense_equivalent") if name in summary},
+        **{name: written[name] for name in (*kept, "mfu_executed", "mfu_dense_equivalent") if name in written},
         "loss": {line["step"]: math.nan if line["loss"] is None else line["loss"] for line in lines},
-        "not_finite": summary["steps_skipped"],
+        "not_finite": summary.steps_skipped,
     }
 
 

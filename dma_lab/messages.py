@@ -27,8 +27,8 @@ class UserError(Exception):
     """
 
     exit_status = 2
-    finished: Sequence[dict[str, Any]] = ()
-    """Summaries of the runs that the command had finished before."""
+    finished: Sequence[Any] = ()
+    """Summaries (``dma_lab.run_summary``) of the runs that the command had finished before."""
 
 
 class MishapError(UserError):

@@ -1,8 +1,11 @@
-"""A corpus and a model small enough to train in a second."""
+"""A corpus and a model small enough to train in a second, and what a run's summary may hold."""
 
+import hashlib
+import json
 import pickle
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -12,6 +15,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
+
+from dma_lab.run_summary import BESIDE, Summary
+from dma_lab.seals import sealed
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 TINY = [
@@ -76,3 +82,62 @@ def configuration(overrides: list[str], name: str = "train") -> DictConfig:
 
 
 _composed: dict[tuple[str, ...], bytes] = {}
+
+
+def summary_of(run: Path, **changed: Any) -> dict[str, Any]:
+    """What ``summary.json`` may hold of a run in ``run`` that is finished, with these keys instead."""
+    return {
+        "run": str(run),
+        "study": "study",
+        "model": "nano",
+        "rung": "nano",
+        "attention": "mha",
+        "match": "params",
+        "seed": 0,
+        "params_total": 215_536,
+        "params_non_embedding": 150_000,
+        "d_ff": 192,
+        "context": 64,
+        "steps": 100,
+        "tokens": 1_000_000,
+        "flops": 900_000_000_000,
+        "flops_executed": 900_000_000_000,
+        "unigram_entropy": 5.1,
+        "data_fingerprint": "a" * 32,
+        "hardware": "1 x CPU",
+        "cpu_capability": "AVX2",
+        "precision": "fp32",
+        "compiled": False,
+        "torch": "2.13.0",
+        "git_commit": "c" * 40,
+        "steps_shared": 0,
+        "earlier_machines": [],
+        "tokens_per_second": 1234.5,
+        "peak_memory_bytes": 2**30,
+        "kernels": "plain PyTorch",
+        "val_loss": 2.5,
+        "val_perplexity": 12.2,
+        "val_bits_per_byte": 1.25,
+        "val_text_bits_per_byte": 1.19,
+        "status": "finished",
+    } | changed
+
+
+def write_summary(run: Path, content: dict[str, Any]) -> None:
+    """``summary.json`` as a run would write it, whatever ``content`` is: it vouches for what now lies beside it."""
+    if content.get("status") in ("finished", "diverged"):
+        beside = [run / name for name in BESIDE if (run / name).exists()]
+        content = content | {"files": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in beside}}
+    (run / "summary.json").write_text(sealed(content))
+
+
+def rewrite_summary(run: Path, **changed: Any) -> None:
+    """The same with these keys instead; without those that are None."""
+    content = json.loads((run / "summary.json").read_text()) | changed
+    kept = {name: value for name, value in content.items() if name not in ("digest", "files")}
+    write_summary(run, {name: value for name, value in kept.items() if name not in changed or value is not None})
+
+
+def summary(run: Path, **changed: Any) -> Summary:
+    """``summary_of``, as it is read."""
+    return Summary.of(summary_of(run, **changed))

@@ -25,7 +25,7 @@ GROUND = {
     "settings": {"messages"},
     "threads": set(),
     "checkpoints": {"messages"},
-    "run_summary": {"files", "seals"},
+    "run_summary": {"files", "seals", "settings"},
 }
 FILES = sorted((ROOT / "dma_lab").rglob("*.py"))
 

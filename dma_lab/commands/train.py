@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -11,11 +10,12 @@ from omegaconf import DictConfig
 from dma_lab.entry_point import run_entry_point
 from dma_lab.messages import UserError, leave_to_the_first
 from dma_lab.phases import phase
+from dma_lab.run_summary import Summary
 from dma_lab.train.ranks import is_launched_first
 from dma_lab.train.timing import note_imports
 
 
-def main(config: DictConfig) -> Sequence[dict[str, Any]]:
+def main(config: DictConfig) -> Sequence[Summary]:
     if not is_launched_first():
         leave_to_the_first()
     with phase("importing PyTorch"):  # seconds, for which --help and a mistaken setting need not wait
@@ -26,9 +26,9 @@ def main(config: DictConfig) -> Sequence[dict[str, Any]]:
     with phase("importing Lightning"):
         from dma_lab.train.branches import fit_branches
         from dma_lab.train.fit_run import fit_run
-        from dma_lab.train.summary import FinishedBefore, print_summary
+        from dma_lab.train.summary import print_summary
     note_imports()
-    summaries: Sequence[dict[str, Any]] = ()
+    summaries: Sequence[Summary] = ()
     try:
         summaries = fit_branches(settings) if settings.schedule.branches else [fit_run(settings)]
     except UserError as error:
@@ -37,7 +37,7 @@ def main(config: DictConfig) -> Sequence[dict[str, Any]]:
     finally:
         alone = HydraConfig.get().mode is not RunMode.MULTIRUN and not settings.schedule.branches
         for summary in summaries:
-            if alone or not isinstance(summary, FinishedBefore):  # of which a line says what it came to
+            if alone or not summary.finished_before:  # of which a line says what it came to
                 print_summary(summary)
     return summaries
 

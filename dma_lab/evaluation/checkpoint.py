@@ -18,7 +18,7 @@ from dma_lab.data.finding import user_path
 from dma_lab.data.store import META_FILE, TokenData, TornCacheError, read_meta
 from dma_lab.messages import MishapError, UserError
 from dma_lab.model import ModelShape, Transformer
-from dma_lab.run_summary import read_summary
+from dma_lab.run_summary import Summary, UnusableSummaryError
 
 _IN_SUMMARY = ("data_fingerprint", "init_from_digest", "precision", "steps")
 _MADE_AGAIN = "delete the run's summary.json, and the command that trained it writes both again from its checkpoint"
@@ -32,7 +32,7 @@ class TrainedRun:
     checkpoint: Path
     config: dict[str, Any]
     """config.yaml, resolved."""
-    summary: dict[str, Any]
+    summary: Summary
     step: int
     """Optimizer steps that the weights have seen."""
     weights: dict[str, Tensor]
@@ -85,7 +85,7 @@ class TrainedRun:
         if "cache_dir" not in self.config["data"]:
             raise UserError(f"{self.path} was trained on data={self.config['data'].get('name')}, which is not text.")
         cache_dir = user_path(self.config["data"]["cache_dir"], "data.cache_dir")
-        wanted = self.summary["data_fingerprint"]
+        wanted = self.summary.data_fingerprint
         torn = []
         for meta_file in sorted(cache_dir.glob(f"*/{META_FILE}")):
             try:
@@ -117,7 +117,7 @@ class TrainedRun:
             raise self._foreign("it has no embedding.weight")
         return ModelShape(
             **{name: rung[name] for name in names},
-            d_ff=self.summary["d_ff"],  # found by matching to the MHA rung
+            d_ff=self.summary.d_ff,  # found by matching to the MHA rung
             vocab_size=embedding.shape[0],
             max_seq_len=self.context,
         )
@@ -130,7 +130,7 @@ class TrainedRun:
         for setting, value in self.identity.items():
             if setting == "warmup_steps":
                 continue
-            found: Any = self.summary if setting in _IN_SUMMARY else self.config
+            found: Any = vars(self.summary) if setting in _IN_SUMMARY else self.config
             for part in setting.split("."):
                 found = found.get(part) if isinstance(found, dict) else None
             if json.dumps(found, default=str) != json.dumps(value):  # where 2.0 is not 2
@@ -205,16 +205,13 @@ def _holds(config: Any, node: str) -> bool:
     return isinstance(config, dict) and isinstance(config.get(node), dict)
 
 
-def _read_summary(file: Path) -> dict[str, Any]:
+def _read_summary(file: Path) -> Summary:
     try:
-        summary = read_summary(file.parent, beside=["config.yaml"])
-        kinds = {"d_ff": int, "data_fingerprint": str}
-        wrong = [name for name, kind in kinds.items() if not isinstance(summary.get(name), kind)]
+        return Summary.read(file.parent, beside=["config.yaml"])
+    except UnusableSummaryError as error:
+        raise UserError(f"{file} is not a run's summary: {error}; {_MADE_AGAIN}.") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({_first_line(error)}): {_MADE_AGAIN}.") from error
-    if wrong:
-        raise UserError(f"{file} is not a run's summary: it gives no usable {', '.join(wrong)}; {_MADE_AGAIN}.")
-    return summary
 
 
 def _first_line(error: Exception) -> str:

@@ -49,7 +49,7 @@ def text_attention(run: TrainedRun, text: str) -> TextAttention:
     def note(attention: nn.Module, arguments: tuple[Tensor, None]) -> None:
         if not isinstance(attention, _OF_LIFETIMES):
             raise UserError(
-                f"{run.path.name} attends by {run.summary['attention']}: this reads mha, swa, dma and their variants, "
+                f"{run.path.name} attends by {run.summary.attention}: this reads mha, swa, dma and their variants, "
                 "in which a key is seen by one run of queries."
             )
         found.append(layer_attention(attention, arguments[0]))

@@ -38,23 +38,23 @@ def training_facts(run: TrainedRun) -> dict[str, str]:
     """How the run was trained, by what a reader would ask; of the weights as they are, an unfinished run's too."""
     summary, data = run.summary, run.config["data"]
     facts = {
-        "data": f"{data.get('name')}, fingerprint {summary['data_fingerprint']}",
-        "training": f"step {run.step:,} of {summary['steps']:,}, {_share(run):,} tokens, context {run.context:,}, "
-        f"seed {summary['seed']}",
+        "data": f"{data.get('name')}, fingerprint {summary.data_fingerprint}",
+        "training": f"step {run.step:,} of {summary.steps:,}, {_share(run):,} tokens, context {run.context:,}, "
+        f"seed {summary.seed}",
     }
-    if "init_from_digest" in summary:
-        facts["begun with"] = f"the weights of digest {summary['init_from_digest']}"
-    if summary["status"] == "finished" and run.step == summary["steps"]:
-        loss = f"{summary['val_loss']:.4f} nats per token"
-        if "val_bits_per_byte" in summary:
-            loss += f", {summary['val_bits_per_byte']:.4f} bits per byte, perplexity {summary['val_perplexity']:.2f}"
+    if summary.init_from_digest is not None:
+        facts["begun with"] = f"the weights of digest {summary.init_from_digest}"
+    if summary.status == "finished" and run.step == summary.steps:
+        loss = f"{summary.val_loss:.4f} nats per token"
+        if summary.val_bits_per_byte is not None:
+            loss += f", {summary.val_bits_per_byte:.4f} bits per byte, perplexity {summary.val_perplexity:.2f}"
         facts["validation loss"] = loss
-    return facts | {"dma_lab": f"commit {summary['git_commit']}", "run": run.path.name}
+    return facts | {"dma_lab": f"commit {summary.git_commit}", "run": run.path.name}
 
 
 def _share(run: TrainedRun) -> int:
     """Tokens that the weights have seen."""
-    return int(run.summary["tokens"] // run.summary["steps"] * run.step)
+    return run.summary.tokens // run.summary.steps * run.step
 
 
 def model_card(

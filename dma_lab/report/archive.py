@@ -20,7 +20,7 @@ from dma_lab.files import whole
 from dma_lab.messages import UserError
 from dma_lab.report.collect import Run, read_runs
 from dma_lab.report.thinned import thinned_metrics, thinned_sums
-from dma_lab.run_summary import BESIDE, LIFETIMES, SUMMARY, read_summary, write_summary
+from dma_lab.run_summary import BESIDE, LIFETIMES, SUMMARY, Summary
 
 SUFFIX = ".tar.xz"
 _EVALUATION = "evaluation"
@@ -71,7 +71,7 @@ def _copied(run: Run, folder: Path) -> dict[str, Path]:
     if (run.path / LIFETIMES).exists():
         with np.load(run.path / LIFETIMES) as arrays:
             np.savez(own / LIFETIMES, **arrays)  # as they are, for the archive to compress
-    write_summary(own, read_summary(run.path))
+    Summary.read(run.path).write(own)
     if (run.path / _EVALUATION).is_dir():
         shutil.copytree(run.path / _EVALUATION, own / _EVALUATION, ignore=shutil.ignore_patterns("*.lock", "*.npz"))
     files = [path for path in own.rglob("*") if path.is_file()]

@@ -75,9 +75,9 @@ def _rows(shared: Statistics, tuned: Statistics) -> list[tuple[str, ...]]:
         ours, theirs = (_cells(found, name, beside) for found, name in zip((shared, tuned), names, strict=True))
         place, differences = ("-", "-"), ("-", "-", "-")
         if common := ours.keys() & theirs.keys():
-            at = max(common, key=lambda point: theirs[point].run.summary["flops"])
+            at = max(common, key=lambda point: theirs[point].run.summary.flops)
             run = theirs[at].run
-            place = run.rung, f"{run.summary['tokens']:,}"
+            place = run.rung, f"{run.summary.tokens:,}"
             seeds = " / ".join(f"{own[at].difference.seeds}" for own in (ours, theirs))
             differences = _text(ours[at]), _text(theirs[at]), seeds
         rate = shared.rates.get(backend, "tuned alone") if theirs or tuned_name in tuned.rates else "shared alone"

@@ -13,8 +13,9 @@ _X_LABEL = "decoding cache of a sequence, all layers, bf16 (bytes)"
 
 def recall_against_cache(finished: Sequence[Run]) -> Figure | None:
     """Accuracy of recall; None where fewer than two backends were trained on it."""
-    shown = at_one_point(scored) if (scored := [run for run in finished if "val_accuracy" in run.summary]) else []
-    points = [(run, run.summary["context"], run.summary["val_accuracy"]) for run in shown]
+    scored = [run for run in finished if run.summary.val_accuracy is not None]
+    shown = at_one_point(scored) if scored else []
+    points = [(run, run.summary.context, run.accuracy) for run in shown]
     caption = "share of queries answered right, against what decoding a whole example holds at its end"
     return _figure("recall-cache", "Recall against cache", caption, "accuracy", points)
 

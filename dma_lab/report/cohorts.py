@@ -47,10 +47,10 @@ def _cohort_name(run: Run, further: Sequence[str]) -> str:
     summary = run.summary
     return ", ".join(
         (
-            summary["study"],
-            f"data {summary['data_fingerprint'][:8]}",
-            f"matched by {summary['match']}",
-            summary["precision"],
+            summary.study,
+            f"data {summary.data_fingerprint[:8]}",
+            f"matched by {summary.match}",
+            summary.precision,
             f"{run.config.trainer.validation_tokens:,} validation tokens",
             *_spelled(run.conditions, further),
         )
@@ -74,7 +74,7 @@ def name_runs(runs: Sequence[Run], among: Sequence[Run] | None = None) -> list[R
         chosen.setdefault(_tuned_by_value(run), {}).update(run.chosen)
     for run in runs:
         rungs.setdefault(run.model, []).append(run.conditions)
-        budgets.setdefault((run.model, run.summary["tokens"]), []).append(run.conditions)
+        budgets.setdefault((run.model, run.summary.tokens), []).append(run.conditions)
         sizes.setdefault(_matched(run), set()).add(run.params)
     shaped = {rung: [name for name in _varied(found) if name in SHAPED] for rung, found in rungs.items()}
     elsewhere = {"tokens", "seed", *SHAPED}  # which have columns of their own, or are part of the backend
@@ -97,7 +97,7 @@ def name_runs(runs: Sequence[Run], among: Sequence[Run] | None = None) -> list[R
             " ".join((run.attention, *_spelled(varied, names), *of_rung))
             for names in (varied, [name for name in varied if name not in tuned])
         )
-        setting = ", ".join(_spelled(run.conditions, further[run.model, run.summary["tokens"]]))
+        setting = ", ".join(_spelled(run.conditions, further[run.model, run.summary.tokens]))
         named.append(
             dataclasses.replace(run, backend=backend, untuned=untuned, setting=setting, options=frozenset(varied))
         )
@@ -120,7 +120,7 @@ def _tuned_by_value(run: Run) -> Any:
 
 def _matched(run: Run) -> Any:
     """What decides the width that matching finds."""
-    return run.model, repr(run.config.attention), run.summary["context"]
+    return run.model, repr(run.config.attention), run.summary.context
 
 
 _NONE = object()

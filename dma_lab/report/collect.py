@@ -15,20 +15,11 @@ from dma_lab.attention import later_options
 from dma_lab.messages import UserError
 from dma_lab.report.conditions import TUNED, Conditions, conditions_of, of_the_model, without
 from dma_lab.report.copies import content_of, without_copies
-from dma_lab.run_summary import read_summary
+from dma_lab.run_summary import Summary, UnusableSummaryError
 from dma_lab.train.rung import rung_name
 from dma_lab.train.status import status_in_words
 
 BASELINE = "mha"
-IDENTITY = (
-    *("study", "model", "attention", "match", "data_fingerprint"),
-    *("precision", "hardware", "cpu_capability", "torch", "git_commit"),
-)
-COSTS = ("seed", "context", "params_total", "params_non_embedding", "tokens", "steps", "flops", "flops_executed")
-OUTCOME = ("val_loss", "val_perplexity", "tokens_per_second", "peak_memory_bytes")
-"""Of finished runs alone."""
-BY_TASK = ("val_bits_per_byte", "val_text_bits_per_byte", "val_accuracy")
-"""Of finished runs of text, and of recall."""
 _NEEDED = ("attention", "model.name", "optimizer.learning_rate", "schedule", "trainer.validation_tokens")
 _SCORES = {"document_nats", "document_tokens", "position_nats", "position_tokens"}
 
@@ -40,7 +31,7 @@ class Run:
     path: Path
     name: str
     """Its path below the directory that was read."""
-    summary: dict[str, Any]
+    summary: Summary
     """As written; ``run`` is the directory where it was found."""
     config: DictConfig
     metrics: list[dict[str, Any]]
@@ -71,17 +62,29 @@ class Run:
 
     @property
     def attention(self) -> str:
-        return str(self.summary["attention"])
+        return self.summary.attention
 
     @property
     def chosen(self) -> dict[str, Any]:
         """Options of the attention that a file of tuned rates chose for it in place of the backend's own."""
-        return dict((self.summary.get("tuning") or {}).get("options", {}))
+        return {} if self.summary.tuning is None else self.summary.tuning.options
 
     @property
     def params(self) -> int:
         """Non-embedding."""
-        return int(self.summary["params_non_embedding"])
+        return self.summary.params_non_embedding
+
+    @property
+    def loss(self) -> float:
+        """Of a finished run, nats per token of the validation data; of recall per query."""
+        assert self.summary.val_loss is not None, "it is finished"
+        return self.summary.val_loss
+
+    @property
+    def accuracy(self) -> float:
+        """Of a finished run of recall."""
+        assert self.summary.val_accuracy is not None, "it is finished, and of recall"
+        return self.summary.val_accuracy
 
     @property
     def point(self) -> frozenset[tuple[str, Any]]:
@@ -101,7 +104,7 @@ class Run:
     @property
     def place(self) -> str:
         """Says in words at which point it is."""
-        place = f"{self.rung}, {self.summary['tokens']:,} tokens, seed {self.summary['seed']}"
+        place = f"{self.rung}, {self.summary.tokens:,} tokens, seed {self.summary.seed}"
         return f"{place}, {self.setting}" if self.setting else place
 
     @property
@@ -163,7 +166,7 @@ def with_rates_by_hand(runs: list[Run]) -> list[Run]:
     of_file: dict[Any, set[float]] = {}
     for run in runs:
         rates.setdefault(_in_the_file(run), set()).add(run.config.optimizer.learning_rate)
-        if run.summary.get("tuning"):
+        if run.summary.tuning is not None:
             of_file.setdefault(_in_the_file(run), set()).add(run.config.optimizer.learning_rate)
     found = []
     for run in runs:
@@ -184,27 +187,20 @@ def _in_the_file(run: Run) -> Any:
 def _order(run: Run) -> tuple[Any, ...]:
     """Within a rung: by budget and seed, then what else was set, MHA first."""
     tuned = run.config.optimizer.learning_rate
-    return run.summary["tokens"], run.summary["seed"], tuned, run.attention != BASELINE, run.attention, run.name
+    return run.summary.tokens, run.summary.seed, tuned, run.attention != BASELINE, run.attention, run.name
 
 
 def read_run(path: Path, name: str) -> Run | Unreadable:
     """The run in the directory ``path``, called ``name``, or why it cannot be read."""
     try:
-        summary = read_summary(path)
+        summary = Summary.read(path)
     except FileNotFoundError:
         return Unreadable(name, "summary.json is missing")
+    except UnusableSummaryError as error:
+        return Unreadable(name, f"summary.json gives no usable {', '.join(error.keys)}")
     except (OSError, ValueError) as error:
         return Unreadable(name, f"summary.json cannot be believed: {error}")
     try:
-        status = summary["status"]
-        wrong = [key for key in IDENTITY if not isinstance(summary.get(key), str)]
-        numbers = [*COSTS, *(OUTCOME if status == "finished" else ()), *(key for key in BY_TASK if key in summary)]
-        wrong += [key for key in numbers if not isinstance(summary.get(key), int | float)]
-        if "tokens_per_second" in wrong and summary.get("tokens_per_second", 0) is None:
-            wrong.remove("tokens_per_second")  # no step was taken after compiling
-        wrong += [key for key in ("compiled", "earlier_machines") if key not in summary]
-        if wrong:
-            return Unreadable(name, f"summary.json gives no usable {', '.join(wrong)}")
         config = OmegaConf.load(path / "config.yaml")
         lacking = [node for node in _NEEDED if OmegaConf.select(config, node) is None]
         if lacking or not isinstance(config, DictConfig):
@@ -214,10 +210,10 @@ def read_run(path: Path, name: str) -> Run | Unreadable:
         metrics, content = _metrics(path / "metrics.jsonl"), content_of(path, summary)
     except Exception as error:  # whatever a damaged file raises in the parsers: the others are reported all the same
         return Unreadable(name, " ".join(f"{type(error).__name__}: {error}".split()))
-    summary["run"] = str(path)
     scores = _scores(path / "validation.npz")
     status = status_in_words(path, summary)
-    return Run(path, name, summary, config, metrics, scores, status, conditions, rung, summary["attention"], content)
+    summary = dataclasses.replace(summary, run=str(path))
+    return Run(path, name, summary, config, metrics, scores, status, conditions, rung, summary.attention, content)
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:

@@ -97,7 +97,7 @@ def cell_of(members: Sequence[tuple[Run, PairedDifference]]) -> Cell:
     """Of runs that their seeds alone tell apart, each with its difference to another's."""
     by_seed: dict[int, list[np.ndarray]] = {}
     for run, difference in members:
-        by_seed.setdefault(run.summary["seed"], []).append(difference.nats)
+        by_seed.setdefault(run.summary.seed, []).append(difference.nats)
     run, difference = members[0]
     # A seed that was run twice is one training that was run twice.
     nats = np.stack([np.mean(repeated, axis=0) for repeated in by_seed.values()])
@@ -123,7 +123,7 @@ def _runs_table(pairs: Sequence[tuple[Run, Difference]]) -> Table:
         caption="Intervals are of these two models, over documents: what other seeds would have given is not in them.",
         caption_justify="left",
     )
-    recall = any("val_accuracy" in run.summary for run, _ in pairs)
+    recall = any(run.summary.val_accuracy is not None for run, _ in pairs)
     left = ("attention", "rung", *(["setting"] if any(run.setting for run, _ in pairs) else []))
     costs = ("tokens", "seed", "parameters", "FLOP executed", "FLOP dense-eq.", "loss", "perplexity")
     for column in (*left, *costs, "accuracy" if recall else "bits/byte", "loss minus MHA's [95 %]", "documents"):
@@ -134,14 +134,14 @@ def _runs_table(pairs: Sequence[tuple[Run, Difference]]) -> Table:
             run.backend,
             run.rung,
             *([run.setting] if "setting" in left else []),
-            f"{summary['tokens']:,}",
-            str(summary["seed"]),
-            f"{summary['params_non_embedding']:,}",
-            f"{summary['flops_executed']:.3g}",
-            f"{summary['flops']:.3g}",
-            f"{summary['val_loss']:.4f}",
-            f"{summary['val_perplexity']:.2f}",
-            _number(summary.get("val_accuracy" if recall else "val_bits_per_byte")),
+            f"{summary.tokens:,}",
+            str(summary.seed),
+            f"{summary.params_non_embedding:,}",
+            f"{summary.flops_executed:.3g}",
+            f"{summary.flops:.3g}",
+            f"{run.loss:.4f}",
+            f"{summary.val_perplexity:.2f}",
+            _number(summary.val_accuracy if recall else summary.val_bits_per_byte),
             difference_cell(difference),
             documents_cell(difference),
         )
@@ -184,7 +184,7 @@ def cell_rows(cells: Sequence[OverTrainings]) -> tuple[tuple[str, ...], list[tup
 
 def _texts(cell: OverTrainings) -> tuple[str, ...]:
     own = cell.difference
-    tokens, seeds, mean = f"{cell.run.summary['tokens']:,}", f"{own.seeds}", f"{own.difference:+.4f}"
+    tokens, seeds, mean = f"{cell.run.summary.tokens:,}", f"{own.seeds}", f"{own.difference:+.4f}"
     if own.interval is None or own.spread is None or own.p_value is None:
         return tokens, seeds, f"{mean} no interval", "unknown", "-"
     low, high = own.interval

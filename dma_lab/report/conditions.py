@@ -7,11 +7,12 @@ The git commit is no condition: most commits change nothing that a run computes,
 report says where runs of several commits stand side by side.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from dma_lab.run_summary import Summary
 from dma_lab.train.hardware import MACHINE
 from dma_lab.train.optim import schedule_phases
 from dma_lab.train.settings import ScheduleSettings
@@ -55,25 +56,25 @@ Conditions = dict[str, Any]
 """Dotted names to values that hash."""
 
 
-def conditions_of(config: DictConfig, summary: Mapping[str, Any]) -> Conditions:
+def conditions_of(config: DictConfig, summary: Summary) -> Conditions:
     """Everything but the attention that decides what a run comes to.
 
     Raises:
-        KeyError, TypeError: config.yaml or summary.json lacks what every run has.
+        KeyError, TypeError: config.yaml lacks what every run has.
     """
     settings: Any = OmegaConf.to_container(config, resolve=True)
     found = {name: value for name, value in _flat("", settings) if not _is_left_out(name)}
     found.setdefault("trainer.activation_checkpointing", False)  # which the archived studies' runs could not ask for
-    found[WARMUP] = schedule_phases(ScheduleSettings(**settings["schedule"]), summary["steps"])[0]
+    found[WARMUP] = schedule_phases(ScheduleSettings(**settings["schedule"]), summary.steps)[0]
     if settings["trainer"].get("devices") == settings["trainer"].get("num_nodes", 1) == 1:
         found.pop("trainer.strategy", None)  # of how several devices share a run
     if settings.get("tuned") is not None:
         # Rates of one file are each backend's own, as multiples of one recipe: in that they are equal, and equal to no
         # rate given by hand.
-        recipe = summary.get("recipe_learning_rate")
+        recipe = summary.recipe_learning_rate
         found["optimizer.learning_rate"] = "tuned" if recipe is None else f"tuned from {recipe:g}"
-    found[INIT_FROM] = summary.get(INIT_FROM)
-    return found | {name: _hashable(summary[name]) for name in _FROM_SUMMARY}
+    found[INIT_FROM] = summary.init_from_digest
+    return found | {name: getattr(summary, name) for name in _FROM_SUMMARY}
 
 
 def without(conditions: Conditions, names: frozenset[str] = frozenset()) -> frozenset[tuple[str, Any]]:

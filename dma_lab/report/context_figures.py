@@ -50,12 +50,12 @@ def position_edges(context: int) -> NDArray[np.int64]:
 
 def recall_by_gap(runs: Sequence[Run]) -> Figure | None:
     """Accuracy of recall by the gap from a key to its query, of the runs that most backends share; None without any."""
-    scored = [run for run in runs if "val_accuracy_by_gap" in run.summary]
+    scored = [run for run in runs if run.summary.val_accuracy_by_gap is not None]
     if not scored:
         return None
     series = []
     for run in (shown := at_one_point(scored)):
-        octaves = run.summary["val_accuracy_by_gap"]
+        octaves = run.summary.val_accuracy_by_gap or {}
         x, y = [int(octave.split("-")[1]) for octave in octaves], list(octaves.values())
         hover = [f"{run.label}: gaps of {octave} tokens" for octave in octaves]
         series += [Series(run.backend, "line", x, y), Series(run.backend, "points", x, y, hover=hover)]
@@ -83,8 +83,8 @@ def at_one_point(runs: Sequence[Run]) -> list[Run]:
         by_point.values(),
         key=lambda shown: (
             len(shown),
-            max(run.summary["flops"] for run in shown.values()),
-            -min(run.summary["val_loss"] for run in shown.values()),
+            max(run.summary.flops for run in shown.values()),
+            -min(run.loss for run in shown.values()),
         ),
     )
     return list(fullest.values())

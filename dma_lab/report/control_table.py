@@ -57,7 +57,7 @@ def _longest(comparison: Comparison, both: Sequence[Run], control: str) -> list[
         if isinstance(other, str) or other.backend != cell.beside:
             continue  # held against a control with other options, too
         key = cell.run.model, cell.run.backend, cell.beside
-        if key not in found or found[key].run.summary["tokens"] < cell.run.summary["tokens"]:
+        if key not in found or found[key].run.summary.tokens < cell.run.summary.tokens:
             found[key] = cell
     return list(found.values())
 
@@ -67,7 +67,7 @@ def _row(cell: OverTrainings, both: Sequence[Run], control: str, to_mha: Compari
     assert isinstance(other, Run)
     keys = [keys_a_query(own) for own in (run, other)]
     return (
-        *(run.backend, cell.beside, _LACKS[control], run.rung, f"{run.summary['tokens']:,}"),
+        *(run.backend, cell.beside, _LACKS[control], run.rung, f"{run.summary.tokens:,}"),
         " / ".join("-" if own is None else f"{own:.1f}" for own in keys),
         *(_to_mha(own, to_mha) for own in (run, other)),
         _text(cell.difference),

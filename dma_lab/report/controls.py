@@ -19,10 +19,10 @@ def content_sentences(runs: Sequence[Run]) -> list[str]:
     seeds: dict[Any, set[int]] = {}
     for run in runs:
         if run.attention == CHANCE:
-            seeds.setdefault((run.model, run.summary["tokens"]), set()).add(run.summary["seed"])
+            seeds.setdefault((run.model, run.summary.tokens), set()).add(run.summary.seed)
     if not seeds:
         return []
-    runs = [run for run in runs if run.summary["seed"] in seeds.get((run.model, run.summary["tokens"]), ())]
+    runs = [run for run in runs if run.summary.seed in seeds.get((run.model, run.summary.tokens), ())]
     to_mha = compare(runs)
     pair = [run for run in runs if run.attention in ("dma", CHANCE)]
     largest: dict[tuple[Any, str], tuple[OverTrainings, str, MeanDifference, MeanDifference]] = {}
@@ -33,7 +33,7 @@ def content_sentences(runs: Sequence[Run]) -> list[str]:
         ours, theirs = _to_mha(cell.run, to_mha), _to_mha(control, to_mha)
         if beside := next((name for name in ours if name in theirs), None):
             key = cell.run.model, cell.run.backend
-            if key not in largest or largest[key][0].run.summary["tokens"] < cell.run.summary["tokens"]:
+            if key not in largest or largest[key][0].run.summary.tokens < cell.run.summary.tokens:
                 largest[key] = cell, beside, ours[beside], theirs[beside]
     return [_sentence(*found) for found in largest.values()]
 
@@ -53,7 +53,7 @@ def _sentence(cell: OverTrainings, beside: str, ours: MeanDifference, theirs: Me
     share, to = "", BASELINE.upper() if beside == BASELINE else beside
     if ours.interval is not None and not ours.interval[0] <= 0 <= ours.interval[1]:
         share = f" ({theirs.difference / ours.difference:.0%})"
-    place = f"{run.rung}, {run.summary['tokens']:,} tokens{f', {run.setting}' if run.setting else ''}"
+    place = f"{run.rung}, {run.summary.tokens:,} tokens{f', {run.setting}' if run.setting else ''}"
     if own.interval is None:
         content = f"{own.difference:+.4f}, without an interval: no rung has two seeds"
     else:

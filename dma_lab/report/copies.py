@@ -6,17 +6,19 @@ from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dma_lab.run_summary import Summary
+
 _Held = TypeVar("_Held")
 
 
-def content_of(path: Path, summary: dict[str, Any]) -> str:
+def content_of(path: Path, summary: Summary) -> str:
     """Names what the run in ``path`` is and what it came to: the same of its copies and of an archive's, wherever they
     lie, and another of the same command given once more, whose seconds are others.
     """
-    known = {name: value for name, value in summary.items() if name != "run"}
+    known = {name: value for name, value in summary.written().items() if name != "run"}
     digest = hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=16)
     # A finished run's summary says all that it computed; an archive thins its metrics.
-    for name in ("config.yaml", *(() if summary["status"] == "finished" else ("metrics.jsonl",))):
+    for name in ("config.yaml", *(() if summary.status == "finished" else ("metrics.jsonl",))):
         if (path / name).exists():
             digest.update((path / name).read_bytes())
     return digest.hexdigest()

@@ -77,7 +77,7 @@ def _read(run: Run, suite: str, last_weights: Callable[[], str | None]) -> list[
         ]
         if lacking:
             raise ValueError(f"a cell lacks {', '.join(sorted(lacking))}")
-        if settings["step"] != run.summary["steps"]:
+        if settings["step"] != run.summary.steps:
             continue
         if settings["weights"] != (last_weights() or settings["weights"]):
             continue
@@ -177,7 +177,7 @@ def _benchmarks(cells: Sequence[_Cell]) -> Table:
             chance = cell.scores.get("chance") if label.startswith("acc") else None
             task = f"{cell.settings['task']}{_varied(cell, cells)}"
             questions = f"{cell.scores['questions']:,}"
-            place = (run.rung, *([run.setting] if settings else []), f"{run.summary['tokens']:,}", run.summary["seed"])
+            place = (run.rung, *([run.setting] if settings else []), f"{run.summary.tokens:,}", run.summary.seed)
             shown = (task, label, *map(str, place), questions, "" if chance is None else f"{chance:.3f}")
             score = f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
             # Two models may share a rung's name.
@@ -204,7 +204,7 @@ def _varied(cell: _Cell, cells: Sequence[_Cell]) -> str:
 
 
 def _about(cells: Sequence[_Cell]) -> str:
-    contexts = ", ".join(f"{context:,}" for context in sorted({cell.run.summary["context"] for cell in cells}))
+    contexts = ", ".join(f"{context:,}" for context in sorted({cell.run.summary.context for cell in cells}))
     return f"{point_text(cells[0].run)}, trained on contexts of {contexts} tokens."
 
 

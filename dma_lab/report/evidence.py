@@ -23,8 +23,8 @@ def evidence(found: Statistics) -> Figure:
             series.append(Series(backend, "line", x, list(frontier.loss)))
     for backend in backends:
         own = [run for run in found.best if run.backend == backend]
-        x, y = ([float(run.summary[name]) for run in own] for name in ("flops_executed", "val_loss"))
-        series.append(Series(backend, "points", x, y, hover=[run.label for run in own]))
+        x = [float(run.summary.flops_executed) for run in own]
+        series.append(Series(backend, "points", x, [run.loss for run in own], hover=[run.label for run in own]))
     below, said = _relative(found, backends)
     lines = (
         " Lines: the least loss by a backend's law for that compute, at its best size and number of tokens; shade: "
@@ -85,15 +85,15 @@ def _differences(found: Statistics, backend: str) -> list[Series]:
         return []
     place = {cell.run.path: _place(cell.run) for cell in cells}
     known = [(cell, cell.difference.interval) for cell in cells if cell.difference.interval is not None]
-    x = [float(cell.run.summary["flops_executed"]) for cell in cells]
+    x = [float(cell.run.summary.flops_executed) for cell in cells]
     y = [cell.difference.difference for cell in cells]
     points = Series(backend, "points", x, y, hover=[f"{backend}, {place[cell.run.path]}" for cell in cells])
     if not known:
         return [points]
-    at = [float(cell.run.summary["flops_executed"]) for cell, _ in known]
+    at = [float(cell.run.summary.flops_executed) for cell, _ in known]
     low, high = zip(*(interval for _, interval in known), strict=True)
     return [Series(backend, "intervals", at, list(low), list(high)), points]
 
 
 def _place(run: Run) -> str:
-    return f"{run.rung}, {run.summary['tokens']:,} tokens"
+    return f"{run.rung}, {run.summary.tokens:,} tokens"

@@ -52,7 +52,7 @@ class Entry:
         """Whether it is for a run like this, size and length apart."""
         return (
             run.backend == self.backend
-            and all(run.summary[name] == getattr(self, name) for name in _GROUP)
+            and all(getattr(run.summary, name) == getattr(self, name) for name in _GROUP)
             and all(str(run.conditions.get(name)) == value for name, value in (_NOT_TUNED | self.conditions).items())
         )
 
@@ -72,7 +72,7 @@ class Forecast:
 
     def is_of(self, run: Run) -> bool:
         """Whether a run has the size and length forecast."""
-        apart = run.params / self.params, run.summary["tokens"] / self.tokens
+        apart = run.params / self.params, run.summary.tokens / self.tokens
         return all(abs(np.log(ratio)) <= _SAME for ratio in apart)
 
 
@@ -145,7 +145,7 @@ def _entry(backend: str, law: TrainingsFit, params: float, tokens: float, of: Ru
     low, high = law.predicted_interval(params, tokens)
     return Entry(
         backend,
-        **{name: of.summary[name] for name in _GROUP},
+        **{name: getattr(of.summary, name) for name in _GROUP},
         loss=float(law.predict(params, tokens)),
         low=low,
         high=high,
@@ -185,7 +185,7 @@ def forecast_section(forecast: Forecast, groups: Mapping[str, Sequence[Run]]) ->
     for entry in forecast.backends:
         own = [run for run in such if entry.is_of(run)]
         # Of one training each: the interval is of one.
-        losses = [float(run.summary["val_loss"]) for run in {training_of(run): run for run in own}.values()]
+        losses = [run.loss for run in {training_of(run): run for run in own}.values()]
         inside = [entry.low <= loss <= entry.high for loss in losses]
         held, scored = held + sum(inside), scored + len(inside)
         rows.append(

@@ -24,14 +24,10 @@ AHEAD = (1, 10, 100)
 """Budgets that are looked ahead to, in multiples of the largest one run."""
 
 
-def column(runs: Sequence[Run], name: str) -> list[Any]:
-    """One entry of every run's summary."""
-    return [run.summary[name] for run in runs]
-
-
 def cost_of(runs: Sequence[Run]) -> Cost:
     """Executed training FLOP per token by size, of one backend's runs."""
-    return Cost.of_runs(*(column(runs, key) for key in ("params_non_embedding", "tokens", "flops_executed")))
+    tokens, executed = [run.summary.tokens for run in runs], [run.summary.flops_executed for run in runs]
+    return Cost.of_runs([run.params for run in runs], tokens, executed)
 
 
 def parabolas_of(runs: Sequence[Run]) -> tuple[list[Parabola], list[str]]:
@@ -40,13 +36,18 @@ def parabolas_of(runs: Sequence[Run]) -> tuple[list[Parabola], list[str]]:
     Budgets of one or two sizes are passed over: they were not run to be parabolas.
     """
     found, refused = [], []
-    for own in budgets(column(runs, "flops")):
+    for own in budgets([run.summary.flops for run in runs]):
         group = [runs[index] for index in own]
         if len({run.params for run in group}) < 3:
             continue
         try:
             found.append(
-                fit_parabola(*(column(group, name) for name in ("flops", "params_non_embedding", "tokens", "val_loss")))
+                fit_parabola(
+                    [run.summary.flops for run in group],
+                    [run.params for run in group],
+                    [run.summary.tokens for run in group],
+                    [run.loss for run in group],
+                )
             )
         except UserError as error:
             refused.append(str(error))
@@ -136,10 +137,10 @@ def curves_of(runs: Sequence[Run]) -> list[Curve]:
     for run in runs:
         trained_alike.setdefault(without(run.conditions, TUNED | {"tokens"}), []).append(run)
     for own in trained_alike.values():
-        own.sort(key=lambda run: run.summary["flops"])
-        flops = np.array(column(own, "flops"), float)
+        own.sort(key=lambda run: run.summary.flops)
+        flops = np.array([run.summary.flops for run in own], float)
         if len(own) >= 2 and (np.diff(flops) > 0).all():
-            tokens, loss = (np.array(column(own, name), float) for name in ("tokens", "val_loss"))
+            tokens, loss = np.array([run.summary.tokens for run in own], float), np.array([run.loss for run in own])
             curves.append(Curve(own[0].params, flops, tokens, loss))
     return curves
 

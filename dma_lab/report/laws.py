@@ -32,7 +32,7 @@ def best_runs(runs: Iterable[Run]) -> list[Run]:
     best: dict[tuple[str, Any], Run] = {}
     for run in runs:
         key = run.backend, run.tuned_point
-        if key not in best or run.summary["val_loss"] < best[key].summary["val_loss"]:
+        if key not in best or run.loss < best[key].loss:
             best[key] = run
     return list(best.values())
 
@@ -44,7 +44,7 @@ def training_of(run: Run) -> Hashable:
 
 def counts_of(runs: Sequence[Run]) -> dict[str, list[float]]:
     """By what is counted: parameters of each run. A head that is the embedding is counted once, among all."""
-    total = [float(run.summary["params_total"]) for run in runs]
+    total = [float(run.summary.params_total) for run in runs]
     counts = {"without embeddings": [float(run.params) for run in runs]}
     tied = [OmegaConf.select(run.config, "model.tie_embeddings", default=True) for run in runs]
     if not any(tied):  # embedding and head are of one size
@@ -56,8 +56,8 @@ def points_of(runs: Sequence[Run]) -> tuple[list[float], list[float], list[float
     """Non-embedding parameters, tokens, validation losses and trainings (numbered) of one backend's runs."""
     numbers: dict[Hashable, int] = {}
     training = [numbers.setdefault(training_of(run), len(numbers)) for run in runs]
-    tokens, loss = ([run.summary[name] for run in runs] for name in ("tokens", "val_loss"))
-    return [run.params for run in runs], tokens, loss, training
+    tokens = [float(run.summary.tokens) for run in runs]
+    return [run.params for run in runs], tokens, [run.loss for run in runs], training
 
 
 def fit_laws(runs: Sequence[Run], progress: Callable[[str], None]) -> Laws:

@@ -15,7 +15,7 @@ def attention_layers(run: Run) -> list[AttentionBackend]:
     model = run.config.model
     if any(name not in model for name in (*_SHAPE, "n_layers")):
         return []
-    shape = AttentionShape(**{name: model[name] for name in _SHAPE}, max_seq_len=run.summary["context"])
+    shape = AttentionShape(**{name: model[name] for name in _SHAPE}, max_seq_len=run.summary.context)
     try:
         config = AttentionConfig.read(OmegaConf.to_container(run.config.attention, resolve=True))
         with torch.device("meta"):

@@ -36,7 +36,7 @@ def lifetimes_section(finished: Sequence[Run], progress: Callable[[str], None]) 
             blocks.append(Notice(f"No lifetimes of {run.name}: {error}"))
     if measured:
         blocks.append(_kinds(measured))
-    measured.sort(key=lambda pair: -pair[0].summary["flops"])
+    measured.sort(key=lambda pair: -pair[0].summary.flops)
     for number, (run, lifetimes) in enumerate(measured[:_SHOWN_LIFETIMES], 1):
         blocks.append(lifetime_histograms(f"lifetimes-{number}", run.label, lifetimes))
     if len(measured) > _SHOWN_LIFETIMES:
@@ -55,7 +55,7 @@ def _kinds(measured: Sequence[tuple[Run, Lifetimes]]) -> Table:
         cells += [
             f"{share:.0%}" if counts["undecided"] < heads else "-" for share in (survive, lifetimes.surviving_by_chance)
         ]
-        place = [run.rung, *([run.setting] if settings else []), f"{run.summary['tokens']:,}", f"{run.summary['seed']}"]
+        place = [run.rung, *([run.setting] if settings else []), f"{run.summary.tokens:,}", f"{run.summary.seed}"]
         rows.append((run.backend, *place, f"{lifetimes.window}", f"{heads}", *cells))
     return Table(
         "Share of a run's key/value heads, over all layers. Undecided: no key of the batch can be observed. Survive: "

@@ -20,7 +20,7 @@ def missing_points(name: str, runs: Sequence[Run]) -> Notice | None:
             if (backend, point) not in finished:
                 what = backend, run.rung, run.setting, state.get((backend, point), "not run")
                 by_tokens = seeds.setdefault(what, {})
-                by_tokens.setdefault(run.summary["tokens"], []).append(run.summary["seed"])
+                by_tokens.setdefault(run.summary.tokens, []).append(run.summary.seed)
                 counts[backend] = counts.get(backend, 0) + 1
     if not counts:
         return None

@@ -33,9 +33,9 @@ def baselines_of(run: Run, runs: Sequence[Run], baseline: str = BASELINE) -> lis
     """
     if run.attention == baseline:
         plain = _plain(run, runs, baseline) if run.backend != baseline else None
-        return "" if plain is None or run.summary["earlier_machines"] else [plain]
+        return "" if plain is None or run.summary.earlier_machines else [plain]
     like = baseline_of(run, runs, baseline)
-    plain = None if run.summary["earlier_machines"] else _plain(run, runs, baseline)
+    plain = None if run.summary.earlier_machines else _plain(run, runs, baseline)
     if plain is None:
         return like if isinstance(like, str) else [like]
     return [plain] if isinstance(like, str) or like.backend == plain.backend else [plain, like]
@@ -58,7 +58,7 @@ def baseline_of(run: Run, runs: Sequence[Run], baseline: str = BASELINE) -> Run 
     Options that both attentions have (QK-norm, say) are equal too: else the difference could be theirs. Of several such
     runs the one of the run's own commit.
     """
-    if run.summary["earlier_machines"]:
+    if run.summary.earlier_machines:
         return "several machines took its steps"
     candidates = [other for other in runs if other.attention == baseline]
     if not candidates:
@@ -88,7 +88,7 @@ def _options_apart(run: Run, baseline: Run) -> list[str]:
 
 
 def _of_another_commit(run: Run, other: Run) -> bool:
-    return bool(other.summary["git_commit"] != run.summary["git_commit"])
+    return other.summary.git_commit != run.summary.git_commit
 
 
 def difference_of(run: Run, beside: Run, part: Part = whole) -> Difference:

@@ -25,7 +25,7 @@ def at_one_rate(runs: Sequence[Run]) -> list[Run]:
         points.setdefault(point, {}).setdefault(float(run.config.optimizer.learning_rate), []).append(run)
 
     def preference(own: list[Run]) -> tuple[bool, float]:
-        return is_recipes(own[0]), -sum(run.summary["val_loss"] for run in own) / len(own)
+        return is_recipes(own[0]), -sum(run.loss for run in own) / len(own)
 
     return [run for by_rate in points.values() for run in max(by_rate.values(), key=preference)]
 
@@ -38,7 +38,7 @@ def named_in_both(shared: str, tuned: str) -> str:
 
 def is_recipes(run: Run) -> bool:
     """Whether its rate is the recipe's."""
-    recipe = run.summary.get("recipe_learning_rate")
+    recipe = run.summary.recipe_learning_rate
     return recipe is not None and isclose(run.config.optimizer.learning_rate, recipe, rel_tol=1e-3)
 
 

@@ -27,7 +27,7 @@ class Recall:
 
     @property
     def accuracies(self) -> list[float]:
-        return [float(run.summary["val_accuracy"]) for run in self.runs]
+        return [run.accuracy for run in self.runs]
 
     @property
     def mean(self) -> float:
@@ -45,7 +45,7 @@ class Recall:
 
 def recall_by_width(finished: Sequence[Run]) -> list[Block]:
     """A table of a cohort's finished runs of recall, and of several widths a figure; nothing of fewer than two runs."""
-    scored = [run for run in finished if "val_accuracy" in run.summary]
+    scored = [run for run in finished if run.summary.val_accuracy is not None]
     if len(scored) < 2:
         return []
     found = _best(scored)

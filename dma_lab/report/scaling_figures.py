@@ -14,8 +14,10 @@ from dma_lab.scaling.envelope import fit_envelope
 from dma_lab.scaling.isoflop import budgets
 from dma_lab.scaling.trainings import TrainingsFit
 
+_Which = Literal["flops_executed", "flops"]
 
-def loss_against_compute(runs: Sequence[Run], laws: Laws, which: Literal["flops_executed", "flops"]) -> Figure:
+
+def loss_against_compute(runs: Sequence[Run], laws: Laws, which: _Which) -> Figure:
     """Points of all finished runs; for backends with a law, its curve and band at each size over the tokens seen."""
     series = []
     for backend in dict.fromkeys(run.backend for run in runs):
@@ -26,7 +28,7 @@ def loss_against_compute(runs: Sequence[Run], laws: Laws, which: Literal["flops_
             for size in sorted({(run.params, _flops_per_token(run, which)) for run in own}):
                 alike = [run for run in own if (run.params, _flops_per_token(run, which)) == size]
                 series += _law_at(law, alike, which)
-        x, y = [run.summary[which] for run in own], [run.summary["val_loss"] for run in own]
+        x, y = [_flops(run, which) for run in own], [run.loss for run in own]
         series.append(Series(backend, "points", x, y, hover=[run.label for run in own]))
     name = "executed" if which == "flops_executed" else "dense-equivalent"
     fitted = any(isinstance(law, TrainingsFit) for law in laws.values())
@@ -47,13 +49,16 @@ def loss_against_compute(runs: Sequence[Run], laws: Laws, which: Literal["flops_
     )
 
 
-def _flops_per_token(run: Run, which: str) -> float:
-    return float(run.summary[which] / run.summary["tokens"])
+def _flops(run: Run, which: _Which) -> int:
+    return run.summary.flops_executed if which == "flops_executed" else run.summary.flops
 
 
-def _law_at(law: TrainingsFit, runs: Sequence[Run], which: str) -> list[Series]:
-    summaries = [run.summary for run in runs]
-    tokens = np.array([summary["tokens"] for summary in summaries], float)
+def _flops_per_token(run: Run, which: _Which) -> float:
+    return _flops(run, which) / run.summary.tokens
+
+
+def _law_at(law: TrainingsFit, runs: Sequence[Run], which: _Which) -> list[Series]:
+    tokens = np.array([run.summary.tokens for run in runs], float)
     if len(set(tokens)) < 2:
         return []
     backend, params = runs[0].backend, runs[0].params
@@ -71,11 +76,11 @@ def isoflop(runs: Sequence[Run]) -> Figure | None:
     series = []
     for backend in dict.fromkeys(run.backend for run in runs):
         own = [run for run in runs if run.backend == backend]
-        for budget in budgets([run.summary["flops"] for run in own]):
+        for budget in budgets([run.summary.flops for run in own]):
             group = sorted((own[index] for index in budget), key=lambda run: run.params)
             x = [run.params for run in group]
             if len(set(x)) >= 3:
-                y = [run.summary["val_loss"] for run in group]
+                y = [run.loss for run in group]
                 sizes = sorted(set(x))
                 means = [float(np.mean([b for a, b in zip(x, y, strict=True) if a == size])) for size in sizes]
                 series.append(Series(backend, "line", sizes, means, faint=True))

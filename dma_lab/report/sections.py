@@ -106,14 +106,14 @@ def _overview(runs: Sequence[Run], problems: Sequence[Unreadable], groups: dict[
         listed = [f"{', '.join(run.copies)}: {run.name}" for run in copied]
         left_out = sum(len(run.copies) for run in copied)
         blocks.append(Notice(f"{_copies(left_out)} of runs left out: a run counts once, wherever it lies.", listed))
-    fingerprints = Counter(run.summary["data_fingerprint"][:8] for run in runs)
+    fingerprints = Counter(run.summary.data_fingerprint[:8] for run in runs)
     if len(fingerprints) > 1:
         listed = [f"{name} ({_runs(count)})" for name, count in fingerprints.items()]
         blocks.append(Notice("The runs saw data of different fingerprints. Such runs are never compared.", listed))
     if len(groups) > 1:
         listed = [f"Group {number}: {name} ({_runs(len(groups[name]))})" for number, name in enumerate(groups, 1)]
         blocks.append(Notice(f"The runs form {len(groups)} groups that are not compared with each other.", listed))
-    commits = Counter(run.summary["git_commit"] for run in runs if run.finished)
+    commits = Counter(run.summary.git_commit for run in runs if run.finished)
     if len(commits) > 1:
         listed = [f"{tables.short_commit(name)} ({_runs(count)})" for name, count in commits.items()]
         blocks.append(
@@ -151,9 +151,9 @@ def _runs(count: int) -> str:
 
 
 def _machine(run: Run) -> str:
-    facts = [f"{run.summary[name]}" for name in MACHINE if name != "compiled"]
-    earlier = run.summary["earlier_machines"]
-    return ", ".join((*facts, *(["compiled"] if run.summary["compiled"] else []), *(f"before: {e}" for e in earlier)))
+    facts = [f"{getattr(run.summary, name)}" for name in MACHINE if name != "compiled"]
+    earlier = run.summary.earlier_machines
+    return ", ".join((*facts, *(["compiled"] if run.summary.compiled else []), *(f"before: {e}" for e in earlier)))
 
 
 def _comparison(name: str, comparison: Comparison) -> Section:
@@ -191,7 +191,7 @@ def _scaling(found: Statistics) -> Section:
                 "lowers, too: the more of them a point has, the more."
             )
         )
-    contexts = {run.summary["context"] for run in best}
+    contexts = {run.summary.context for run in best}
     if len(contexts) > 1:
         listed = ", ".join(f"{context:,}" for context in sorted(contexts))
         blocks.append(

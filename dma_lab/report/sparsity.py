@@ -39,7 +39,7 @@ def keys_a_query(run: Run) -> float | None:
     read no keys.
     """
     layers = attention_layers(run)
-    return keys_per_query(layers, run.summary["context"]) if layers else None
+    return keys_per_query(layers, run.summary.context) if layers else None
 
 
 def keys_said(finished: Sequence[Run]) -> str | None:
@@ -68,7 +68,7 @@ def context_in_windows(finished: Sequence[Run]) -> str | Notice | None:
     """What a cohort's finished runs can say of dropping keys; None where none of them drops any."""
     said: dict[str, float] = {}
     for run in finished:
-        window, context = window_of(run), run.summary["context"]
+        window, context = window_of(run), run.summary.context
         if window is not None:
             windows, past = context / window, max(0.0, 1 - window / context)
             line = (

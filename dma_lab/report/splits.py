@@ -47,7 +47,7 @@ def hidden_by_the_mean(finished: Sequence[Run]) -> Section | None:
         return None
     shown = _fullest(cells)
     point = without(shown[0].run.conditions, _SEED)
-    context = shown[0].run.summary["context"]
+    context = shown[0].run.summary.context
     by_kind = [Split(name, part) for name, part in zip(_KINDS, (whole, _repeats, _others), strict=True)]
     bands, of_repeats = (_bands(shown[0].run, repeating) for repeating in (False, True))
     told = [*by_kind, *_rarities(), *_lengths(context), *bands]
@@ -67,7 +67,7 @@ def hidden_by_the_mean(finished: Sequence[Run]) -> Section | None:
         *(f"{backend} − {'MHA' if beside == BASELINE else beside} [95 %]" for backend, beside in pairs),
     )
     about = (
-        f"Rung {shown[0].run.rung}, {shown[0].run.summary['tokens']:,} tokens, {_seeds(shown)}, contexts of {context:,}"
+        f"Rung {shown[0].run.rung}, {shown[0].run.summary.tokens:,} tokens, {_seeds(shown)}, contexts of {context:,}"
     )
     return Section(
         "What the mean hides",
@@ -92,7 +92,7 @@ def _fullest(cells: Sequence[OverTrainings]) -> list[OverTrainings]:
     points: dict[Any, list[OverTrainings]] = {}
     for cell in cells:
         points.setdefault(without(cell.run.conditions, _SEED), []).append(cell)
-    return max(points.values(), key=lambda own: (len(own), max(cell.run.summary["flops"] for cell in own)))
+    return max(points.values(), key=lambda own: (len(own), max(cell.run.summary.flops for cell in own)))
 
 
 def _at(cells: Sequence[OverTrainings], point: frozenset[tuple[str, Any]]) -> dict[tuple[str, str], MeanDifference]:
@@ -142,7 +142,7 @@ def _rarities() -> list[Split]:
 def _bands(run: Run, repeating: bool) -> list[Split]:
     """Powers of two; the whole context, alone in its band where it is one, goes with the band before."""
     assert run.scores is not None
-    context, count = run.summary["context"], run.scores["split_tokens"].shape[1]
+    context, count = run.summary.context, run.scores["split_tokens"].shape[1]
     part, kind = (_repeats_summed, ", repeating") if repeating else (_bands_summed, "")
     if count > 1 and 2 ** (count - 1) == context:
         count -= 1

@@ -10,7 +10,7 @@ from dma_lab.attention.controls import telling
 from dma_lab.messages import UserError
 from dma_lab.report.collect import BASELINE, Run
 from dma_lab.report.comparison import Comparison, compare
-from dma_lab.report.growth import AHEAD, Exponents, column, cost_of, exponents_of
+from dma_lab.report.growth import AHEAD, Exponents, cost_of, exponents_of
 from dma_lab.report.laws import Laws, best_runs, fit_laws, points_of, published_laws
 from dma_lab.report.rates import rates_of
 from dma_lab.scaling.difference import weigh_for_difference
@@ -112,7 +112,7 @@ def compute_statistics(finished: Sequence[Run], progress: Callable[[str], None])
         rates_of(finished),
         no_exponents=no_exponents,
     )
-    largest = max(column(best, "flops_executed"))
+    largest = max(run.summary.flops_executed for run in best)
     for backend, law in found.fitted.items():
         own = [run for run in best if run.backend == backend]
         found.optima[backend] = [compute_optimal(law, ahead * largest, cost_of(own)) for ahead in AHEAD]
@@ -153,19 +153,19 @@ def _to_match(found: Statistics, backend: str, beside: str) -> ToMatch:
     shared, shared_baseline = share_floor(found.fitted[backend], found.fitted[beside])
     law, baseline = weigh_for_difference(shared, shared_baseline)
     own, theirs = ([run for run in found.best if run.backend == name] for name in (backend, beside))
-    run = column(theirs, "flops_executed")
-    budgets = np.geomspace(min(run), max(run), _BUDGETS)
+    spent = [run.summary.flops_executed for run in theirs]
+    budgets = np.geomspace(min(spent), max(spent), _BUDGETS)
     costs = cost_of(own), cost_of(theirs)
     over, ahead = (
         [compute_multiplier(law, baseline, float(flops), *costs) for flops in at]
-        for at in (budgets[:-1], [times * max(run) for times in AHEAD])
+        for at in (budgets[:-1], [times * max(spent) for times in AHEAD])
     )
     return ToMatch(shared, ahead, [*over, ahead[0]])
 
 
 def _frontier(law: TrainingsFit, own: Sequence[Run]) -> Frontier:
-    run, cost = column(own, "flops_executed"), cost_of(own)
-    flops = np.geomspace(min(run), max(run), _BUDGETS)
+    spent, cost = [run.summary.flops_executed for run in own], cost_of(own)
+    flops = np.geomspace(min(spent), max(spent), _BUDGETS)
     optima = [compute_optimal(law, float(budget), cost) for budget in flops]
     low, high = np.array([best.loss_interval for best in optima]).T
     return Frontier(flops, np.array([best.loss for best in optima]), low, high)

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from dma_lab.messages import UserError
 from dma_lab.report.copies import content_of, without_copies
 from dma_lab.report.remaining import Cost, cost_of, seconds_of
-from dma_lab.run_summary import read_summary
+from dma_lab.run_summary import Summary
 from dma_lab.train.status import status_in_words
 from dma_lab.train.sweep_points import Point, SweepRecord, read_sweep
 
@@ -28,8 +28,8 @@ class RunStatus:
     """A run directory as it stands."""
 
     path: Path
-    summary: dict[str, Any]
-    """Empty where none can be read yet."""
+    summary: Summary | None
+    """None where none can be read yet."""
     state: str
     """``running``, ``finished``, ``starting``, or in words what became of it."""
     step: int = 0
@@ -45,13 +45,18 @@ class RunStatus:
     """The same of copies of the run (``copies.content_of``)."""
 
     @property
+    def process(self) -> dict[str, Any]:
+        """That trains it; empty where its summary names none."""
+        return {} if self.summary is None else self.summary.process or {}
+
+    @property
     def seconds_left(self) -> float | None:
         """None where no step has been measured."""
         if self.state == "finished":
             return 0.0
-        if self.seconds_per_step is None:
+        if self.seconds_per_step is None or self.summary is None:
             return None
-        expected: float = (self.summary["steps"] - self.step) * self.seconds_per_step
+        expected = (self.summary.steps - self.step) * self.seconds_per_step
         return max(0.0, expected - (self.since_line if self.state == "running" else 0.0))
 
 
@@ -121,8 +126,8 @@ def read_status(root: Path) -> Status:
     known = alive and not any(sweep.alive and sweep.all is None for sweep in sweeps)
     waiting = [overrides for group in left if group.alive for overrides in group.overrides]
     seconds, unmeasured = _seconds_left(runs, list(at_work.values()), waiting)
-    held = {_process(run.summary) for run in runs if run.state == "running"}
-    preparing = [point for point in at_work.values() if _process(vars(point)) not in held]
+    held = {_process(run.process) for run in runs if run.state == "running"}
+    preparing = [point for point in at_work.values() if _process(point.process or {}) not in held]
     points = (ended, len(alive)) if known else None
     return Status(
         runs,
@@ -136,9 +141,8 @@ def read_status(root: Path) -> Status:
     )
 
 
-def _process(noted: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Which process a summary or a point names."""
-    process = noted.get("process") or {}
+def _process(process: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What tells it from others."""
     return process.get("host"), process.get("pid")
 
 
@@ -149,7 +153,7 @@ def _points(sweep: SweepRecord) -> list[str]:
 def _is_done(point: Point) -> bool:
     if point.held is not None:
         try:
-            return bool(read_summary(Path(point.held), beside=())["status"] == "finished")
+            return Summary.read(Path(point.held), beside=()).status == "finished"
         except (OSError, ValueError):
             return False
     return point.ended and point.failure is None
@@ -164,15 +168,15 @@ def _seconds_left(runs: list[RunStatus], at_work: list[Point], waiting: list[str
     if not running and not at_work:
         return None, 0
     measured = [
-        (run.cost, run.attention, run.seconds_per_step * run.summary["steps"])
+        (run.cost, run.attention, run.seconds_per_step * run.summary.steps)
         for run in runs
-        if run.cost is not None and run.seconds_per_step is not None
+        if run.cost is not None and run.seconds_per_step is not None and run.summary is not None
     ]
     rests, unmeasured = [], 0
-    by_process = {_process(vars(point)): point.overrides for point in at_work}
+    by_process = {_process(point.process or {}): point.overrides for point in at_work}
     for run in running:
         rest = run.seconds_left
-        later = by_process.pop(_process(run.summary), None)
+        later = by_process.pop(_process(run.process), None)
         if later is not None and run.cost is not None:  # of a training with branches, those after this one
             further = seconds_of(later, measured, after_tokens=run.cost.tokens)
             rest = None if rest is None or further is None else rest + further
@@ -187,22 +191,23 @@ def _seconds_left(runs: list[RunStatus], at_work: list[Point], waiting: list[str
 
 def _read_run(path: Path) -> RunStatus:
     try:
-        summary = read_summary(path, beside=())
+        summary = Summary.read(path, beside=())
     except FileNotFoundError:
-        return RunStatus(path, {}, "starting")
+        return RunStatus(path, None, "starting")
     except (OSError, ValueError) as error:
-        return RunStatus(path, {}, f"summary.json cannot be believed: {error}")
+        return RunStatus(path, None, f"summary.json cannot be believed: {error}")
     state = status_in_words(path, summary)
     try:
         config: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
-        cost, attention = cost_of(config["model"], summary["tokens"]), config["attention"]["name"]
+        cost, attention = cost_of(config["model"], summary.tokens), config["attention"]["name"]
     except (OSError, ValueError, KeyError, TypeError):
         cost, attention = None, ""  # not written yet, or damaged: of use to the forecast alone
     content = content_of(path, summary)
     if state == "finished":
-        whole = sum(summary.get("seconds", {}).values()) / summary["steps"]
-        loss = summary.get("val_loss")
-        return RunStatus(path, summary, state, summary["steps"], loss, whole or None, 0.0, cost, attention, content)
+        whole = sum((summary.seconds or {}).values()) / summary.steps
+        return RunStatus(
+            path, summary, state, summary.steps, summary.val_loss, whole or None, 0.0, cost, attention, content
+        )
     metrics, speed = (list(_lines(path / name)) for name in ("metrics.jsonl", "speed.jsonl"))
     last = metrics[-1] if metrics else {}
     age = time.time() - (path / "metrics.jsonl").stat().st_mtime if metrics else 0.0

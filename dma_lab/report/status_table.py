@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dma_lab.report.status import RunStatus, Status
+from dma_lab.run_summary import Summary
 
 _SHOWN = 12
 """Points of one sweep that are named; the others are counted."""
@@ -60,9 +61,9 @@ def _running(run: RunStatus) -> tuple[str, ...]:
     why = ""
     if run.seconds_per_step is not None and run.since_line > max(60.0, _SILENT * 10 * run.seconds_per_step):
         why = f"silent for {_span(run.since_line)}: does it still train?"
-    steps = f"{run.step:,}/{run.summary['steps']:,} {run.step / run.summary['steps']:4.0%}" if run.summary else ""
+    steps = f"{run.step:,}/{run.summary.steps:,} {run.step / run.summary.steps:4.0%}" if run.summary else ""
     return (
-        run.state, run.path.name, _where(run.summary.get("process", {})), steps, _rate(run), _loss(run),
+        run.state, run.path.name, _where(run.process), steps, _rate(run), _loss(run),
         "" if left is None else f"{_span(left)} left", why,
     )  # fmt: skip
 
@@ -76,22 +77,21 @@ def _stopped(run: RunStatus) -> tuple[str, ...]:
     what, _, why = (
         run.state.partition(": ") if run.state.startswith(("failed", "diverged")) else ("stopped", "", run.state)
     )
-    steps = f"{run.step:,}/{run.summary['steps']:,}" if run.summary else ""
+    steps = f"{run.step:,}/{run.summary.steps:,}" if run.summary else ""
     left = run.seconds_left if what == "stopped" else None
     return (what, run.path.name, "", steps, _rate(run), _loss(run), "" if left is None else f"{_span(left)} left", why)
 
 
 def _finished(status: Status) -> Iterator[tuple[str, ...]]:
     """A row for the runs of one rung, backend and budget."""
-    groups: dict[tuple[str, str, int], list[RunStatus]] = {}
+    groups: dict[tuple[str, str, int], list[tuple[RunStatus, Summary]]] = {}
     for run in status.runs:
-        if run.state == "finished":
-            summary = run.summary
-            groups.setdefault((summary["rung"], summary["attention"], summary["tokens"]), []).append(run)
+        if run.state == "finished" and (summary := run.summary) is not None:
+            groups.setdefault((summary.rung, summary.attention, summary.tokens), []).append((run, summary))
     for (rung, attention, tokens), runs in sorted(groups.items(), key=lambda group: (group[0][2], group[0])):
-        losses = [run.loss for run in runs if run.loss is not None]
-        took = [run.seconds_per_step * run.summary["steps"] for run in runs if run.seconds_per_step is not None]
-        rates = [run.summary["tokens_per_second"] for run in runs if run.summary["tokens_per_second"] is not None]
+        losses = [run.loss for run, _ in runs if run.loss is not None]
+        took = [run.seconds_per_step * own.steps for run, own in runs if run.seconds_per_step is not None]
+        rates = [own.tokens_per_second for _, own in runs if own.tokens_per_second is not None]
         name = f"{rung} {attention}, {tokens:,} tokens"
         yield (
             "finished", name if len(runs) == 1 else f"{name} ({len(runs)} runs)", "", "",
@@ -133,9 +133,9 @@ def _forecast(status: Status, now: float) -> str:
 
 
 def _rate(run: RunStatus) -> str:
-    if run.seconds_per_step is None:
+    if run.seconds_per_step is None or run.summary is None:
         return ""
-    return f"{run.summary['tokens'] / run.summary['steps'] / run.seconds_per_step:,.0f}"
+    return f"{run.summary.tokens / run.summary.steps / run.seconds_per_step:,.0f}"
 
 
 def _loss(run: RunStatus) -> str:

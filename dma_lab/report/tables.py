@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dma_lab.report.collect import BY_TASK, COSTS, IDENTITY, OUTCOME, Run, Unreadable
+from dma_lab.report.collect import Run, Unreadable
 from dma_lab.report.command import command_of
 from dma_lab.report.comparison import (
     CELL_LEFT,
@@ -18,16 +18,22 @@ from dma_lab.report.comparison import (
 )
 from dma_lab.report.document import Table
 from dma_lab.report.pairs import Difference
+from dma_lab.run_summary import OUTCOME
 from dma_lab.scaling.documents import LEAST_DOCUMENTS
 from dma_lab.scaling.fit import ParametricFit
 from dma_lab.scaling.trainings import TrainingsFit
 
+_IDENTITY = (
+    *("study", "model", "attention", "match", "data_fingerprint"),
+    *("precision", "hardware", "cpu_capability", "torch", "git_commit"),
+)
+_COSTS = ("seed", "context", "params_total", "params_non_embedding", "tokens", "steps", "flops", "flops_executed")
 _DIFFERENCE = (
     *("difference", "document_interval_low", "document_interval_high", "documents", "effective_documents"),
     "no_difference_because",
 )
 
-_BY_TASK_HEADINGS = {
+_BY_TASK = {
     "val_bits_per_byte": "bits/byte",
     "val_text_bits_per_byte": "bits/byte of text",
     "val_accuracy": "accuracy",
@@ -36,28 +42,29 @@ _BY_TASK_HEADINGS = {
 
 def comparison(compared: Sequence[tuple[Run, Difference]]) -> Table:
     """Backend by rung, budget and seed: cost, loss, difference to MHA, speed and memory."""
-    by_task = [name for name in BY_TASK if any(name in run.summary for run, _ in compared)]
+    by_task = [name for name in _BY_TASK if any(getattr(run.summary, name) is not None for run, _ in compared)]
     settings = any(run.setting for run, _ in compared)
     rows = []
     for run, difference in compared:
         summary = run.summary
+        assert summary.peak_memory_bytes is not None, "it is finished"
         rows.append(
             (
                 run.backend,
                 run.rung,
                 *([run.setting] if settings else []),
-                f"{summary['tokens']:,}",
-                f"{summary['seed']}",
-                f"{summary['val_loss']:.4f}",
+                f"{summary.tokens:,}",
+                f"{summary.seed}",
+                f"{run.loss:.4f}",
                 difference_cell(difference),
                 documents_cell(difference),
-                f"{summary['val_perplexity']:.2f}",
-                *(f"{summary[name]:.4f}" if name in summary else "" for name in by_task),
+                f"{summary.val_perplexity:.2f}",
+                *("" if (score := getattr(summary, name)) is None else f"{score:.4f}" for name in by_task),
                 f"{run.params:,}",
-                f"{summary['flops_executed']:.2e}",
-                f"{summary['flops']:.2e}",
-                "–" if summary["tokens_per_second"] is None else f"{summary['tokens_per_second']:,.0f}",
-                f"{summary['peak_memory_bytes'] / 2**20:,.0f}",
+                f"{summary.flops_executed:.2e}",
+                f"{summary.flops:.2e}",
+                "–" if summary.tokens_per_second is None else f"{summary.tokens_per_second:,.0f}",
+                f"{summary.peak_memory_bytes / 2**20:,.0f}",
             )
         )
     points = [run.point for run, _ in compared]
@@ -82,7 +89,7 @@ def comparison(compared: Sequence[tuple[Run, Difference]]) -> Table:
             "loss − MHA [document interval]",
             "documents",
             "perplexity",
-            *(_BY_TASK_HEADINGS[name] for name in by_task),
+            *(_BY_TASK[name] for name in by_task),
             "parameters",
             "FLOP exec.",
             "FLOP dense",
@@ -142,13 +149,13 @@ def identities(runs: Sequence[Run]) -> Table:
         (
             run.name,
             run.status,
-            short_commit(run.summary["git_commit"]),
-            run.summary["data_fingerprint"][:8],
-            run.summary["hardware"],
-            run.summary["cpu_capability"],
-            run.summary["precision"] + (", compiled" if run.summary["compiled"] else ""),
-            run.summary["torch"],
-            run.summary.get("kernels", ""),
+            short_commit(run.summary.git_commit),
+            run.summary.data_fingerprint[:8],
+            run.summary.hardware,
+            run.summary.cpu_capability,
+            run.summary.precision + (", compiled" if run.summary.compiled else ""),
+            run.summary.torch,
+            run.summary.kernels or "",
         )
         for run in runs
     ]
@@ -172,7 +179,7 @@ def unreadable(problems: Sequence[Unreadable]) -> Table:
 
 def write_points(path: Path, compared: Sequence[tuple[Run, Difference]]) -> None:
     """One line a finished run, numbers unrounded."""
-    columns = ("run", "backend", "rung", "setting", *IDENTITY, "compiled", "kernels", *COSTS, *OUTCOME, *BY_TASK)
+    columns = ("run", "backend", "rung", "setting", *_IDENTITY, "compiled", "kernels", *_COSTS, *OUTCOME, *_BY_TASK)
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, (*columns, *_DIFFERENCE, "command"), extrasaction="ignore")
         writer.writeheader()
@@ -183,6 +190,5 @@ def write_points(path: Path, compared: Sequence[tuple[Run, Difference]]) -> None
                 own = difference
                 cells = (own.difference, *(own.interval or ("", "")), own.documents, own.effective_documents, "")
             names = {"run": run.name, "backend": run.backend, "rung": run.rung, "setting": run.setting}
-            writer.writerow(
-                run.summary | dict(zip(_DIFFERENCE, cells, strict=True)) | names | {"command": command_of(run)}
-            )
+            row = run.summary.written() | dict(zip(_DIFFERENCE, cells, strict=True)) | names
+            writer.writerow(row | {"command": command_of(run)})

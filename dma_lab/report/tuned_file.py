@@ -71,7 +71,7 @@ def _draw_curves(every: Sequence[Tuning], file: Path) -> list[str]:
     for tuning in every:
         run = tuning.finished[0]
         lengths = by_length.setdefault((mha_parameters(run), run.rung), {})
-        lengths.setdefault(run.summary["tokens"], []).append(tuning)
+        lengths.setdefault(run.summary.tokens, []).append(tuning)
     colours, said = colours_of(tuning.runs[0].backend for tuning in every), []
     for (_, rung), lengths in sorted(by_length.items()):
         for tokens, alike in sorted(lengths.items()):
@@ -87,8 +87,8 @@ def _draw_curves(every: Sequence[Tuning], file: Path) -> list[str]:
 def _places(runs: Sequence[Run]) -> str:
     """Comments, of each rung: what a rate was measured under that another study may have otherwise."""
     lines = {
-        f"#   {run.rung}: {run.summary['tokens']:,} tokens in steps of {run.config.trainer.tokens_per_step:,}, context "
-        f"{run.summary['context']:,}, data {run.summary['data_fingerprint'][:8]}\n": None
+        f"#   {run.rung}: {run.summary.tokens:,} tokens in steps of {run.config.trainer.tokens_per_step:,}, context "
+        f"{run.summary.context:,}, data {run.summary.data_fingerprint[:8]}\n": None
         for run in sorted(runs, key=mha_parameters)
         if run.finished
     }
@@ -137,7 +137,7 @@ def _agree(found: list[tuple[BestRate, float]]) -> bool:
 def _recipe(run: Run) -> float:
     """What ``tuned=FILE`` will multiply: the recipe's rate as it is now."""
     trainer = run.config.trainer
-    optimizer, tokens = str(run.config.optimizer.name), run.summary["tokens"]
+    optimizer, tokens = str(run.config.optimizer.name), run.summary.tokens
     return recipe_learning_rate(optimizer, mha_parameters(run), tokens, trainer.tokens_per_step, trainer.context)
 
 
@@ -145,7 +145,7 @@ def _other_recipes(runs: Sequence[Run]) -> list[str]:
     """What to say of rungs whose recipe was another when they were trained."""
     found: dict[str, set[tuple[float, float]]] = {}
     for run in runs:
-        then, now = run.summary.get("recipe_learning_rate"), _recipe(run)
+        then, now = run.summary.recipe_learning_rate, _recipe(run)
         if then is not None and then != now:
             found.setdefault(run.rung, set()).add((then, now))
     return [

@@ -17,12 +17,12 @@ def how_tuned(backends: Iterable[str], runs: Sequence[Run]) -> Table | None:
     rows = []
     for backend in backends:
         own = [run for run in runs if run.backend == backend]
-        kept = next((run.summary["tuning"] for run in own if run.summary.get("tuning")), None)
+        kept = next((run.summary.tuning for run in own if run.summary.tuning), None)
         if kept is None:
             rows.append((backend, "unknown", "unknown", "these runs do not keep what the tuner said of it"))
             continue
-        options = ", ".join(f"{name}={value}" for name, value in kept["options"].items())
-        rows.append((backend, options or "its own", f"{kept['trainings']}", "; ".join(kept["notes"]) or "-"))
+        options = ", ".join(f"{name}={value}" for name, value in kept.options.items())
+        rows.append((backend, options or "its own", f"{kept.trainings}", "; ".join(kept.notes) or "-"))
     return Table(
         f"Of {runs[0].config.tuned}, from which the rates are: the settings that were chosen for each attention beside "
         "its rate, the trainings that tuning spent on it, and what the tuner said of it. Unequal numbers of trainings "

@@ -41,7 +41,7 @@ class Tuning:
 
     @property
     def losses(self) -> list[float]:
-        return [float(run.summary["val_loss"]) for run in self.finished]
+        return [run.loss for run in self.finished]
 
     @property
     def diverged(self) -> list[float]:
@@ -51,7 +51,7 @@ class Tuning:
     @property
     def recipe(self) -> float | None:
         """The recipe's rate, when these were trained; None where that is not one rate."""
-        found = {run.summary.get("recipe_learning_rate") for run in self.finished}
+        found = {run.summary.recipe_learning_rate for run in self.finished}
         value = found.pop()
         return None if found or value is None else float(value)
 
@@ -71,7 +71,7 @@ class Tuning:
         notes.
         """
         multiple = "-" if self.recipe is None else f"{self.best.rate / self.recipe:.3g}"
-        seeds = len({run.summary["seed"] for run in self.finished})
+        seeds = len({run.summary.seed for run in self.finished})
         best = f"{self.best.rate:.3g} {_interval(self.best)}"
         spent = f"{len(set(self.rates))}", f"{seeds}", f"{self.trainings}"
         return *spent, best, multiple, self.loss_there, "; ".join(self.notes)
@@ -100,7 +100,7 @@ def seed_noise(swept: Sequence[Run], among: Sequence[Run]) -> SeedNoise | None:
         trainings: dict[Any, dict[int, list[Run]]] = {}
         for run in runs:
             key = yaml.safe_dump(attention_of(run)), rate_of(run), without(run.conditions, _SEED_AND_BUDGET)
-            trainings.setdefault(key, {}).setdefault(run.summary["tokens"], []).append(run)
+            trainings.setdefault(key, {}).setdefault(run.summary.tokens, []).append(run)
         own = _pooled([[_by_seed(cell) for cell in budgets.values()] for budgets in trainings.values()])
         if own is not None and own.freedom >= OWN_FREEDOM:
             return own
@@ -121,7 +121,7 @@ def swept_runs(runs: list[Run]) -> list[Run] | str:
     if not sweeps:
         most = max(map(count_rates, alike.values()))
         return f"{place} has finished runs at {most} learning rates, and a curve takes {LEAST_RATES} or more"
-    longest = max(sweeps, key=lambda own: int(own[0].summary["tokens"]))
+    longest = max(sweeps, key=lambda own: own[0].summary.tokens)
     for own in sweeps:
         apart = set(differing(own[0].conditions, longest[0].conditions)) - SEARCHED - OF_THE_MACHINE
         if apart - ({"tokens", WARMUP} if "tokens" in apart else set()):
@@ -136,13 +136,11 @@ def with_those_before(own: list[Run], runs: Sequence[Run]) -> list[Run]:
     """``own``, of one budget, and those of ``runs`` that diverged as a shorter branch: the training went no further, so
     of this budget there is no run that says so.
     """
-    here, tokens = without(own[0].conditions, _BEFORE), own[0].summary["tokens"]
+    here, tokens = without(own[0].conditions, _BEFORE), own[0].summary.tokens
     return own + [
         run
         for run in runs
-        if run.summary["status"] == "diverged"
-        and run.summary["tokens"] < tokens
-        and without(run.conditions, _BEFORE) == here
+        if run.summary.status == "diverged" and run.summary.tokens < tokens and without(run.conditions, _BEFORE) == here
     ]
 
 
@@ -215,7 +213,7 @@ def _by_rate_and_seed(runs: Sequence[Run]) -> dict[tuple[float, int], float]:
     """Losses. A seed that was run twice at a rate, or whose run was read twice, is one training."""
     found: dict[tuple[float, int], list[float]] = {}
     for run in runs:
-        found.setdefault((rate_of(run), run.summary["seed"]), []).append(float(run.summary["val_loss"]))
+        found.setdefault((rate_of(run), run.summary.seed), []).append(run.loss)
     return {key: sum(losses) / len(losses) for key, losses in found.items()}
 
 

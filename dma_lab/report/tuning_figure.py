@@ -48,7 +48,7 @@ def _figure(slug: str, tunings: Sequence[Tuning], *, settings: bool) -> Figure:
     return Figure(
         slug,
         f"Loss over learning rate: {run.rung}{f', settings of {run.config.attention.name}' if settings else ''}",
-        f"{run.summary['tokens']:,} tokens. Points: every seed. Curves: the cubic in log rate of each attention (with "
+        f"{run.summary.tokens:,} tokens. Points: every seed. Curves: the cubic in log rate of each attention (with "
         "fewer than five rates the parabola), shaded: 95 % by the noise over seeds. "
         "Diamond: its lowest point, the bar 95 % of where that may lie by the noise over seeds. Triangle: the best "
         "rate tried, where that is the lowest or highest of them, or losses do not rise to both sides. Cross, at the "
@@ -86,7 +86,7 @@ def _series(own: Tuning, top: float) -> list[Series]:
 def learning_rates(members: Sequence[Run]) -> Section | None:
     """The section of a cohort's sweeps; None where no attention was trained at enough rates at any point."""
     swept: dict[Any, dict[str, list[Run]]] = {}
-    ended = [run for run in members if run.finished or run.summary["status"] == "diverged"]
+    ended = [run for run in members if run.finished or run.summary.status == "diverged"]
     for run in ended:
         swept.setdefault(without(run.conditions, SEARCHED), {}).setdefault(run.backend, []).append(run)
     for by_backend in swept.values():
@@ -102,7 +102,7 @@ def learning_rates(members: Sequence[Run]) -> Section | None:
             drawn += 1
             blocks += tuning_figures(f"tuning-{drawn}", tunings)
             rows += [
-                (own.runs[0].backend, own.runs[0].rung, f"{own.runs[0].summary['tokens']:,}", *own.cells)
+                (own.runs[0].backend, own.runs[0].rung, f"{own.runs[0].summary.tokens:,}", *own.cells)
                 for own in tunings
             ]
     if not blocks:

@@ -31,7 +31,7 @@ def what_tuning_gains(shared: Statistics, tuned: Statistics) -> Table | None:
     cells = [[cell_of([(run, own) for run, _, own in members]) for members in own.values()] for own in pairs.values()]
     rows = {}
     for (backend, by_point), found in zip(pairs.items(), mean_differences(cells), strict=True):
-        last = max(zip(by_point.values(), found, strict=True), key=lambda own: own[0][0][0].summary["flops"])
+        last = max(zip(by_point.values(), found, strict=True), key=lambda own: own[0][0][0].summary.flops)
         rows[backend] = _row(*last)
     return Table(
         "Loss at the backend's own tuned rate (with the settings that tuning chose for it, which are then named) minus "
@@ -53,7 +53,7 @@ def _row(members: _Members, own: MeanDifference) -> tuple[str, ...]:
     return (
         named_in_both(run.untuned, run.backend),
         run.rung,
-        f"{run.summary['tokens']:,}",
+        f"{run.summary.tokens:,}",
         *rates,
         f"{own.difference:+.4f}{interval}",
         f"{own.seeds}",

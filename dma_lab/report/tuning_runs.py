@@ -41,7 +41,7 @@ def read_sweeps(roots: Sequence[Path]) -> Sweeps:
     """
     read, unreadable = read_runs(*roots)
     shown = ",".join(map(str, roots))
-    runs = name_runs([run for run in read if run.finished or run.summary["status"] == "diverged"])
+    runs = name_runs([run for run in read if run.finished or run.summary.status == "diverged"])
     taken = {run.path for run in runs}
     warnings = [f"{run.name} is left out: {run.status}" for run in read if run.path not in taken]
     warnings += [f"{run.name} is left out: {run.reason}" for run in unreadable]

@@ -21,7 +21,7 @@ def verdicts(found: Statistics) -> list[Verdict]:
 
 
 def _verdict(found: Statistics, backend: str) -> Verdict:
-    seeds = len({run.summary["seed"] for run in found.finished if run.backend == backend})
+    seeds = len({run.summary.seed for run in found.finished if run.backend == backend})
     trainings = _count(found.trainings[backend], "training")
     besides = found.comparison.besides(backend)
     theirs = {BASELINE: "MHA"} if BASELINE in found.trainings else {named: named for named in besides}

@@ -35,11 +35,6 @@ class Beginning:
     left: tuple[str, ...]
     """The source's that this model has no place for."""
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """For summary.json."""
-        return {"init_from_digest": self.digest, "init_from_anew": list(self.anew), "init_from_left": list(self.left)}
-
     @torch.no_grad()
     def load_into(self, model: Transformer) -> None:
         parameters = dict(model.named_parameters()) | dict(model.named_buffers())

@@ -12,13 +12,13 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from dma_lab.data.mqar import RecallSettings
 from dma_lab.messages import UserError
+from dma_lab.run_summary import Summary
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.hardware import Hardware, resolve_hardware
 from dma_lab.train.optim import schedule_phases
@@ -105,7 +105,7 @@ def _refuse_data_cut_by_budget(settings: TrainSettings, tokens: int) -> None:
         )
 
 
-def fit_branches(settings: TrainSettings) -> list[dict[str, Any]]:
+def fit_branches(settings: TrainSettings) -> list[Summary]:
     """Train the branches that are not finished, each from the longest finished part of a shorter one.
 
     A branch that was finished as a plain run kept no state to continue from: the next one then starts further back.
@@ -127,7 +127,7 @@ def fit_branches(settings: TrainSettings) -> list[dict[str, Any]]:
         task.draw(branch.plan)  # else a corpus too small for the last branch would be noticed after all the others
     if find_ranks(settings.trainer.devices, settings.trainer.num_nodes).first:
         print_branches(branches, console=Console(file=sys.stderr, width=None if sys.stderr.isatty() else 120))
-    summaries: list[dict[str, Any]] = []
+    summaries: list[Summary] = []
     shorter: list[tuple[Path, int]] = []
     for branch in branches:
         try:
@@ -135,7 +135,7 @@ def fit_branches(settings: TrainSettings) -> list[dict[str, Any]]:
         except UserError as error:
             error.finished = summaries
             raise
-        shorter.insert(0, (Path(summaries[-1]["run"]), branch.decay_start))
+        shorter.insert(0, (Path(summaries[-1].run), branch.decay_start))
     return summaries
 
 

@@ -7,12 +7,12 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
 from dma_lab.checkpoints import DamagedCheckpointError, read_checkpoint
 from dma_lab.messages import warn_once
+from dma_lab.run_summary import Begun, Known, Summary
 from dma_lab.train.continuing import prepare_start
 from dma_lab.train.divergence import DivergedError
 from dma_lab.train.hardware import machine_in_words
@@ -30,7 +30,7 @@ from dma_lab.train.runs import RunDirectory
 from dma_lab.train.settings import TrainSettings
 from dma_lab.train.signals import StopRequest
 from dma_lab.train.stopped import stopped_neighbour
-from dma_lab.train.summary import FinishedBefore, of_another_run
+from dma_lab.train.summary import of_another_run
 from dma_lab.train.timing import Timing
 from dma_lab.train.trackers import run_log
 from dma_lab.train.training import Training
@@ -42,7 +42,7 @@ def fit_run(
     keep_step: int | None = None,
     shorter: Sequence[tuple[Path, int]] = (),
     ranks: Ranks | None = None,
-) -> dict[str, Any]:
+) -> Summary:
     """Train the run that ``settings`` define, or continue it where it was cut; returns its summary.
 
     A finished run is not trained again. A run that is asked to stop (``signals.STOPPING``) ends this process, if it
@@ -76,10 +76,10 @@ def fit_run(
             if finished := _ended_before(prepared.run, settings, prepared.known):
                 return finished
             summary = _train_or_continue(settings, prepared, peers, stop, timing, keep_step, shorter)
-        diverged = _diverged("diverged", prepared.run, summary, settings) if summary["status"] == "diverged" else None
+        diverged = _diverged("diverged", prepared.run, summary, settings) if summary.status == "diverged" else None
         if stop.number is not None:  # also of a finished run: what would come after it was not to begin
             if ranks.first:
-                how = "finished before it stopped" if summary["status"] == "finished" else "stopped and saved"
+                how = "finished before it stopped" if summary.status == "finished" else "stopped and saved"
                 print(diverged or f"{how}; the same command continues {prepared.run.path}", file=sys.stderr)
             raise SystemExit(128 + stop.number)
     if diverged:
@@ -95,7 +95,7 @@ def _train_or_continue(
     timing: Timing,
     keep_step: int | None,
     shorter: Sequence[tuple[Path, int]],
-) -> dict[str, Any]:
+) -> Summary:
     """The summary of a run that is held, written at its beginning and at its end, however it ends."""
     task, plan, hardware, run = prepared.task, prepared.plan, prepared.hardware, prepared.run
     if run.writer and (neighbour := stopped_neighbour(run, settings.written())):
@@ -112,9 +112,10 @@ def _train_or_continue(
             f"earlier steps of {run.path} were taken on {'; '.join(earlier)}: machines round differently, so the "
             "report will compare this run with no other."
         )
-    summary = prepared.known | {"steps_shared": start.steps_shared, "earlier_machines": earlier}
+    begun = Begun(**vars(prepared.known), steps_shared=start.steps_shared, earlier_machines=tuple(earlier))
+    summary = Summary(**vars(begun), status="running")
     device = device_in_words(hardware.device.type, hardware.device.index, settings.trainer.processes)
-    run.write_summary(summary | {"status": "running", "process": this_process() | {"device": device}})
+    run.write_summary(replace(summary, process=this_process() | {"device": device}))
     try:
         with run_log(settings, run, logged) as log:
             training = Training(
@@ -133,57 +134,58 @@ def _train_or_continue(
                 log=log,
             )
             micro = start.micro_batch_sequences if peers.ranks.count == 1 else None
-            summary |= train_within_memory(training, micro, partial(prepare_start, run, identity_at, shorter))
-            log.exit_code = 0 if summary["status"] == "finished" else 1
+            end = train_within_memory(training, micro, partial(prepare_start, run, identity_at, shorter))
+            summary = replace(summary, **vars(end))
+            log.exit_code = 0 if summary.status == "finished" else 1
     except BaseException as error:
-        end = stop.came_of(error) or peers.explain(error)
+        cause = stop.came_of(error) or peers.explain(error)
         with suppress(OSError):  # the disk may be what failed
-            run.write_summary(summary | _cut_off(run, end))
-        raise end from (None if end is error else error)
+            run.write_summary(_cut_off(summary, run, cause))
+        raise cause from (None if cause is error else error)
     run.write_summary(summary)
     return summary
 
 
-def _ended_before(run: RunDirectory, settings: TrainSettings, known: dict[str, Any]) -> dict[str, Any] | None:
+def _ended_before(run: RunDirectory, settings: TrainSettings, known: Known) -> Summary | None:
     """The summary of a run that took all its steps, None of one that is to be trained.
 
     Raises:
         DivergedError: it diverged.
     """
     summary = run.summary()
-    if summary is None or summary["status"] not in ("finished", "diverged"):
+    if summary is None or not summary.has_ended:
         return None
     if wrong := of_another_run(summary, known):
         run.say(f"{run.path / 'summary.json'} is of another run: it has another {', '.join(wrong)}; it is made again")
         return None
-    if summary["status"] == "finished" and summary["step"] != summary["steps"]:
-        run.say(f"{run.path / 'summary.json'} was written at step {summary['step']} of {summary['steps']}")
+    if summary.status == "finished" and summary.step != summary.steps:
+        run.say(f"{run.path / 'summary.json'} was written at step {summary.step} of {summary.steps}")
         return None
     with suppress(FileNotFoundError):  # weights may have been removed to save room
         try:
             read_checkpoint(run.checkpoint, mmap=True)
         except DamagedCheckpointError:
             return None  # preparing the start says so, and takes the one before
-    if summary["status"] == "diverged":
+    if summary.status == "diverged":
         raise _diverged("diverged before", run, summary, settings)
-    loss = f"{summary['val_loss']:.4f} nats per token"
+    loss = f"{summary.val_loss:.4f} nats per token"
     print(f"finished before: {run.path}, {loss} (delete it to train again)", file=sys.stderr)
-    return FinishedBefore(summary)
+    return replace(summary, finished_before=True)
 
 
-def _cut_off(run: RunDirectory, end: BaseException) -> dict[str, Any]:
+def _cut_off(summary: Summary, run: RunDirectory, end: BaseException) -> Summary:
     """How a run stands that ended by an exception: what was saved last is what it continues from."""
     if isinstance(end, Exception):
-        return {"status": "failed", "reason": f"{type(end).__name__}: {end}"}
+        return replace(summary, status="failed", reason=f"{type(end).__name__}: {end}")
     number = end.code - 128 if isinstance(end, SystemExit) and isinstance(end.code, int) else int(signal.SIGINT)
     begun = run.checkpoint.exists()  # whose step is not read: there may be seconds left
-    return {"status": "interrupted", "signal": number} | ({} if begun else {"step": 0})
+    return replace(summary, status="interrupted", signal=number, step=summary.step if begun else 0)
 
 
-def _diverged(when: str, run: RunDirectory, summary: dict[str, Any], settings: TrainSettings) -> BaseException:
+def _diverged(when: str, run: RunDirectory, summary: Summary, settings: TrainSettings) -> BaseException:
     if not run.writer:  # one process speaks for all
         return SystemExit(DivergedError.exit_status)
     return DivergedError(
-        f"{run.path} {when}, at step {summary['step']} of {summary['steps']}: {summary['reason']}; give a smaller "
+        f"{run.path} {when}, at step {summary.step} of {summary.steps}: {summary.reason}; give a smaller "
         f"optimizer.learning_rate than {settings.optimizer.learning_rate:g}, or delete it to train it once more."
     )

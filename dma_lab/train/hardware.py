@@ -1,13 +1,12 @@
 """The device a run gets, and the precision it computes in there."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from dma_lab.messages import UserError, warn_once
 from dma_lab.processor import processor
+from dma_lab.run_summary import Known
 from dma_lab.train.ranks import local_rank
 from dma_lab.train.settings import TrainerSettings
 
@@ -49,25 +48,10 @@ def resolve_hardware(trainer: TrainerSettings) -> Hardware:
     )
 
 
-def machine_facts(hardware: Hardware, devices: int) -> dict[str, Any]:
-    """``MACHINE``, here and now.
-
-    The CPU's capability (AVX2, AVX512, …) counts on a GPU too: initial weights are drawn on the CPU.
-    """
-    return {
-        "hardware": f"{devices} x {hardware.name}",
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "precision": hardware.precision,
-        "compiled": hardware.compile,
-        "torch": torch.__version__,
-    }
-
-
-def machine_in_words(facts: Mapping[str, Any]) -> str:
-    """``machine_facts`` as text for the reader, and for checkpoints, which record the machines that took steps."""
-    hardware, capability, precision, compiled, version = (facts[name] for name in MACHINE)
-    how = f"{precision}, compiled" if compiled else precision
-    return f"{hardware}, {capability}, {how}, PyTorch {version}"
+def machine_in_words(known: Known) -> str:
+    """``MACHINE`` as text for the reader, and for checkpoints, which record the machines that took steps."""
+    how = f"{known.precision}, compiled" if known.compiled else known.precision
+    return f"{known.hardware}, {known.cpu_capability}, {how}, PyTorch {known.torch}"
 
 
 def _gpu_index() -> int:

@@ -3,19 +3,17 @@
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 
+from dma_lab.run_summary import End
 from dma_lab.train.memory import out_of_memory
 from dma_lab.train.micro_batch_size import divisors
 from dma_lab.train.plan import plan_run
 from dma_lab.train.training import Training, train_model
 
 
-def train_within_memory(
-    training: Training, begun_with: int | None, begin_again: Callable[[], object]
-) -> dict[str, Any]:
+def train_within_memory(training: Training, begun_with: int | None, begin_again: Callable[[], object]) -> End:
     """What ``train_model`` returns, with micro-batches halved until memory suffices, where nobody chose their size.
 
     ``train_model`` raises torch.OutOfMemoryError only while nothing was saved, so that all steps of a process are taken

@@ -1,12 +1,14 @@
 """A run before it trains: its data, its plan, its directory, and what is known of it."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+import torch
+
+from dma_lab.run_summary import Known
 from dma_lab.threads import use_threads
 from dma_lab.train.beginning import Beginning, prepare_beginning
-from dma_lab.train.hardware import Hardware, machine_facts, resolve_hardware
+from dma_lab.train.hardware import Hardware, resolve_hardware
 from dma_lab.train.identity import run_name
 from dma_lab.train.plan import RunPlan, budget_tokens, matched_model, padded_vocabulary, plan_run
 from dma_lab.train.ranks import Ranks
@@ -28,8 +30,7 @@ class PreparedRun:
     hardware: Hardware
     beginning: Beginning | None
     run: RunDirectory
-    known: dict[str, Any]
-    """Of its summary."""
+    known: Known
 
     @property
     def digest(self) -> str | None:
@@ -57,33 +58,37 @@ def prepare_run(settings: TrainSettings, ranks: Ranks, timing: Timing) -> Prepar
     digest = None if beginning is None else beginning.digest
     name = run_name(settings, task.fingerprint, hardware.precision, digest)
     run = RunDirectory(Path(settings.output_dir) / name, writer=ranks.first)
-    known = _known_before(run, settings, plan, task, hardware) | (beginning.facts if beginning else {})
+    known = _known_before(run, settings, plan, task, hardware)
+    if beginning is not None:
+        known = replace(known, init_from_digest=digest, init_from_anew=beginning.anew, init_from_left=beginning.left)
     return PreparedRun(task, plan, hardware, beginning, run, known)
 
 
-def _known_before(
-    run: RunDirectory, settings: TrainSettings, plan: RunPlan, task: Task, hardware: Hardware
-) -> dict[str, Any]:
-    return {
-        "run": str(run.path),
-        "study": settings.study,
-        "model": settings.model.name,
-        "rung": rung_name(vars(settings.model)),
-        "attention": settings.attention.label,
-        "match": settings.match,
-        "seed": settings.seed,
-        "params_total": plan.parameters.total,
-        "params_non_embedding": plan.parameters.non_embedding,
-        "d_ff": plan.shape.d_ff,
-        "context": plan.shape.max_seq_len,
-        "steps": plan.steps,
-        "tokens": plan.tokens,
-        "recipe_learning_rate": recipe_rate(settings),
-        **({} if settings.tuning is None else {"tuning": asdict(settings.tuning)}),
-        "flops": plan.flops.dense_equivalent,
-        "flops_executed": plan.flops.executed,
-        **task.facts,
-        "data_fingerprint": task.fingerprint,
-        **machine_facts(hardware, settings.trainer.processes),
-        "git_commit": git_commit(),
-    }
+def _known_before(run: RunDirectory, settings: TrainSettings, plan: RunPlan, task: Task, hardware: Hardware) -> Known:
+    return Known(
+        run=str(run.path),
+        study=settings.study,
+        model=settings.model.name,
+        rung=rung_name(vars(settings.model)),
+        attention=settings.attention.label,
+        match=settings.match,
+        seed=settings.seed,
+        params_total=plan.parameters.total,
+        params_non_embedding=plan.parameters.non_embedding,
+        d_ff=plan.shape.d_ff,
+        context=plan.shape.max_seq_len,
+        steps=plan.steps,
+        tokens=plan.tokens,
+        recipe_learning_rate=recipe_rate(settings),
+        tuning=settings.tuning,
+        flops=plan.flops.dense_equivalent,
+        flops_executed=plan.flops.executed,
+        unigram_entropy=task.unigram_entropy,
+        data_fingerprint=task.fingerprint,
+        hardware=f"{settings.trainer.processes} x {hardware.name}",
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        precision=hardware.precision,
+        compiled=hardware.compile,
+        torch=str(torch.__version__),
+        git_commit=git_commit(),
+    )

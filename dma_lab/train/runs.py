@@ -26,7 +26,7 @@ from dma_lab.data.build import NO_ROOM
 from dma_lab.files import copy_whole, make_directory, remove_partials, sync, write_whole
 from dma_lab.locks import hold
 from dma_lab.messages import MishapError, RunHeldError, UserError
-from dma_lab.run_summary import SUMMARY, read_summary, write_summary
+from dma_lab.run_summary import SUMMARY, Summary
 from dma_lab.seals import finite
 
 
@@ -97,14 +97,14 @@ class RunDirectory:
             "and give the same command to continue, or set another output_dir."
         )
 
-    def summary(self) -> dict[str, Any] | None:
+    def summary(self) -> Summary | None:
         """What ``write_summary`` last wrote; None before that, and where that is damaged, which is said.
 
         Raises:
             MishapError: the system does not let it be read.
         """
         try:
-            return read_summary(self.path)
+            return Summary.read(self.path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError as error:
@@ -113,9 +113,9 @@ class RunDirectory:
         except OSError as error:
             raise self._mishap(error) from error
 
-    def write_summary(self, summary: dict[str, Any]) -> None:
+    def write_summary(self, summary: Summary) -> None:
         if self.writer:
-            write_summary(self.path, summary)
+            summary.write(self.path)
 
     def write_config(self, config: dict[str, Any]) -> None:
         if self.writer:

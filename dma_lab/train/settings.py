@@ -10,8 +10,8 @@ from dma_lab.attention import AttentionConfig
 from dma_lab.data.mqar import RecallSettings
 from dma_lab.data.settings import DataSettings
 from dma_lab.model import Initialisation
+from dma_lab.run_summary import Tuned
 from dma_lab.settings import STRICT, Count, CountOrNone, Fraction, Name, Positive, Seed, Text, Tokens, Width
-from dma_lab.train.tuned import Tuned
 
 Layers = Annotated[int, Field(gt=0, le=512)]
 Multiple = Annotated[float, Field(gt=0, le=1e6)]

@@ -1,25 +1,24 @@
 """What became of a run, in words."""
 
 from pathlib import Path
-from typing import Any
 
 from dma_lab.locks import is_held
+from dma_lab.run_summary import Summary
 
 
-def status_in_words(path: Path, summary: dict[str, Any]) -> str:
+def status_in_words(path: Path, summary: Summary) -> str:
     """``finished``, or what became of the run in ``path`` instead."""
-    status: str = summary["status"]
+    status, step, reason = summary.status, summary.step, summary.reason or "no reason given"
+    reached = "?" if step is None else step
     if status == "finished":
         return status
     if status == "diverged":
-        return f"diverged at step {summary.get('step', '?')}: {summary.get('reason', 'no reason given')}"
+        return f"diverged at step {reached}: {reason}"
     if status == "failed":
-        return f"failed: {summary.get('reason', 'no reason given')}"
-    if status == "running":
-        return "running" if _trained_now(path) else "killed before its end; the same command continues it"
+        return f"failed: {reason}"
     if status == "interrupted":
-        return f"interrupted at step {summary.get('step', '?')} of {summary['steps']}; the same command continues it"
-    return str(status)
+        return f"interrupted at step {reached} of {summary.steps}; the same command continues it"
+    return "running" if _trained_now(path) else "killed before its end; the same command continues it"
 
 
 def _trained_now(path: Path) -> bool:

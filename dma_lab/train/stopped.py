@@ -4,7 +4,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from dma_lab.run_summary import read_summary
+from dma_lab.run_summary import Summary
 from dma_lab.train.runs import RunDirectory
 from dma_lab.train.status import status_in_words
 
@@ -25,7 +25,7 @@ def stopped_neighbour(run: RunDirectory, written: dict[str, Any]) -> str | None:
     for file in run.path.parent.glob("*/config.yaml"):
         try:
             # This first, and of no other file: a sweep has hundreds of finished runs, and looks for each point.
-            if "same command" not in status_in_words(file.parent, read_summary(file.parent, beside=())):
+            if "same command" not in status_in_words(file.parent, Summary.read(file.parent, beside=())):
                 continue
             theirs = _flat(OmegaConf.to_container(OmegaConf.load(file)))
         except Exception:  # damaged, or no run: not what is looked for

@@ -12,7 +12,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import TaskFunction
 from omegaconf import DictConfig
 
-from dma_lab.run_summary import read_summary
+from dma_lab.run_summary import Summary
 from dma_lab.train.process import this_process
 from dma_lab.train.status import status_in_words
 from dma_lab.train.sweep_points import FailedPoint, HeldPoint, Point, SweepPoints
@@ -83,7 +83,7 @@ class SweepCallback(Callback):
         points = [_finished_meanwhile(point) for point in self.points.read()]
         self.points.remove()
         self.points = None
-        type(self).show_runs([Path(summary["run"]) for point in points for summary in point.summaries])
+        type(self).show_runs([Path(summary.run) for point in points for summary in point.summaries])
         for point in points:
             if point.held is not None:
                 print(f"left to another process: {point.overrides}: {point.held}", file=sys.stderr)
@@ -113,17 +113,17 @@ def _finished_meanwhile(point: Point) -> Point:
     if point.held is None:
         return point
     try:
-        summary = read_summary(Path(point.held))
+        summary = Summary.read(Path(point.held))
     except (OSError, ValueError):  # that process has not come so far, or is writing
         return point
-    if summary["status"] not in ("finished", "diverged"):
+    if not summary.has_ended:
         return point
     return _ended(point.overrides, [*point.summaries, summary])
 
 
-def _ended(overrides: str, summaries: list[dict[str, Any]]) -> Point:
+def _ended(overrides: str, summaries: list[Summary]) -> Point:
     """A point whose runs came to ``summaries``: one that diverged is a failure."""
-    ends = [(summary, status_in_words(Path(summary["run"]), summary)) for summary in summaries]
+    ends = [(summary, status_in_words(Path(summary.run), summary)) for summary in summaries]
     return Point(
         overrides,
         summaries=[summary for summary, end in ends if end == "finished"],

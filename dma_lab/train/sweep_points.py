@@ -11,6 +11,7 @@ from typing import Any
 
 from dma_lab.files import write_whole
 from dma_lab.locks import hold, is_held
+from dma_lab.run_summary import Summary
 
 _ALL, _LOCK = "all.json", "lock"
 
@@ -20,7 +21,7 @@ class FailedPoint:
     """What a failed point of a multirun returns in place of its result. Plain text: it may cross processes."""
 
     reason: str
-    summaries: list[dict[str, Any]] = field(default_factory=list)
+    summaries: list[Summary] = field(default_factory=list)
     """Of the runs that it finished before."""
 
 
@@ -30,7 +31,7 @@ class HeldPoint:
 
     run: str
     """The run's directory."""
-    summaries: list[dict[str, Any]] = field(default_factory=list)
+    summaries: list[Summary] = field(default_factory=list)
     """Of the runs that it finished before."""
 
 
@@ -40,7 +41,7 @@ class Point:
 
     overrides: str
     """As on a command line."""
-    summaries: list[dict[str, Any]] = field(default_factory=list)
+    summaries: list[Summary] = field(default_factory=list)
     """Of its finished runs."""
     failure: str | None = None
     """Why it failed."""
@@ -92,7 +93,7 @@ class SweepPoints:
         """
         file = self.folder / f"{number:06}.json"
         with contextlib.suppress(FileNotFoundError):
-            write_whole(file, json.dumps(asdict(point)))
+            write_whole(file, json.dumps(asdict(point) | {"summaries": [own.written() for own in point.summaries]}))
 
     def read(self) -> list[Point]:
         """All points that have begun, in their order."""
@@ -140,4 +141,5 @@ def read_sweep(folder: Path) -> SweepRecord:
 
 
 def _read_points(folder: Path) -> list[Point]:
-    return [Point(**json.loads(file.read_text())) for file in sorted(folder.glob("[0-9]*.json"))]
+    points = (json.loads(file.read_text()) for file in sorted(folder.glob("[0-9]*.json")))
+    return [Point(**point | {"summaries": [Summary.of(own) for own in point["summaries"]]}) for point in points]

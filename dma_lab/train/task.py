@@ -36,8 +36,8 @@ class Task(Protocol):
     vocab_size: int
     fingerprint: str
     """Equal fingerprints, equal batches at equal seeds."""
-    facts: dict[str, Any]
-    """What the summary says of the data."""
+    unigram_entropy: float
+    """Nats per token: what knowing frequencies alone gives."""
 
     def draw(self, plan: RunPlan) -> DrawSequences:
         """The run's training sequences.
@@ -62,7 +62,7 @@ class TextTask:
         self.data = prepare_data(data, tokens_needed)
         self.vocab_size = self.data.vocab_size
         self.fingerprint = self.data.fingerprint
-        self.facts = {"unigram_entropy": self.data.unigram_entropy}
+        self.unigram_entropy = self.data.unigram_entropy
 
     def draw(self, plan: RunPlan) -> DrawSequences:
         refuse_repeat(self.data, plan.tokens, self.data_settings.allow_repeat)
@@ -109,7 +109,7 @@ class RecallTask:
         self.vocab_size = data.vocab_size
         self.fingerprint = data.fingerprint
         # A value is any of the upper half: what a model knows that recalls nothing.
-        self.facts = {"unigram_entropy": math.log(data.vocab_size // 2)}
+        self.unigram_entropy = math.log(data.vocab_size // 2)
         validated = settings.trainer.validation_tokens // data.size.length
         self.examples = validated - validated % len(data.validated_pairs)
         if not self.examples:

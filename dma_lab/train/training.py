@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import lightning as L
 import torch
@@ -11,6 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from dma_lab.data.module import TokenDataModule
 from dma_lab.phases import phase
+from dma_lab.run_summary import End
 from dma_lab.train.beginning import Beginning
 from dma_lab.train.callbacks import RunRecorder
 from dma_lab.train.checkpoint_writer import CheckpointWriter
@@ -69,8 +70,8 @@ class Training:
         return self.settings.trainer.strategy == "fsdp" and not self.alone
 
 
-def train_model(training: Training) -> dict[str, Any]:
-    """Train a run's model, from its checkpoint where it has one, and score it; what is known of the run afterwards.
+def train_model(training: Training) -> End:
+    """Train a run's model, from its checkpoint where it has one, and score it.
 
     Raises:
         torch.OutOfMemoryError: there is not enough before anything was saved.
@@ -89,25 +90,24 @@ def train_model(training: Training) -> dict[str, Any]:
     trainer = _trainer(training, writer, recorder)
     _fit(training, trainer, module, writer)
 
-    step, outcome = trainer.global_step, _figures(training, trainer, module)
-    if recorder.loss_at_start is not None:
-        outcome["val_loss_at_start"] = recorder.loss_at_start
+    step, end = trainer.global_step, _figures(training, trainer, module, recorder.loss_at_start)
     if recorder.verdict is not None:
-        return outcome | _what_diverged(recorder.verdict, training.task, plan)
+        return _diverged(end, recorder.verdict, training.task, plan)
     if step < plan.steps:
         if training.stop.number is None:
             raise RuntimeError(f"training ended at step {step} of {plan.steps}, and nobody asked it to")
-        return outcome | {"status": "interrupted", "signal": training.stop.number}
+        return replace(end, status="interrupted", signal=training.stop.number)
     # A run killed between its last checkpoint and its summary is complete but for its score.
     device = trainer.strategy.root_device
     with training.timing.measured("validation"):
         score = recorder.score or validate(device)
+    end = replace(end, **score.metrics())
     if verdict := judge_score(step, score.metrics()):
-        return outcome | score.metrics() | _what_diverged(verdict, training.task, plan)
-    outcome["kernels"] = _kernels(training, module, device)
+        return _diverged(end, verdict, training.task, plan)
+    end = replace(end, status="finished", kernels=_kernels(training, module, device))
     if run.writer:
         score.save(run.validation)
-    return outcome | score.metrics() | {"status": "finished"}
+    return end
 
 
 def _validate(training: Training, module: LanguageModel, device: torch.device) -> Score:
@@ -192,17 +192,21 @@ def _fit(training: Training, trainer: L.Trainer, module: LanguageModel, writer: 
         raise out_of_memory(plan, asked.processes, training.hardware) from error
 
 
-def _figures(training: Training, trainer: L.Trainer, module: LanguageModel) -> dict[str, Any]:
-    """How far training came, how fast, and in how much memory."""
+def _figures(training: Training, trainer: L.Trainer, module: LanguageModel, loss_at_start: float | None) -> End:
+    """How far training came, how fast, and in how much memory; it is not said yet how it ended."""
     rate = steady_rate(training.run.lines[training.run.speed.name])
-    return {
-        "step": trainer.global_step,
-        "steps_skipped": module.watch.steps_skipped,
-        "tokens_per_second": rate,
-        **utilization(rate, training.plan, training.settings.trainer.processes, training.hardware),
-        "seconds": training.timing.seconds,
-        "peak_memory_bytes": peak_bytes(training.hardware.device),
-    }
+    mfu = utilization(rate, training.plan, training.settings.trainer.processes, training.hardware)
+    return End(
+        step=trainer.global_step,
+        steps_skipped=module.watch.steps_skipped,
+        tokens_per_second=rate,
+        mfu_executed=mfu.get("mfu_executed"),
+        mfu_dense_equivalent=mfu.get("mfu_dense_equivalent"),
+        seconds=training.timing.seconds,
+        peak_memory_bytes=peak_bytes(training.hardware.device),
+        val_loss_at_start=loss_at_start,
+        status="running",
+    )
 
 
 def _kernels(training: Training, module: LanguageModel, device: torch.device) -> str:
@@ -218,7 +222,7 @@ def _kernels(training: Training, module: LanguageModel, device: torch.device) ->
     return ", ".join(dict.fromkeys(", ".join(kernels).split(", ")))
 
 
-def _what_diverged(verdict: Verdict, task: Task, plan: RunPlan) -> dict[str, Any]:
-    """What the summary of a run that diverged says of it; ``batch`` is that of the first step that shows it."""
+def _diverged(end: End, verdict: Verdict, task: Task, plan: RunPlan) -> End:
+    """That of a run that is given up; ``batch`` is that of the first step that shows it."""
     batch = {"step": verdict.since, **task.batch_of(plan, verdict.since)}
-    return {"status": "diverged", "reason": verdict.reason, "step": verdict.step, "batch": batch}
+    return replace(end, status="diverged", reason=verdict.reason, step=verdict.step, batch=batch)

@@ -20,6 +20,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from dma_lab.attention import later_options, tunable_options
 from dma_lab.messages import UserError, print_once, warn_once
+from dma_lab.run_summary import Tuned
 from dma_lab.settings import STRICT, Count, Positive, shown
 
 
@@ -75,20 +76,6 @@ class TunedRates:
     __pydantic_config__ = STRICT
     optimizer: str
     backends: list[TunedBackend]
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """What one run takes of a file, kept in its summary: the file may be gone when the run is read."""
-
-    __pydantic_config__ = STRICT
-    multiplier: Positive
-    """Of the recipe's rate."""
-    options: dict[str, Any]
-    """Of the attention, that the file chose in place of the backend's own."""
-    trainings: Count
-    """That were spent on the backend."""
-    notes: list[str]
 
 
 def read_tuned(file: str) -> tuple[TunedRates, str]:

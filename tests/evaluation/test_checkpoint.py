@@ -21,8 +21,9 @@ from dma_lab.evaluation.perplexity import score_validation
 from dma_lab.exchange import export_run, import_doge
 from dma_lab.messages import UserError
 from dma_lab.model import ModelShape, Transformer
-from dma_lab.run_summary import read_summary, write_summary
+from dma_lab.run_summary import Summary
 from dma_lab.seals import sealed, unsealed
+from tests.made_up import rewrite_summary, summary
 
 
 def test_the_loaded_model_scores_what_training_scored(trained_run):
@@ -64,7 +65,7 @@ def test_a_longer_context_changes_nothing_within_the_shorter_one(attention):
         "attention": {"name": attention, **options},
         "trainer": {"context": 64},
     }
-    run = TrainedRun(Path("run"), Path("run/last.ckpt"), config, {"d_ff": 48}, 1, model.state_dict())
+    run = TrainedRun(Path("run"), Path("run/last.ckpt"), config, summary(Path("run"), d_ff=48), 1, model.state_dict())
     tokens = torch.randint(64, (2, 64), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         longer = run.model(max_seq_len=1024)
@@ -85,9 +86,9 @@ class Harmful:
 
 def save_config(run: Path, config: DictConfig) -> None:
     """Makes it what the run's summary vouches for."""
-    summary = read_summary(run)
+    summary = Summary.read(run)
     OmegaConf.save(config, run / "config.yaml")
-    write_summary(run, summary)
+    summary.write(run)
 
 
 def spoil(run: Path, how: str) -> Path:
@@ -130,7 +131,7 @@ def spoil(run: Path, how: str) -> Path:
             config.model.d_model = "32"
             save_config(run, config)
         case "summary of something else":
-            write_summary(run, {"status": "running", "d_ff": "96"})
+            rewrite_summary(run, d_ff="96", data_fingerprint=None)
         case "torn":
             checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
         case "pickle":
@@ -152,7 +153,7 @@ def spoil(run: Path, how: str) -> Path:
         case "summary":
             (run / "summary.json").write_text("{")
         case "other tokens":
-            write_summary(run, read_summary(run) | {"data_fingerprint": "0" * 32})
+            rewrite_summary(run, data_fingerprint="0" * 32)
         case "no tokens":
             config.data.cache_dir = str(run / "cache")
             save_config(run, config)

@@ -14,7 +14,7 @@ from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.evaluation.lifetimes import run_lifetimes
 from dma_lab.evaluation.text_attention import layer_attention, text_attention
 from dma_lab.messages import UserError
-from dma_lab.run_summary import read_summary
+from dma_lab.run_summary import Summary
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.reading import read_settings
 from tests.made_up import TINY, configuration, write_corpus
@@ -108,7 +108,7 @@ def run_cells(parameters: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
 
 def test_the_notebook_shows_a_run(trained_run):
     names, (facts, histograms, map_of_text, outliving) = run_cells({"run": str(trained_run), "text": TEXT, "layer": 1})
-    assert facts["val_loss"] == read_summary(trained_run)["val_loss"]
+    assert facts["val_loss"] == Summary.read(trained_run).val_loss
     for image in (histograms, map_of_text):
         assert image._repr_png_().startswith(b"\x89PNG"), "which is what Jupyter shows"
         assert len(np.unique(np.asarray(image))) > 20, "something is drawn"

@@ -41,8 +41,8 @@ def test_a_run_of_it_is_planned_trained_evaluated_exported_and_read(anchored, tm
     layer = 4 * 2 * 16 * keys  # FLOP of 2 heads of 16, forward, over one sequence of 64
     assert plan.flops.dense_equivalent - plan.flops.executed == 3 * 2 * (4 * 2 * 16 * 64 * 65 // 2 - layer) * 2048 // 64
     summary = fit_run(settings)
-    assert (summary["status"], summary["attention"]) == ("finished", "anchored")
-    run = tmp_path / summary["run"].rpartition("/")[2]
+    assert (summary.status, summary.attention) == ("finished", "anchored")
+    run = tmp_path / summary.run.rpartition("/")[2]
 
     chosen = ["suite=context", "suite.lengths=[32,128]", f"checkpoint={run}", "device=cpu"]
     record = evaluate(dma_lab.settings.read_settings(EvaluateSettings, configuration(chosen, "evaluate")))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dma_lab.run_summary import read_summary
+from dma_lab.run_summary import Summary
 
 OF_THE_MOMENT = {"run", "tokens_per_second", "seconds", "peak_memory_bytes"}
 
@@ -25,7 +25,7 @@ def results_in(folder: Path) -> dict[str, dict[str, Any]]:
 def result_of(run: Path, but: str | None = None) -> dict[str, Any]:
     """Name to value of all that two trainings of one run have in common. Raises whatever a damaged file gives."""
     content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    summary = read_summary(run)
+    summary = Summary.read(run).written()
     with np.load(run / "validation.npz") as scores:
         arrays = {f"validation.npz {name}": scores[name].tobytes() for name in scores}
     found = {

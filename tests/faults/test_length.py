@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dma_lab.run_summary import read_summary
+from dma_lab.run_summary import Summary
 from tests.faults.results import runs_in
 from tests.moments import at_call, signal_at
 
@@ -63,7 +63,7 @@ def calm(tiny) -> Any:
 
 def losses_of(folder: Path) -> list[float]:
     (run,) = runs_in(folder)
-    assert read_summary(run)["status"] == "finished"
+    assert Summary.read(run).status == "finished"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 101))
     return [line["loss"] for line in lines] + [line["val_loss"] for line in lines if "val_loss" in line]

@@ -41,8 +41,8 @@ def train_all() -> dict[str, dict[str, Any]]:
         for backend in sorted(registered_backends()):
             overrides = [*SETTINGS, *corpus, f"attention={backend}", f"output_dir={folder}/outputs"]
             summary = fit_run(read_settings(configuration(overrides)))
-            lines = (Path(summary["run"]) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            curves[backend] = [*(json.loads(line)["loss"] for line in lines), summary["val_loss"]]
+            lines = (Path(summary.run) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            curves[backend] = [*(json.loads(line)["loss"] for line in lines), summary.val_loss]
     made_with = {
         "torch": torch.__version__,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

@@ -13,7 +13,8 @@ import yaml
 
 from dma_lab.report.cohorts import name_runs
 from dma_lab.report.collect import Run, read_runs
-from dma_lab.run_summary import read_summary, write_summary
+from dma_lab.run_summary import Summary
+from tests.made_up import summary_of, write_summary
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 RUNGS = {"nano": 150_000, "1m": 1_100_000, "3m": 3_200_000}
@@ -51,43 +52,28 @@ def write_run(
     counts = generator.integers(20, 200, DOCUMENTS)
     # What makes a document hard is the same for all backends; each adds a little of its own.
     hardness = generator.normal(0, 0.5, DOCUMENTS)
-    own = np.random.default_rng([seed, tokens, params, *attention.encode()]).normal(0, 0.01, DOCUMENTS)
-    nats = counts * (loss + hardness - np.average(hardness, weights=counts) + own)
+    noise = np.random.default_rng([seed, tokens, params, *attention.encode()]).normal(0, 0.01, DOCUMENTS)
+    nats = counts * (loss + hardness - np.average(hardness, weights=counts) + noise)
     loss = float(nats.sum() / counts.sum())
     flops = 6 * params * tokens
     positions = np.full(CONTEXT, counts.sum() / CONTEXT)
-    values = {
-        "study": "study",
+    own = {
         "model": model,
         "attention": attention,
-        "match": "params",
         "seed": seed,
         "rung": model,
         "params_total": params + 65_536,
         "params_non_embedding": params,
-        "d_ff": 192,
         "context": CONTEXT,
-        "steps": 100,
         "tokens": tokens,
         "flops": flops,
         "flops_executed": flops if attention == "mha" else int(0.9 * flops),
-        "data_fingerprint": "a" * 32,
-        "hardware": "1 x CPU",
-        "cpu_capability": "AVX2",
-        "compiled": False,
-        "earlier_machines": [],
-        "kernels": "plain PyTorch",
-        "precision": "fp32",
-        "torch": "2.13.0",
-        "git_commit": "c" * 40,
-        "status": "finished",
         "val_loss": loss,
         "val_perplexity": float(np.exp(loss)),
         "val_bits_per_byte": loss / 2,
         "val_text_bits_per_byte": loss / 2.1,
-        "tokens_per_second": 1234.5,
-        "peak_memory_bytes": 2**30,
-    } | summary
+    }
+    values = summary_of(root, **own | summary)
     name = f"study-{model}-{attention}-s{seed}-{tokens}"
     number = sum(1 for path in root.glob("*") if path.name == name or path.name.startswith(f"{name}-"))
     if number:  # a training once more, which is no copy: it took another time
@@ -129,6 +115,7 @@ def write_run(
         config[node] = config[node] | changed if isinstance(changed, dict) else changed
     path = root / name
     path.mkdir(parents=True)
+    values["run"] = str(path)
     (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     lines = [{"step": step, "tokens": step * tokens // 4, "loss": loss + 1 / step} for step in (1, 2, 3, 4)]
     lines[-1]["val_loss"] = loss
@@ -147,7 +134,7 @@ def write_run(
 
 def vouch(run: Path) -> None:
     """Make what now lies in ``run`` what its summary vouches for."""
-    write_summary(run, read_summary(run, beside=()))
+    Summary.read(run, beside=()).write(run)
 
 
 def mean_difference(ours: Path, theirs: Path) -> float:

@@ -62,7 +62,7 @@ def test_runs_are_ordered_by_size_budget_seed_and_mha_first(add_run, tmp_path):
             for tokens in (2_000_000, 500_000):
                 add_run(attention, model, tokens, seed=1)
     runs, _ = read_runs(tmp_path / "runs")
-    assert [(run.rung, run.summary["tokens"], run.attention) for run in runs] == [
+    assert [(run.rung, run.summary.tokens, run.attention) for run in runs] == [
         (model, tokens, attention)
         for model in ("nano", "3m")
         for tokens in (500_000, 2_000_000)

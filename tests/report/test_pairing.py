@@ -66,10 +66,10 @@ def test_missing_seeds_of_a_point_are_one_line(add_run, runs):
     for seed in (2, 0, 1):
         add_run("mha", seed=seed)
     add_run("dma", seed=1)
-    add_run("dma", seed=0, status="stopped")
+    add_run("dma", seed=0, status="failed", reason="no memory")
     (members,) = cohorts(runs()).values()
     assert missing_points("these", members).items == [
-        "dma at rung nano, 1,000,000 tokens, seed 0: stopped",
+        "dma at rung nano, 1,000,000 tokens, seed 0: failed: no memory",
         "dma at rung nano, 1,000,000 tokens, seed 2: not run",
     ]
     add_run("swa", seed=1)

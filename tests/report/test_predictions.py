@@ -107,7 +107,7 @@ def test_the_first_figure_has_every_run_and_the_curves_of_the_laws_that_made_the
         own = [run for run in runs if run.backend == attention]
         points, line, shade = (drawn[attention, kind] for kind in ("points", "line", "band"))
         assert sorted(zip(points.x, points.y, strict=True)) == sorted(
-            (run.summary["flops_executed"], run.summary["val_loss"]) for run in own
+            (run.summary.flops_executed, run.summary.val_loss) for run in own
         )
         assert (line.x[0], line.x[-1]) == pytest.approx((min(points.x), max(points.x)))
         for flops, value, low, high in zip(line.x, line.y, shade.y, shade.high, strict=True):
@@ -130,7 +130,7 @@ def test_the_first_figure_has_every_run_and_the_curves_of_the_laws_that_made_the
 
 
 def test_without_laws_the_first_figure_has_the_differences_in_loss(runs):
-    few = [run for run in runs if run.params < 100_000 and run.summary["tokens"] < 1e6]
+    few = [run for run in runs if run.params < 100_000 and run.summary.tokens < 1e6]
     found = compute_statistics(few, lambda step: None)
     figure = evidence(found)
     assert {series.kind for series in figure.series} == {"points"}
@@ -232,13 +232,13 @@ def test_one_backend_alone_few_runs_and_a_minimum_outside_are_refused_in_words(r
     alone = [run for run in runs if run.backend == "dma"]
     said = [block for block in predictions(compute_statistics(alone, lambda step: None)) if isinstance(block, Notice)]
     assert any("need runs of mha and of another backend" in notice.text for notice in said)
-    few = [run for run in runs if run.params < 100_000 and run.summary["tokens"] < 1e6]
+    few = [run for run in runs if run.params < 100_000 and run.summary.tokens < 1e6]
     blocks = predictions(compute_statistics(few, lambda step: None))
     said = [block for block in blocks if isinstance(block, Notice)]
     assert not [block for block in blocks if isinstance(block, Table)]
     (refusal,) = [line for block in said for line in block.items if line.startswith("dma: ")]
     assert "cannot fix the law's 5 parameters" in refusal
     small = [run for run in runs if run.params > 50_000]
-    lines = parabolas_of([run for run in small if run.backend == "mha" and run.summary["flops"] < 2e11])[1]
+    lines = parabolas_of([run for run in small if run.backend == "mha" and run.summary.flops < 2e11])[1]
     assert lines
     assert all("lies outside the sizes run" in line for line in lines)

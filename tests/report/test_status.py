@@ -22,6 +22,7 @@ from dma_lab.messages import UserError
 from dma_lab.report.status import read_status
 from dma_lab.report.status_table import status_page
 from dma_lab.report.watch import watch
+from dma_lab.run_summary import Summary
 from dma_lab.train.runs import RunDirectory
 from dma_lab.train.sweep_points import Point, SweepPoints
 from tests.made_up import CONF
@@ -117,7 +118,7 @@ def test_points_are_counted_over_all_processes_and_their_time_follows_from_the_m
     finished = add_run("mha", seconds=SECONDS)  # 1 M tokens in 100 s
     running = begin("dma", lines=[(50, 100.0)], process=HERE)  # 2 s per step: 100 s left
     ours, theirs = SweepPoints(root, points), SweepPoints(root, points)
-    ours.write(0, Point(points[0], summaries=[{"run": str(finished)}]))
+    ours.write(0, Point(points[0], summaries=[Summary.read(finished)]))
     ours.write(1, Point(points[1], ended=False, process=HERE))
     theirs.write(0, Point(points[0], held=str(finished)))
     theirs.write(1, Point(points[1], held=str(running)))

@@ -1,6 +1,5 @@
 """The end of a multirun: what is in its table, and what counts as failed."""
 
-import json
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +7,7 @@ from hydra.core.utils import JobStatus
 from omegaconf import OmegaConf
 
 from dma_lab.report.sweep import show_runs
+from dma_lab.run_summary import Summary
 from dma_lab.train.sweep import SweepCallback
 
 
@@ -15,7 +15,7 @@ from dma_lab.train.sweep import SweepCallback
 def end(tmp_path, capsys, monkeypatch):
     """Ends a multirun of one point for each list of summaries given; returns its status, stdout and stderr."""
 
-    def run(*points: list[dict]) -> tuple[int, str, str]:
+    def run(*points: list[Summary]) -> tuple[int, str, str]:
         monkeypatch.setattr(SweepCallback, "show_runs", staticmethod(show_runs))
         report = SweepCallback()
         report.on_multirun_start(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path / "sweep")}}}))
@@ -34,16 +34,12 @@ def end(tmp_path, capsys, monkeypatch):
     return run
 
 
-def summary_of(path) -> dict:
-    return json.loads((path / "summary.json").read_text()) | {"run": str(path)}
-
-
 def test_a_run_that_diverged_is_a_failed_point_and_in_no_table(add_run, end):
     mha = add_run("mha", params_non_embedding=150_001)
     diverged = add_run(
         "dma", params_non_embedding=150_002, status="diverged", step=7, reason="the loss is nan", val_loss=None
     )
-    status, table, errors = end([summary_of(mha), summary_of(diverged)])
+    status, table, errors = end([Summary.read(mha), Summary.read(diverged)])
     assert status == 1
     assert "150,001" in table
     assert "150,002" not in table
@@ -52,7 +48,7 @@ def test_a_run_that_diverged_is_a_failed_point_and_in_no_table(add_run, end):
 
 def test_a_finished_run_whose_files_are_damaged_since_is_named_beside_the_table(add_run, end):
     mha, dma = add_run("mha"), add_run("dma")
-    summaries = [summary_of(mha)], [summary_of(dma)]
+    summaries = [Summary.read(mha)], [Summary.read(dma)]
     (dma / "config.yaml").unlink()
     status, table, errors = end(*summaries)
     assert status == 0
@@ -65,9 +61,9 @@ def test_variants_learning_rates_and_sizes_of_a_sweep_are_told_apart(add_run, en
         add = {"settings": {"optimizer": {"learning_rate": rate}}}
         runs = [add_run("mha", **add), add_run("dma", **add)]
         if rate == 0.01:
-            first = [[summary_of(run)] for run in runs]
+            first = [[Summary.read(run)] for run in runs]
     windows = add_run("dma", settings={"attention": {"window": 16}})
-    status, table, _ = end(*first, *([summary_of(run)] for run in runs), [summary_of(windows)])
+    status, table, _ = end(*first, *([Summary.read(run)] for run in runs), [Summary.read(windows)])
     assert status == 0
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in table.splitlines() if "│" in line]
     assert [row[:3] for row in rows] == [

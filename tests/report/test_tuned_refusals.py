@@ -111,7 +111,7 @@ def test_branches_of_the_same_trainings_are_no_further_degrees_of_freedom(sweep,
     for tokens in (250_000, 500_000, 1_000_000):
         sweep(rates=RATES[2:5], tokens=tokens, noise=0.01)
     runs = read_runs(tmp_path / "runs")[0]
-    longest = [run for run in runs if run.summary["tokens"] == 1_000_000]
+    longest = [run for run in runs if run.summary.tokens == 1_000_000]
     noise = seed_noise(longest, runs)
     assert noise.freedom == 3
     assert noise.variance == pytest.approx(5e-5)

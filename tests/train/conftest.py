@@ -5,12 +5,13 @@ import multiprocessing
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dma_lab.checkpoints import read_checkpoint, recorded
-from dma_lab.run_summary import read_summary, write_summary
+from dma_lab.run_summary import Summary
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.reading import read_settings
 from dma_lab.train.runs import RunDirectory
@@ -81,7 +82,7 @@ def settings_in(tiny_run: list[str]) -> Callable[..., TrainSettings]:
 
 
 @pytest.fixture(scope="session")
-def uncut(settings_in: Callable[..., TrainSettings], tmp_path_factory: pytest.TempPathFactory) -> dict:
+def uncut(settings_in: Callable[..., TrainSettings], tmp_path_factory: pytest.TempPathFactory) -> Summary:
     """The summary of the short run, finished. Tests leave it as it is."""
     folder = tmp_path_factory.mktemp("uncut")
     with pytest.MonkeyPatch.context() as patch:
@@ -90,7 +91,9 @@ def uncut(settings_in: Callable[..., TrainSettings], tmp_path_factory: pytest.Te
 
 
 @pytest.fixture(scope="session")
-def cut_once(settings_in: Callable[..., TrainSettings], uncut: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cut_once(
+    settings_in: Callable[..., TrainSettings], uncut: Summary, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("cut")
     append = RunDirectory.append
 
@@ -104,9 +107,8 @@ def cut_once(settings_in: Callable[..., TrainSettings], uncut: dict, tmp_path_fa
         with pytest.raises(CutError):
             fit_run(settings_in(folder))
     gc.collect()  # the error's frames hold the run's lock, which a killed process would have let go
-    run = folder / Path(uncut["run"]).name
-    summary = read_summary(run)
-    write_summary(run, summary | {"status": "running"})
+    run = folder / Path(uncut.run).name
+    replace(Summary.read(run), status="running").write(run)
     return run
 
 

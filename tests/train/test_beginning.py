@@ -16,7 +16,7 @@ from dma_lab.messages import UserError, print_once
 from dma_lab.model import ModelShape, Transformer
 from dma_lab.report.collect import Run, read_run
 from dma_lab.report.conditions import differing
-from dma_lab.run_summary import read_summary
+from dma_lab.run_summary import Summary
 from dma_lab.train.beginning import prepare_beginning
 from dma_lab.train.branches import fit_branches
 from dma_lab.train.callbacks import RunRecorder
@@ -47,7 +47,7 @@ SIZE = {
 @pytest.fixture(scope="module")
 def source(tmp_path_factory, tiny_run, read) -> Path:
     """A finished run of MHA."""
-    return Path(fit_run(read([*tiny_run, *SHORT, f"output_dir={tmp_path_factory.mktemp('source')}"]))["run"])
+    return Path(fit_run(read([*tiny_run, *SHORT, f"output_dir={tmp_path_factory.mktemp('source')}"])).run)
 
 
 def begun(settings):
@@ -97,7 +97,7 @@ def test_a_model_of_transformers_goes_on_as_itself(read, overrides, tmp_path, ki
 def test_a_run_begins_at_the_loss_at_which_its_source_ended(read, overrides, source, tmp_path, monkeypatch, capsys):
     """From the source, its checkpoint, or either export; cut and continued."""
     settings = read([*overrides, *SHORT, f"init_from={source}"])
-    ended = read_summary(source)["val_loss"]
+    ended = Summary.read(source).val_loss
 
     def cut(self, trainer, *_):
         if trainer.global_step == 10:
@@ -108,17 +108,17 @@ def test_a_run_begins_at_the_loss_at_which_its_source_ended(read, overrides, sou
         with pytest.raises(SystemExit):
             fit_run(settings)
     summary = fit_run(settings)
-    assert summary["val_loss_at_start"] == pytest.approx(ended, abs=1e-6)
-    assert abs(summary["val_loss"] - ended) > 0.01, "it went on"
-    assert summary["init_from_anew"] == []
+    assert summary.val_loss_at_start == pytest.approx(ended, abs=1e-6)
+    assert abs(summary.val_loss - ended) > 0.01, "it went on"
+    assert summary.init_from_anew == ()
     assert f"begins at a validation loss of {ended:.4f}" in capsys.readouterr().err
     folders = [source / "checkpoints" / "last.ckpt"]
     folders += [export_run(source, tmp_path / "exported" / format, format) for format in ("stock", "custom")]
     for folder in folders:
         again = fit_run(read([*overrides, *SHORT, f"init_from={folder}"]))
-        assert again["run"] == summary["run"]
+        assert again.run == summary.run
         assert "finished before" in capsys.readouterr().err
-    assert open_run(Path(summary["run"])).step == 20, "it can be evaluated"
+    assert open_run(Path(summary.run)).step == 20, "it can be evaluated"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_run_begins_at_the_loss_at_which_its_source_ended(read, overrides, sou
 )
 def test_initial_weights_settings_that_decide_nothing_are_said(read, overrides, source, capsys, own, heeded):
     given = {"std": 0.03, "output_scale": 0.5, "qk_gain": 2.0}
-    d_ff = read_summary(source)["d_ff"]
+    d_ff = Summary.read(source).d_ff
     settings = [*overrides, *SHORT, *own, "match=none", f"model.d_ff={d_ff}", f"init_from={source}"]
 
     def weights(*changed: str) -> list[torch.Tensor]:
@@ -171,8 +171,8 @@ def test_tokens_that_are_others_than_the_weights_know_are_said(read, overrides, 
 def test_the_report_pairs_no_run_with_one_that_began_otherwise(read, overrides, source):
     chance = fit_run(read([*overrides, *SHORT]))
     from_source = fit_run(read([*overrides, *SHORT, f"init_from={source}"]))
-    from_that = fit_run(read([*overrides, *SHORT, f"init_from={from_source['run']}"]))
-    runs = [read_run(Path(summary["run"]), "run") for summary in (chance, from_source, from_that)]
+    from_that = fit_run(read([*overrides, *SHORT, f"init_from={from_source.run}"]))
+    runs = [read_run(Path(summary.run), "run") for summary in (chance, from_source, from_that)]
     assert all(isinstance(run, Run) for run in runs)
     for ours, theirs in ((0, 1), (1, 2)):
         assert differing(runs[ours].conditions, runs[theirs].conditions) == ["init_from_digest"]
@@ -181,8 +181,8 @@ def test_the_report_pairs_no_run_with_one_that_began_otherwise(read, overrides, 
 
 def test_branches_begin_with_the_weights_too(read, overrides, source):
     summaries = fit_branches(read([*overrides, *SHORT, f"init_from={source}", "schedule.branches=[0.5,1]"]))
-    ended = read_summary(source)["val_loss"]
-    assert [summary["val_loss_at_start"] for summary in summaries] == pytest.approx([ended] * 2, abs=1e-6)
+    ended = Summary.read(source).val_loss
+    assert [summary.val_loss_at_start for summary in summaries] == pytest.approx([ended] * 2, abs=1e-6)
 
 
 def test_what_another_attention_adds_begins_anew_and_is_said(read, overrides, source, capsys):

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,23 +63,23 @@ def branched(read, tiny_run, tmp_path_factory):
 
 
 def test_every_branch_is_the_plain_run_of_its_budget(read, short, branched):
-    assert [summary["steps"] for summary in branched] == [16, 31, 62]
-    assert [summary["steps_shared"] for summary in branched] == [0, 12, 24], "each begins where a shorter one decays"
+    assert [summary.steps for summary in branched] == [16, 31, 62]
+    assert [summary.steps_shared for summary in branched] == [0, 12, 24], "each begins where a shorter one decays"
     plain = [
         fit_run(read(short("plain", "tokens=7936", "schedule.warmup_steps=2"))),
         fit_run(read(short("plain"))),
         fit_run(read(short("plain", "tokens=31744", "schedule.warmup_steps=2"))),
     ]
     for branch, run in zip(branched, plain, strict=True):
-        assert Path(branch["run"]).name == Path(run["run"]).name, "one identity"
-        assert run["status"] == branch["status"] == "finished"
-        same(Path(branch["run"]), Path(run["run"]))
-        assert open_run(Path(branch["run"])).step == branch["steps"]
-        stable = open_run(Path(branch["run"]) / "checkpoints" / "stable.ckpt")
-        assert stable.step == {16: 12, 31: 24, 62: 49}[branch["steps"]], "of its own settings, before they decay"
+        assert Path(branch.run).name == Path(run.run).name, "one identity"
+        assert run.status == branch.status == "finished"
+        same(Path(branch.run), Path(run.run))
+        assert open_run(Path(branch.run)).step == branch.steps
+        stable = open_run(Path(branch.run) / "checkpoints" / "stable.ckpt")
+        assert stable.step == {16: 12, 31: 24, 62: 49}[branch.steps], "of its own settings, before they decay"
         takes_time = {"run", "tokens_per_second", "seconds", "peak_memory_bytes", "steps_shared", "git_commit"}
-        assert all(branch[key] == run[key] for key in run.keys() - takes_time)
-        configs = [OmegaConf.load(Path(summary["run"]) / "config.yaml") for summary in (branch, run)]
+        assert replace(branch, **{name: getattr(run, name) for name in takes_time}) == run
+        configs = [OmegaConf.load(Path(summary.run) / "config.yaml") for summary in (branch, run)]
         for config in configs:
             del config["output_dir"]
         assert configs[0] == configs[1], "the branch's config.yaml reproduces it"
@@ -86,13 +87,13 @@ def test_every_branch_is_the_plain_run_of_its_budget(read, short, branched):
 
 def test_a_plain_run_and_a_branched_one_find_each_other_finished(read, short, branched, capsys):
     capsys.readouterr()
-    there = f"output_dir={Path(branched[0]['run']).parent}"
+    there = f"output_dir={Path(branched[0].run).parent}"
     fit_run(read(short("", there)))
-    assert f"finished before: {branched[1]['run']}" in capsys.readouterr().err
+    assert f"finished before: {branched[1].run}" in capsys.readouterr().err
     more = fit_branches(read(short("", there, "schedule.branches=[0.5,1,2,3]")))
     assert capsys.readouterr().err.count("finished before") == 3
-    assert (more[3]["steps"], more[3]["steps_shared"]) == (93, 49), "a longer branch goes on from the longest"
-    own = [json.loads(line)["step"] for line in (Path(more[3]["run"]) / "metrics.jsonl").read_text().splitlines()]
+    assert (more[3].steps, more[3].steps_shared) == (93, 49), "a longer branch goes on from the longest"
+    own = [json.loads(line)["step"] for line in (Path(more[3].run) / "metrics.jsonl").read_text().splitlines()]
     assert own == sorted({*range(4, 94, 4), *range(11, 94, 11), 93}), "and has no line of the other's end"
 
 
@@ -132,9 +133,9 @@ def test_cut_anywhere_and_continued_is_uncut(read, short, branched, monkeypatch,
             fit_branches(settings)
     gc.collect()  # the error's frames hold the run's lock, which a killed process would have let go
     for branch, run in zip(fit_branches(settings), branched, strict=True):
-        assert Path(branch["run"]).name == Path(run["run"]).name
-        assert branch["steps_shared"] == run["steps_shared"]
-        same(Path(branch["run"]), Path(run["run"]))
+        assert Path(branch.run).name == Path(run.run).name
+        assert branch.steps_shared == run.steps_shared
+        same(Path(branch.run), Path(run.run))
 
 
 def test_the_plan_says_what_all_branches_cost(run_script, read, short):

@@ -109,7 +109,7 @@ def test_steps_go_on_while_one_is_written_and_the_next_one_waits(read, overrides
     monkeypatch.setattr(LanguageModel, "take_step", counted)
     monkeypatch.setattr(CheckpointWriter, "save_checkpoint", begun)
     summary = fit_run(read([*overrides, *SHORT, "trainer.checkpoint_every=4"]), keep_step=4)
-    run = RunDirectory(Path(summary["run"]))
+    run = RunDirectory(Path(summary.run))
     assert steps_when_begun[0] == (4, [])
     assert steps_when_begun[1][1] == ["last.ckpt", "stable.ckpt"], "the first is whole before the second begins"
     assert read_checkpoint(run.checkpoint)["global_step"] == 12

@@ -22,7 +22,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(cut, uncut, own_id
     assert "continues from previous.ckpt, of step 4" in said
     assert cut.checkpoint.read_bytes() == previous
     assert not cut.previous.exists()
-    assert cut.metrics.read_bytes() == b"".join(Path(uncut["run"], "metrics.jsonl").read_bytes().splitlines(True)[:2])
+    assert cut.metrics.read_bytes() == b"".join(Path(uncut.run, "metrics.jsonl").read_bytes().splitlines(True)[:2])
 
 
 def test_a_run_continued_from_the_previous_checkpoint_ends_as_the_uncut_one(cut, settings_in, uncut, tmp_path):

@@ -2,12 +2,12 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dma_lab.report.collect import read_run
-from dma_lab.run_summary import write_summary
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.runs import RunDirectory
 from tests.train.damage import DAMAGE, continued
@@ -22,11 +22,11 @@ def test_what_is_no_summary_is_none_and_said(tmp_path, capsys, content):
 
 @pytest.fixture
 def finished(uncut, tmp_path):
-    return RunDirectory(Path(shutil.copytree(uncut["run"], tmp_path / Path(uncut["run"]).name)))
+    return RunDirectory(Path(shutil.copytree(uncut.run, tmp_path / Path(uncut.run).name)))
 
 
 def test_a_summary_of_another_run_is_not_believed(finished, settings_in, uncut, tmp_path, capsys):
-    write_summary(finished.path, uncut | {"seed": 1})
+    replace(uncut, seed=1).write(finished.path)
     capsys.readouterr()
     continued(finished, settings_in(tmp_path), uncut)
     assert "is of another run: it has another seed; it is made again" in capsys.readouterr().err
@@ -47,7 +47,7 @@ def test_damage_to_a_finished_run_is_noticed_and_mended(finished, settings_in, u
     file = finished.path / name
     scores = finished.validation.read_bytes()
     if how == "a digit changed":
-        loss = json.dumps(uncut["val_loss"])
+        loss = json.dumps(uncut.val_loss)
         file.write_text(file.read_text().replace(loss, str(int(loss[0]) + 1) + loss[1:]))
     else:
         DAMAGE[how](file)

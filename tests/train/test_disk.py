@@ -15,7 +15,7 @@ from tests.train.damage import continued
 
 
 def test_errors_of_the_disk_are_sentences_and_what_was_saved_continues(settings_in, uncut, tmp_path, monkeypatch):
-    run = RunDirectory(tmp_path / Path(uncut["run"]).name)
+    run = RunDirectory(tmp_path / Path(uncut.run).name)
     fsync = os.fsync
     # At another moment each: in the first summary, in checkpoints, in their directory's list of names.
     for moment, number in enumerate(
@@ -59,7 +59,7 @@ def test_all_that_a_run_writes_is_on_the_disk_before_it_has_its_name(settings_in
             lines_at_checkpoint.append({run.metrics.stat().st_ino, run.speed.stat().st_ino} <= synced)
         replace(source, target)
 
-    run = RunDirectory(tmp_path / Path(uncut["run"]).name)
+    run = RunDirectory(tmp_path / Path(uncut.run).name)
     monkeypatch.setattr(os, "fsync", synced_now)
     monkeypatch.setattr(os, "replace", replaced)
     fit_run(settings_in(tmp_path), keep_step=8)

@@ -64,7 +64,7 @@ def poison(monkeypatch):
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(read, overrides, poison, optimizer):
     states = poison(1, 8, 9)
     summary = fit_run(read([*overrides, *CALM, f"optimizer={optimizer}"]))
-    assert (summary["status"], summary["steps_skipped"], summary["steps"]) == ("finished", 3, 20)
+    assert (summary.status, summary.steps_skipped, summary.steps) == ("finished", 3, 20)
     for step, (before, after) in states.items():
         if step == 1:  # the optimizer's state begins with it: zeros, and no step counted
             weights = len(before)
@@ -72,7 +72,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(read, override
             after = after[:weights]
         kept = all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
         assert kept == (step in (1, 8, 9)), step
-    lines = lines_of(summary["run"])
+    lines = lines_of(summary.run)
     assert [line["step"] for line in lines] == list(range(1, 21)), "a skipped step is a step"
     assert [line["step"] for line in lines if line["loss"] is None] == [1, 8, 9]
     assert [line["steps_skipped"] for line in lines] == [1] * 7 + [2] + [3] * 12

@@ -14,7 +14,7 @@ import torch
 
 from dma_lab.attention import registered_backends
 from dma_lab.messages import UserError
-from dma_lab.run_summary import read_summary
+from dma_lab.run_summary import Summary
 from dma_lab.train.fit_run import fit_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,24 +30,24 @@ CALM = ["attention=mha", "optimizer.learning_rate=1e-3"]
 @pytest.mark.parametrize("attention", [*sorted(registered_backends()), "dma_random", "hybrid"])
 def test_every_backend_learns_more_than_frequencies(read, overrides, tmp_path, attention):
     summary = fit_run(read([*overrides, f"attention={attention}"]))
-    assert set(summary) >= PROMISED
-    assert summary["attention"] == attention
-    assert f"-{attention}-s0-" in Path(summary["run"]).name
-    assert summary["status"] == "finished"
-    assert summary["val_loss"] < summary["unigram_entropy"] - 0.3
-    assert summary["val_perplexity"] == pytest.approx(math.exp(summary["val_loss"]))
-    run = Path(summary["run"])
-    assert read_summary(run) == summary
+    assert summary.written().keys() >= PROMISED
+    assert summary.attention == attention
+    assert f"-{attention}-s0-" in Path(summary.run).name
+    assert summary.status == "finished"
+    assert summary.val_loss < summary.unigram_entropy - 0.3
+    assert summary.val_perplexity == pytest.approx(math.exp(summary.val_loss))
+    run = Path(summary.run)
+    assert Summary.read(run) == summary
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(5, 61, 5))
     assert [line["step"] for line in lines if "val_loss" in line] == [20, 40, 60]
-    assert lines[-1]["val_loss"] == summary["val_loss"]
+    assert lines[-1]["val_loss"] == summary.val_loss
     assert lines[-1]["loss"] < lines[0]["loss"]
     scores = np.load(run / "validation.npz")
-    assert scores["document_nats"].sum() / scores["document_tokens"].sum() == pytest.approx(summary["val_loss"])
+    assert scores["document_nats"].sum() / scores["document_tokens"].sum() == pytest.approx(summary.val_loss)
     assert scores["position_nats"].sum() == pytest.approx(scores["document_nats"].sum())
     bits = scores["document_nats"].sum() / math.log(2)
-    assert bits / scores["document_bytes"].sum() == pytest.approx(summary["val_bits_per_byte"])
+    assert bits / scores["document_bytes"].sum() == pytest.approx(summary.val_bits_per_byte)
 
 
 def test_the_validation_loss_is_that_of_the_saved_weights(read, overrides):
@@ -58,9 +58,9 @@ def test_the_validation_loss_is_that_of_the_saved_weights(read, overrides):
 
     settings = read([*overrides, "attention=dma", "data.mask_documents=false"])
     summary = fit_run(settings)
-    data = prepare_data(settings.data, summary["tokens"])
+    data = prepare_data(settings.data, summary.tokens)
     model = build_model(settings, plan_run(settings, 320, resolve_hardware(settings.trainer)).shape)
-    saved = torch.load(Path(summary["run"]) / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    saved = torch.load(Path(summary.run) / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     model.load_state_dict({name.removeprefix("model."): weight for name, weight in saved.items()})
     eots = np.flatnonzero(data.validation_tokens[: 2048 + 1] == data.eot_id)
     scored = eots[-1] if eots[-1] >= 0.9 * 2048 else 2048  # a document's end, if one is near
@@ -72,12 +72,12 @@ def test_the_validation_loss_is_that_of_the_saved_weights(read, overrides):
             log_probability = model(window[None, :-1])[0].log_softmax(-1)
         nats.append(-log_probability.gather(1, window[1:, None]).squeeze(1))
     nats = torch.cat(nats).double()
-    assert nats.mean().item() == pytest.approx(summary["val_loss"], rel=1e-5)
+    assert nats.mean().item() == pytest.approx(summary.val_loss, rel=1e-5)
     is_text = stream[1:] != data.eot_id
     text_bytes = len(data.load_tokenizer().decode(stream[1:][is_text].tolist(), skip_special_tokens=False).encode())
     bits, text_bits = (total.sum().item() / math.log(2) / text_bytes for total in (nats, nats[is_text]))
-    assert bits == pytest.approx(summary["val_bits_per_byte"], rel=1e-5)
-    assert text_bits == pytest.approx(summary["val_text_bits_per_byte"], rel=1e-5)
+    assert bits == pytest.approx(summary.val_bits_per_byte, rel=1e-5)
+    assert text_bits == pytest.approx(summary.val_text_bits_per_byte, rel=1e-5)
     assert not is_text.all()
 
 
@@ -85,15 +85,15 @@ def test_micro_batches_change_the_arithmetics_order_and_nothing_else(read, overr
     calm = [*overrides, *CALM]
     whole = fit_run(read([*calm, f"output_dir={tmp_path / 'whole'}"]))
     split = fit_run(read([*calm, f"output_dir={tmp_path / 'split'}", "trainer.micro_batch_sequences=2"]))
-    assert Path(whole["run"]).name == Path(split["run"]).name, "micro-batches do not define a run"
-    assert split["val_loss"] == pytest.approx(whole["val_loss"], abs=1e-5)
+    assert Path(whole.run).name == Path(split.run).name, "micro-batches do not define a run"
+    assert split.val_loss == pytest.approx(whole.val_loss, abs=1e-5)
 
 
 def test_a_corpus_smaller_than_the_budget_is_refused_unless_repeats_are_allowed(read, overrides):
     with pytest.raises(UserError, match=r"epochs.*data\.allow_repeat=true"):
         fit_run(read([*overrides, "tokens=512000"]))
     summary = fit_run(read([*overrides, "tokens=40960", "data.allow_repeat=true"]))
-    assert summary["status"] == "finished"
+    assert summary.status == "finished"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -22,21 +22,21 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_a_summary_names_machine_kernels_and_model_and_every_machine_that_took_steps(read, overrides, capfd):
     settings = read([*overrides, "attention=mha", "data.mask_documents=false", "tokens=10240", "trainer.context=32"])
     first = fit_run(settings)
-    assert first["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
-    assert (first["compiled"], first["earlier_machines"]) == (False, [])
-    assert first["kernels"] == "PyTorch's SDPA"
-    assert first["rung"] == "nano n_layers=2 d_model=32 head_dim=16 d_ff=96"
+    assert first.cpu_capability == torch.backends.cpu.get_cpu_capability()
+    assert (first.compiled, first.earlier_machines) == (False, ())
+    assert first.kernels == "PyTorch's SDPA"
+    assert first.rung == "nano n_layers=2 d_model=32 head_dim=16 d_ff=96"
 
     # The same run, its steps taken on another machine, and continued here.
-    run = RunDirectory(Path(first["run"]))
-    theirs = f"{first['hardware']}, AVX1, fp32, PyTorch {torch.__version__}"
+    run = RunDirectory(Path(first.run))
+    theirs = f"{first.hardware}, AVX1, fp32, PyTorch {torch.__version__}"
     content = read_checkpoint(run.checkpoint)
-    assert recorded(content)["machines"] == [theirs.replace("AVX1", first["cpu_capability"])]
+    assert recorded(content)["machines"] == [theirs.replace("AVX1", first.cpu_capability)]
     recorded(content)["machines"] = [theirs, "one before that"]
     write_checkpoint(content, run.checkpoint)
     (run.path / "summary.json").unlink()
     second = fit_run(settings)
-    assert second["earlier_machines"] == [theirs, "one before that"]
+    assert second.earlier_machines == (theirs, "one before that")
     assert f"were taken on {theirs}; one before that" in capfd.readouterr().err
 
     # And what branches from it.

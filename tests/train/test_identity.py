@@ -19,7 +19,7 @@ from tests.train.damage import flipped, not_finite
 def test_a_checkpoint_of_another_run_of_the_same_shapes_is_refused(cut, settings_in, tmp_path):
     other = fit_run(settings_in(tmp_path / "other", "optimizer.learning_rate=0.001"))
     own = cut.checkpoint.read_bytes()
-    shutil.copyfile(RunDirectory(Path(other["run"])).checkpoint, cut.checkpoint)
+    shutil.copyfile(RunDirectory(Path(other.run)).checkpoint, cut.checkpoint)
     with pytest.raises(UserError, match=r"another run: .*optimizer.learning_rate=0.001 .*; move it away"):
         fit_run(settings_in(tmp_path))
     cut.checkpoint.write_bytes(own)
@@ -85,4 +85,4 @@ def test_a_branch_begins_from_what_is_whole_and_of_its_training(cut, own_identit
     start, told = begun()
     assert (start.steps_shared, told) == (8, "")
     assert read_checkpoint(run.checkpoint)["global_step"] == 8
-    assert run.metrics.read_bytes() == b"".join(Path(uncut["run"], "metrics.jsonl").read_bytes().splitlines(True)[:4])
+    assert run.metrics.read_bytes() == b"".join(Path(uncut.run, "metrics.jsonl").read_bytes().splitlines(True)[:4])

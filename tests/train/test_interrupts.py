@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dma_lab.run_summary import read_summary
+from dma_lab.run_summary import Summary
 from tests.moments import signal_group_at
 
 # Steps 1 to 4 and 1 to 6; every second one is followed by a validation and a checkpoint.
@@ -21,12 +21,12 @@ def results(sweep: Path) -> dict:
     """What the runs of a sweep came to, but for what was measured on the way."""
     found = {}
     for file in sweep.glob("*/summary.json"):
-        summary, run = read_summary(file.parent), file.parent
+        summary, run = Summary.read(file.parent), file.parent
         weights = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         with np.load(run / "validation.npz") as scores:
             arrays = {name: scores[name].tobytes() for name in scores}
-        found[summary["tokens"]] = (
-            {name: value for name, value in summary.items() if name not in OF_THE_MOMENT},
+        found[summary.tokens] = (
+            {name: value for name, value in summary.written().items() if name not in OF_THE_MOMENT},
             (run / "metrics.jsonl").read_bytes(),
             {name: tensor.numpy().tobytes() for name, tensor in weights.items()},
             arrays,

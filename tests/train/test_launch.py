@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -86,9 +87,9 @@ def test_one_and_two_processes_are_one_run_and_a_signal_to_either_stops_it(
 
     # On one device to the end, and as though it were begun on one.
     finished = fit_run(read([*overrides, *CALM]))
-    assert (finished["status"], finished["step"], finished["run"]) == ("finished", 100, str(run))
-    assert finished["val_loss"] == pytest.approx(alone["val_loss"], abs=1e-5)
-    losses, expected = lines_of(run), lines_of(Path(alone["run"]))
+    assert (finished.status, finished.step, finished.run) == ("finished", 100, str(run))
+    assert finished.val_loss == pytest.approx(alone.val_loss, abs=1e-5)
+    losses, expected = lines_of(run), lines_of(Path(alone.run))
     assert [line["step"] for line in losses] == list(range(1, 101))
     assert [line["loss"] for line in losses] == pytest.approx([line["loss"] for line in expected], abs=1e-5)
 
@@ -192,7 +193,7 @@ def test_a_launchers_second_process_of_one_device_trains_a_run_of_its_own(
     monkeypatch.setattr(rank_zero_only, "rank", 1)  # what Lightning makes of each of them while it is imported
     settings = read([*overrides, *CALM, "tokens=2560"])
     summary = fit_run(settings)
-    run = RunDirectory(Path(summary["run"]))
+    run = RunDirectory(Path(summary.run))
     assert run.summary() == summary
     assert [line["step"] for line in lines_of(run.path)] == [1, 2, 3, 4, 5]
     assert run.validation.exists()
@@ -206,20 +207,20 @@ def test_no_checkpoint_but_its_own_is_loaded(read, overrides, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     for name, value in (SRUN | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}).items():
         monkeypatch.setenv(name, value)
-    shutil.copy(Path(other["run"]) / "checkpoints" / "last.ckpt", tmp_path / "hpc_ckpt_1.ckpt")
+    shutil.copy(Path(other.run) / "checkpoints" / "last.ckpt", tmp_path / "hpc_ckpt_1.ckpt")
     again = fit_run(read([*short, "seed=1", f"output_dir={tmp_path / 'again'}"]))
-    assert again["val_loss"] == expected["val_loss"]
-    assert len(lines_of(Path(again["run"]))) == 5
+    assert again.val_loss == expected.val_loss
+    assert len(lines_of(Path(again.run))) == 5
 
 
 def test_finished_is_what_took_all_its_steps(read, overrides, capsys):
     settings = read([*overrides, *CALM, "tokens=2560"])
     finished = fit_run(settings)
-    run = RunDirectory(Path(finished["run"]))
-    assert finished["step"] == finished["steps"] == 5
-    run.write_summary(finished | {"step": 3, "val_loss": 9.0})
+    run = RunDirectory(Path(finished.run))
+    assert finished.step == finished.steps == 5
+    run.write_summary(replace(finished, step=3, val_loss=9.0))
     capsys.readouterr()
-    assert fit_run(settings)["val_loss"] == finished["val_loss"]
+    assert fit_run(settings).val_loss == finished.val_loss
     assert "finished before" not in capsys.readouterr().err
 
 
@@ -259,5 +260,5 @@ def test_a_launchers_processes_train_one_run_together(overrides, alone, tmp_path
     assert "Warning" not in "".join(said)
     assert "".join(said).count("FLOP executed") == 1, "the first process speaks"
     (run,) = tmp_path.iterdir()
-    assert summary_of(run)["val_loss"] == pytest.approx(alone["val_loss"], abs=1e-5)
+    assert summary_of(run)["val_loss"] == pytest.approx(alone.val_loss, abs=1e-5)
     assert [line["step"] for line in lines_of(run)] == list(range(1, 101))

@@ -48,7 +48,7 @@ def test_what_memory_has_no_room_for_is_halved_and_equals_what_was_halved_by_han
     assert "8 sequences: trained with trainer.micro_batch_sequences=4." in said
     assert "4 sequences: trained with trainer.micro_batch_sequences=2." in said
     assert "Traceback" not in said
-    one, other = Path(ours["run"]), Path(by_hand["run"])
+    one, other = Path(ours.run), Path(by_hand.run)
     assert one.name == other.name
     assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
     assert [json.loads(line)["step"] for line in (one / "speed.jsonl").read_text().splitlines()] == [*range(1, 7)]
@@ -69,7 +69,7 @@ def test_a_run_goes_on_with_the_micro_batches_that_it_was_begun_with(read, overr
     room.tried.clear()
     room.sequences = 8
     summary = fit_run(read([*overrides, *RUN]))
-    assert summary["status"] == "finished"
+    assert summary.status == "finished"
     assert room.tried == [2] * 16
 
 

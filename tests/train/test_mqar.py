@@ -13,7 +13,7 @@ import yaml
 from dma_lab.data.mqar import recall_validation
 from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.messages import UserError
-from dma_lab.run_summary import read_summary
+from dma_lab.run_summary import Summary
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.hardware import resolve_hardware
 from dma_lab.train.plan import build_model, plan_run
@@ -26,13 +26,13 @@ SHORT = ["experiment=mqar_small", "tokens=20480", "trainer.log_every=5", "traine
 def test_a_run_explains_itself_by_accuracy(read, tmp_path):
     settings = read([*SHORT, "data.size.pairs=[2,8]", "trainer.validation_tokens=4096", f"output_dir={tmp_path}"])
     summary = fit_run(settings)
-    run = Path(summary["run"])
-    assert read_summary(run) == summary
-    assert summary["status"] == "finished"
-    assert summary["unigram_entropy"] == math.log(128)
+    run = Path(summary.run)
+    assert Summary.read(run) == summary
+    assert summary.status == "finished"
+    assert summary.unigram_entropy == math.log(128)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "val_accuracy" in line] == [10, 20]
-    assert lines[-1]["val_accuracy_by_gap"] == summary["val_accuracy_by_gap"]
+    assert lines[-1]["val_accuracy_by_gap"] == summary.val_accuracy_by_gap
     assert lines[-1]["loss"] < lines[0]["loss"]
 
     # An independent pass: the saved weights, one example at a time.
@@ -47,10 +47,10 @@ def test_a_run_explains_itself_by_accuracy(read, tmp_path):
             answer = batch["targets"][0, position]
             nats[int(batch["pairs"])].append(-log_probability[position, answer].item())
             right[int(batch["pairs"])].append(bool(log_probability[position].argmax() == answer))
-    assert np.mean(nats[2] + nats[8]) == pytest.approx(summary["val_loss"], rel=1e-5)
-    assert summary["val_accuracy_by_pairs"] == {"2": np.mean(right[2]), "8": np.mean(right[8])}
+    assert np.mean(nats[2] + nats[8]) == pytest.approx(summary.val_loss, rel=1e-5)
+    assert summary.val_accuracy_by_pairs == {"2": np.mean(right[2]), "8": np.mean(right[8])}
     assert np.load(run / "recall.npz")["total"].sum(1).tolist() == [2 * 32, 8 * 32]
-    assert open_run(run).identity["data_fingerprint"] == summary["data_fingerprint"]
+    assert open_run(run).identity["data_fingerprint"] == summary.data_fingerprint
 
 
 def test_a_continued_run_ends_where_the_uncut_one_ends(read, tmp_path, monkeypatch):
@@ -64,7 +64,7 @@ def test_a_continued_run_ends_where_the_uncut_one_ends(read, tmp_path, monkeypat
             fit_run(cut)
     gc.collect()  # the error's frames hold the run's lock, as a live process does
     continued = fit_run(cut)
-    ours, theirs = Path(continued["run"]), Path(uncut["run"])
+    ours, theirs = Path(continued.run), Path(uncut.run)
     assert ours.name == theirs.name
     assert (ours / "metrics.jsonl").read_bytes() == (theirs / "metrics.jsonl").read_bytes()
     weights = [torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in (ours, theirs)]
@@ -76,7 +76,7 @@ def test_micro_batches_change_the_arithmetics_order_and_nothing_else(read, tmp_p
     for micro in ("null", "2"):
         overrides = [f"trainer.micro_batch_sequences={micro}", f"output_dir={tmp_path / micro}"]
         summary = fit_run(read([*SHORT, "data.size.pairs=[2,8]", *overrides]))
-        lines = (Path(summary["run"]) / "metrics.jsonl").read_text().splitlines()
+        lines = (Path(summary.run) / "metrics.jsonl").read_text().splitlines()
         losses.append([json.loads(line)["loss"] for line in lines])
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
 
@@ -180,8 +180,8 @@ def test_the_papers_size_is_a_sweep_of_its_own():
 @pytest.mark.slow
 def test_mha_learns_recall_on_a_cpu_and_a_short_window_does_not(read, tmp_path):
     mha = fit_run(read(["experiment=mqar_small", f"output_dir={tmp_path}"]))
-    assert mha["val_accuracy"] > 0.99
-    assert min(mha["val_accuracy_by_gap"].values()) > 0.97
+    assert mha.val_accuracy > 0.99
+    assert min(mha.val_accuracy_by_gap.values()) > 0.97
     swa = fit_run(read(["experiment=mqar_small", "attention=mqar_swa", f"output_dir={tmp_path}"]))
-    assert swa["val_accuracy"] < 0.3
-    assert swa["val_accuracy_by_gap"]["33-64"] < 0.1
+    assert swa.val_accuracy < 0.3
+    assert swa.val_accuracy_by_gap["33-64"] < 0.1

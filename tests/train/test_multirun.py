@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from hydra._internal.callbacks import Callbacks
 from omegaconf import OmegaConf
 
-from dma_lab.run_summary import read_summary
+from dma_lab.run_summary import Summary
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.runs import RunDirectory
 from dma_lab.train.sweep_points import Point, SweepPoints, read_sweep
@@ -36,12 +37,12 @@ def runs_of(sweep: Path) -> dict[str, Path]:
 
 def result_of(run: Path) -> tuple:
     """All that a run directory says, but for what was measured on the way and where it lies."""
-    summary = read_summary(run)
+    summary = Summary.read(run)
     weights = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     with np.load(run / "validation.npz") as scores:
         arrays = {name: scores[name].tobytes() for name in scores}
     return (
-        {name: value for name, value in summary.items() if name not in OF_THE_MOMENT},
+        {name: value for name, value in summary.written().items() if name not in OF_THE_MOMENT},
         (run / "metrics.jsonl").read_bytes(),
         [json.loads(line)["step"] for line in (run / "speed.jsonl").read_text().splitlines()],
         {name: tensor.numpy().tobytes() for name, tensor in weights.items()},
@@ -193,8 +194,8 @@ def test_a_run_that_another_finished_before_it_could_be_claimed_is_not_trained_a
 ):
     settings = read([*overrides, "attention=mha", "tokens=2048"])
     finished = fit_run(settings)
-    run = RunDirectory(Path(finished["run"]))
-    run.write_summary(finished | {"status": "running"})
+    run = RunDirectory(Path(finished.run))
+    run.write_summary(replace(finished, status="running"))
     claimed, written = RunDirectory.claimed, run.metrics.stat().st_mtime_ns
 
     @contextmanager

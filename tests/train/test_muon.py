@@ -94,9 +94,9 @@ def test_both_rates_follow_the_schedule(read, overrides, monkeypatch):
     settings = ["optimizer=muon", "optimizer.learning_rate=0.02", "optimizer.adamw_multiplier=0.5", "tokens=10240"]
     settings += ["schedule.warmup_steps=4", "schedule.decay_fraction=0.2"]
     summary = fit_run(read([*overrides, *settings]))
-    assert summary["step"] == 20, "two optimizers take one step together"
+    assert summary.step == 20, "two optimizers take one step together"
     multiplier = [0.25, 0.5, 0.75] + [1.0] * 13 + [0.8, 0.6, 0.4, 0.2]
     for step, (muon, *adamw) in zip(multiplier, rates, strict=True):
         assert muon == pytest.approx(0.02 * step)
         assert adamw == pytest.approx([0.01 * step] * 2)
-    assert summary["val_loss"] < summary["unigram_entropy"]
+    assert summary.val_loss < summary.unigram_entropy

@@ -18,6 +18,7 @@ from dma_lab.messages import MishapError, UserError
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.identity import identity
 from dma_lab.train.runs import RunDirectory
+from tests.made_up import summary
 
 
 def test_identity_depends_on_content_and_not_on_order():
@@ -52,9 +53,9 @@ def test_a_run_is_claimed_by_one_process_and_freed_by_its_death(tmp_path):
 def test_a_summary_is_replaced_as_a_whole(tmp_path):
     run = RunDirectory(tmp_path)
     assert run.summary() is None
-    run.write_summary({"status": "running"})
-    run.write_summary({"status": "finished", "val_loss": 2.5})
-    assert run.summary() == {"status": "finished", "val_loss": 2.5}
+    run.write_summary(summary(tmp_path, status="running"))
+    run.write_summary(summary(tmp_path, val_loss=2.5))
+    assert run.summary() == summary(tmp_path, val_loss=2.5)
     assert json.loads((tmp_path / "summary.json").read_text())["val_loss"] == 2.5
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
 
@@ -68,7 +69,7 @@ def test_a_directory_that_cannot_be_is_named(tmp_path):
 def test_a_full_disk_is_named_and_what_was_saved_before_continues(read, overrides):
     settings = read([*overrides, "trainer.checkpoint_every=20"])
     uncut = fit_run(settings)
-    run = RunDirectory(Path(uncut["run"]))
+    run = RunDirectory(Path(uncut.run))
     before = run.metrics.read_bytes(), torch.load(run.checkpoint, weights_only=True)["state_dict"]
     shutil.rmtree(run.path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -78,9 +79,9 @@ def test_a_full_disk_is_named_and_what_was_saved_before_continues(read, override
             fit_run(settings)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert run.summary()["status"] == "failed"
+    assert run.summary().status == "failed"
     assert not run.checkpoint.exists()
-    assert fit_run(settings)["val_loss"] == uncut["val_loss"]
+    assert fit_run(settings).val_loss == uncut.val_loss
     assert run.metrics.read_bytes() == before[0]
     after = torch.load(run.checkpoint, weights_only=True)["state_dict"]
     assert all(torch.equal(after[name], weight) for name, weight in before[1].items())

@@ -50,10 +50,10 @@ def test_a_run_goes_on_with_any_strategy_on_any_number_of_devices(warm_peers, re
         (run,) = (tmp_path / "here").iterdir()
         stops.append(summary_of(run)["step"])
     finished = fit_run(read([*here, "trainer.strategy=fsdp"]))
-    assert 5 <= stops[0] < stops[1] < finished["step"] == 100
+    assert 5 <= stops[0] < stops[1] < finished.step == 100
     losses, wanted = ([line["loss"] for line in lines_of(Path(run["run"]))] for run in (finished, expected))
     assert losses == pytest.approx(wanted, abs=1e-5)
-    assert finished["val_loss"] == pytest.approx(expected["val_loss"], abs=1e-5)
+    assert finished.val_loss == pytest.approx(expected.val_loss, abs=1e-5)
 
 
 @pytest.mark.slow
@@ -67,5 +67,5 @@ def test_torchruns_processes_share_a_compiled_model(read, tiny_run, tmp_path):
     assert ended.returncode == 0, ended.stderr
     (run,) = (tmp_path / "here").iterdir()
     assert summary_of(run)["compiled"]
-    losses, wanted = ([line["loss"] for line in lines_of(folder)] for folder in (run, Path(expected["run"])))
+    losses, wanted = ([line["loss"] for line in lines_of(folder)] for folder in (run, Path(expected.run)))
     assert losses == pytest.approx(wanted, abs=1e-5)

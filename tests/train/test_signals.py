@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from dma_lab.run_summary import read_summary
+from dma_lab.run_summary import Summary
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.signals import StopRequest, heed_signals, signals_prevail
 
@@ -78,8 +78,8 @@ def test_a_run_that_failed_as_a_signal_unwound_it_was_interrupted(read, override
         fit_run(read(overrides))
     assert end.value.code == 128 + signal.SIGTERM
     (file,) = tmp_path.glob("*/summary.json")
-    summary = read_summary(file.parent)
-    assert (summary["status"], summary["signal"]) == ("interrupted", signal.SIGTERM)
+    summary = Summary.read(file.parent)
+    assert (summary.status, summary.signal) == ("interrupted", signal.SIGTERM)
 
 
 @pytest.mark.parametrize("can_wait", [True, False])

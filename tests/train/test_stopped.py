@@ -3,9 +3,9 @@
 import pytest
 from omegaconf import OmegaConf
 
-from dma_lab.run_summary import write_summary
 from dma_lab.train.runs import RunDirectory
 from dma_lab.train.stopped import stopped_neighbour
+from tests.made_up import summary
 
 WRITTEN = {
     "study": "s",
@@ -23,7 +23,7 @@ def beside(tmp_path):
         folder.mkdir()
         config = OmegaConf.merge(WRITTEN, {"output_dir": "there"}, changed)
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
-        write_summary(folder, {"status": status, "step": 3, "steps": 9})
+        summary(folder, status=status, step=3, steps=9).write(folder)
 
     return add
 

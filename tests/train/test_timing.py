@@ -47,7 +47,7 @@ def clock(monkeypatch):
 @pytest.mark.parametrize("log_every", [1, 3])
 def test_compiling_is_in_no_rate_and_every_part_in_its_own_place(read, overrides, clock, log_every):
     summary = fit_run(read([*overrides, *RUN, f"trainer.log_every={log_every}", "tokens=8192"]))  # 16 steps
-    assert summary["seconds"] == {
+    assert summary.seconds == {
         "importing": 0,
         "data": PREPARING,
         "compiling": STEPS_UNTIL_REPLAYED * COMPILING,
@@ -55,10 +55,10 @@ def test_compiling_is_in_no_rate_and_every_part_in_its_own_place(read, overrides
         "validation": 3 * VALIDATING,
         "checkpoints": 3 * SAVING,
     }
-    assert clock.now - sum(summary["seconds"].values()) == PLANNING, "of no part"
-    assert summary["tokens_per_second"] == 512 / STEADY, "which one disturbed step does not move"
-    last = json.loads((Path(summary["run"]) / "speed.jsonl").read_text().splitlines()[-1])
-    assert last["training_seconds"] == summary["seconds"]["compiling"] + summary["seconds"]["steps"]
+    assert clock.now - sum(summary.seconds.values()) == PLANNING, "of no part"
+    assert summary.tokens_per_second == 512 / STEADY, "which one disturbed step does not move"
+    last = json.loads((Path(summary.run) / "speed.jsonl").read_text().splitlines()[-1])
+    assert last["training_seconds"] == summary.seconds["compiling"] + summary.seconds["steps"]
 
 
 def test_seconds_go_on_in_the_process_that_continues(read, overrides, clock, monkeypatch):
@@ -80,20 +80,20 @@ def test_seconds_go_on_in_the_process_that_continues(read, overrides, clock, mon
     assert (before["compiling"], before["steps"]) == (first * COMPILING, (7 - first) * STEADY)
     assert (before["data"], before["validation"], before["checkpoints"]) == (PREPARING, VALIDATING, SAVING)
     summary = fit_run(settings)
-    after = summary["seconds"]
+    after = summary.seconds
     assert after["compiling"] - before["compiling"] == 3 * STEADY + DISTURBED, "this process's first steps, to step 11"
     assert after["steps"] - before["steps"] == 5 * STEADY
     assert (after["data"], after["validation"]) == (2 * PREPARING, 3 * VALIDATING)
     lines = [json.loads(line) for line in (run / "speed.jsonl").read_text().splitlines()]
     without = [line["step"] for line in lines if "tokens_per_second" not in line]
     assert without == [1, 2, 3, 4, 8, 9, 10, 11], "what a process compiles first has no rate"
-    assert summary["tokens_per_second"] == 512 / STEADY
+    assert summary.tokens_per_second == 512 / STEADY
 
 
 def test_a_run_of_few_steps_has_no_rate_and_is_reported(read, overrides, clock):
     summary = fit_run(read([*overrides, *RUN, "tokens=1024"]))
-    assert summary["tokens_per_second"] is None
-    run = read_run(Path(summary["run"]), "run")
+    assert summary.tokens_per_second is None
+    run = read_run(Path(summary.run), "run")
     assert isinstance(run, Run)
     assert run.finished
 

@@ -78,9 +78,9 @@ def test_branches_and_a_continued_run_log_every_step_once(read, overrides, monke
         with pytest.raises(SystemExit):
             fit_branches(settings)
     summaries = fit_branches(settings)
-    assert summaries[1]["steps_shared"] > 3, "its first lines are the shorter one's"
+    assert summaries[1].steps_shared > 3, "its first lines are the shorter one's"
     for summary in summaries:
-        assert_all_lines_once(Path(summary["run"]), logged)
+        assert_all_lines_once(Path(summary.run), logged)
 
 
 @pytest.mark.parametrize("train", [fit_run, lambda settings: fit_branches(settings)], ids=["run", "branches"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from dataclasses import asdict
 
 import pytest
 import yaml
@@ -161,12 +162,12 @@ def test_a_run_keeps_what_it_took_when_the_file_is_gone(file, overrides, capsys)
     command = [*overrides, "attention=dma", "tokens=2048", f"tuned={file}"]
     summary = fit_run(given(command))
     file.unlink()
-    assert summary["tuning"] == {
+    assert asdict(summary.tuning) == {
         "multiplier": 2.0, "options": {"score_rate": 10.0}, "trainings": 20,
         "notes": [CHOICE["said"], "at nano the best is the highest rate tried"],
     }  # fmt: skip
     (run,) = file.parent.glob("train-*")
-    assert json.loads((run / "summary.json").read_text())["tuning"] == summary["tuning"]
+    assert json.loads((run / "summary.json").read_text())["tuning"] == asdict(summary.tuning)
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert (config["attention"]["score_rate"], config["tuned"].split("@")[0]) == (10.0, "tuned.yaml")
 

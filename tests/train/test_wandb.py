@@ -69,12 +69,12 @@ def test_runs_of_one_process_are_wandb_runs_of_their_own(read, overrides):
     """A run, and two branches of another seed: three directories, three wandb runs, all lines in each."""
     alone = [fit_run(read([*overrides, *SHORT]))]
     branches = fit_branches(read([*overrides, *SHORT, "seed=1", "schedule.branches=[0.5,1]"]))
-    assert branches[1]["steps_shared"] > 3, "its first lines are the shorter one's"
-    assert len(list(Path(alone[0]["run"]).parent.glob("*/wandb/offline-run-*"))) == 3
+    assert branches[1].steps_shared > 3, "its first lines are the shorter one's"
+    assert len(list(Path(alone[0].run).parent.glob("*/wandb/offline-run-*"))) == 3
     for summary in (*alone, *branches):
-        name = Path(summary["run"]).name
-        assert logged(summary["run"])[0] == [(name, name.rpartition("-")[0], "")]
-        assert_all_lines_once(summary["run"])
+        name = Path(summary.run).name
+        assert logged(summary.run)[0] == [(name, name.rpartition("-")[0], "")]
+        assert_all_lines_once(summary.run)
     assert wandb.run is None
 
 
@@ -91,9 +91,9 @@ def test_a_continued_run_logs_no_step_twice(read, overrides, monkeypatch):
         with pytest.raises(SystemExit):
             fit_run(settings)
     summary = fit_run(settings)
-    assert len(list(Path(summary["run"]).glob("wandb/offline-run-*"))) == 2
-    assert [run for run, *_ in logged(summary["run"])[0]] == [Path(summary["run"]).name]
-    assert_all_lines_once(summary["run"])
+    assert len(list(Path(summary.run).glob("wandb/offline-run-*"))) == 2
+    assert [run for run, *_ in logged(summary.run)[0]] == [Path(summary.run).name]
+    assert_all_lines_once(summary.run)
 
 
 def test_an_agents_run_is_the_first_of_the_process(read, overrides, monkeypatch):
@@ -101,11 +101,11 @@ def test_an_agents_run_is_the_first_of_the_process(read, overrides, monkeypatch)
     monkeypatch.setenv("WANDB_RUN_ID", "agents1")
     wandb.teardown()
     first, second = fit_branches(read([*overrides, *SHORT, "schedule.branches=[0.5,1]"]))
-    group = Path(second["run"]).name.rpartition("-")[0]
-    assert logged(first["run"])[0] == [("agents1", group, "sweep1")]
-    assert logged(second["run"])[0] == [(Path(second["run"]).name, group, "")]
+    group = Path(second.run).name.rpartition("-")[0]
+    assert logged(first.run)[0] == [("agents1", group, "sweep1")]
+    assert logged(second.run)[0] == [(Path(second.run).name, group, "")]
     for summary in (first, second):
-        assert_all_lines_once(summary["run"])
+        assert_all_lines_once(summary.run)
 
 
 def test_null_of_a_sweep_file_is_null(read, overrides, monkeypatch):
