@@ -101,11 +101,11 @@ def _log_density(runs: Trainings, elsewhere: NoisePower, z: Vector, best: Vector
         return density
     z = z[inside]
     normal = runs.normal(*z.T)
-    at_best = runs.normal(*best[:, None], *z.T[2:])
+    at_best = runs.matrices(best, z[:, 2:])
     value = (
         (normal.log_weights - _log_det(normal.linear) - (runs.runs - 3) * np.log(normal.best[1])) / 2
         # Jeffreys' rule for the law's parameters given the noise; at the best law it says nothing of the noise.
-        + (_log_det(normal.matrix) - _log_det(at_best.matrix)) / 2
+        + (_log_det(normal.matrix) - _log_det(at_best)) / 2
         + z[:, :2].sum(axis=1)
         - ((z[:, 3] - elsewhere.mean) / elsewhere.deviation) ** 2 / 2
         - (z[:, 4] / POWER_PRIOR) ** 2 / 2

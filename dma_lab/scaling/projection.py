@@ -114,14 +114,8 @@ class Trainings:
         ``power``: of size, that the variance of trainings is. ``own_power``: by how much that of branches exceeds it.
         """
         alpha, beta = np.exp(log_alpha)[:, None], np.exp(log_beta)[:, None]
-        shared = np.expm1(log_ratio)[:, None] / max(self._branches.max(), 1)
-        weights = np.exp(-power[:, None] * self._row_u) / (
-            np.exp(own_power[:, None] * self._row_u) + self._branches * shared
-        )
-        x, y = np.exp(-alpha * self._u), np.exp(-beta * self._v)
-        terms = np.stack((x, y, x * (self._u - self._middle[0]), y * (self._v - self._middle[1])), axis=1)
-        ones = np.broadcast_to(self._ones, (len(terms), 1, len(self._ones)))
-        columns = np.concatenate((ones, terms @ self._turn.T), axis=1)
+        weights = self._weights(log_ratio, power, own_power)
+        columns = self._columns(alpha, beta)
         weighted = columns * (weights * self._seeds)[:, None]
         return Normal(
             weighted @ columns.transpose(0, 2, 1),
@@ -130,6 +124,31 @@ class Trainings:
             np.log(weights) @ self._seeds,
             np.concatenate((alpha * self._from[0], beta * self._from[1]), axis=1),
         )
+
+    def matrices(self, log_exponents: Vector, noises: Vector) -> Vector:
+        """(m, 5, 5): ``Normal.matrix`` of one pair of exponents (2,) at every noise (m, 3), at little cost."""
+        (columns,) = self._columns(*np.exp(log_exponents)[:, None, None])
+        products = (columns[:, None] * columns).reshape(25, -1)
+        weights = self._weights(*noises.T) * self._seeds
+        return np.asarray((weights @ products.T).reshape(-1, 5, 5))
+
+    def _weights(self, log_ratio: Vector, power: Vector, own_power: Vector) -> Vector:
+        """(m, rows), of one seed each."""
+        shared = np.expm1(log_ratio)[:, None] / max(self._branches.max(), 1)
+        weights: Vector = np.exp(-power[:, None] * self._row_u) / (
+            np.exp(own_power[:, None] * self._row_u) + self._branches * shared
+        )
+        return weights
+
+    def _columns(self, alpha: Vector, beta: Vector) -> Vector:
+        """(m, 5, rows), of exponents (m, 1)."""
+        x, y = np.exp(-alpha * self._u), np.exp(-beta * self._v)
+        terms = np.stack((x, y, x * (self._u - self._middle[0]), y * (self._v - self._middle[1])), axis=1)
+        columns = np.empty((len(terms), 5, len(self._ones)))
+        columns[:, 0] = self._ones
+        # One product of matrices in place of m small ones.
+        columns[:, 1:] = (terms.reshape(-1, terms.shape[-1]) @ self._turn.T).reshape(len(terms), 4, -1)
+        return columns
 
     def shared_of(self, log_ratio: ArrayLike) -> Vector:
         """Variance of a training's noise over that of a branch's own."""

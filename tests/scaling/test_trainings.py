@@ -75,6 +75,10 @@ def test_the_law_of_branches_is_that_of_their_covariance_written_out():
     off = loss - columns @ expected
     assert left == pytest.approx(off @ inverse @ off, rel=1e-6)
     assert normal.log_weights[0] == pytest.approx(-np.linalg.slogdet(covariance)[1])
+    other = np.array([[log_ratio, power, more], [0.0, 0.0, 0.0]])
+    assert runs_of.matrices(exponents, other)[0] == pytest.approx(normal.matrix[0])
+    plain = runs_of.normal(*np.array([*exponents, 0, 0, 0])[:, None])
+    assert runs_of.matrices(exponents, other)[1] == pytest.approx(plain.matrix[0])
 
 
 def test_no_simplex_over_all_five_parameters_ends_lower():
