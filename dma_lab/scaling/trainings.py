@@ -105,13 +105,16 @@ def fit_trainings(
             f"training share its noise; run at least {LEAST_TRAININGS}: more sizes, or more seeds."
         )
     start = _lowest(runs, (0.0, 0.0, 0.0))
+    if not _within(start) and _law(runs, start, (0.0, 0.0, 0.0))[0][0] <= 0:
+        # A logarithm of size: no power of it with an E that a loss can have.
+        start = _lowest(runs, (0.0, 0.0, 0.0), floor=0.0)
     _require_within(start)
     generator = np.random.default_rng(seed)
     of_noise = tuple(map(float, np.median(draw_noises(runs, elsewhere, start, generator, 500), axis=0)))
     best = _lowest(runs, of_noise, start)
     floor = None if _law(runs, best, of_noise)[0][0] > 0 else 0.0
     if floor is not None:
-        best = _lowest(runs, of_noise, best, floor)
+        best = _lowest(runs, of_noise, best if _within(best) else start, floor)
     _require_within(best)
     draws = draw_laws(runs, elsewhere, best, of_noise, generator)
     row, objective = _law(runs, best, of_noise, floor)
@@ -150,10 +153,16 @@ def _fixed(row: Vector, points: Points) -> bool:
     return True
 
 
+def _within(log_exponents: Vector) -> bool:
+    """Whether exponents are at no end of what is searched."""
+    low, high = LOG_EXPONENTS
+    return bool(((log_exponents > low + 0.01) & (log_exponents < high - 0.01)).all())
+
+
 def _require_within(log_exponents: Vector) -> None:
     """Refuse (UserError) exponents at an end of what is searched."""
     for value, name, what in zip(log_exponents, ("α", "β"), ("sizes", "numbers of tokens"), strict=True):
-        if not LOG_EXPONENTS[0] + 0.01 < value < LOG_EXPONENTS[1] - 0.01:
+        if not _within(np.array([value])):
             raise UserError(
                 f"the closest law has {name} = {np.exp(value):.2g}: these runs follow no power of {what}; "
                 f"run {what} further apart, or more seeds."

@@ -150,6 +150,21 @@ def test_where_runs_fix_e_and_a_only_together_e_is_drawn_too():
     assert above - below < 0.3, "E and A are open, what they come to is not"
 
 
+def test_runs_closest_to_a_logarithm_of_size_have_the_law_of_an_e_that_a_loss_can_have():
+    """By luck the closest exponent is 0, of an E far below it: refused, laws left were those whose E looked large."""
+    params = np.repeat([14e3, 37e3, 83e3, 148e3], 6)
+    tokens = np.tile(np.repeat([0.5, 1, 2], 2), 4) * 2.7e10 / params
+    truth = ParametricFit(E=0.9, A=1.1 * 83e3**0.12, B=1.1 * 2e5**0.33, alpha=0.12, beta=0.33, objective=0.0)
+    loss = truth.predict(params, tokens) + 0.02 * np.random.default_rng(8).normal(size=24)
+    fit = fit_trainings(params, tokens, loss, np.arange(24))
+    for name in ("E", "A", "alpha", "beta"):
+        assert fit.intervals[name][0] < getattr(truth, name) < fit.intervals[name][1], name
+    assert fit.E == np.median(fit.samples[:, 0])
+    start = 1.1 * (83e3 / 1e9) ** 0.12, 1.1 * (2e5 / 1e10) ** 0.33, 0.12, 0.33
+    best, _ = curve_fit(lambda points, *rest: law(points, fit.E, *rest), (params, tokens), loss, start)
+    assert (fit.alpha, fit.beta) == pytest.approx(tuple(best[2:]), rel=1e-4)
+
+
 def test_three_trainings_and_runs_that_follow_no_power_are_refused():
     params, tokens, loss, _ = runs()
     kept = params < 6e8
