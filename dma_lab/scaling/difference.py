@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from dma_lab.scaling.trainings import TrainingsFit
+from dma_lab.scaling.trainings import OF_DRAWS, TrainingsFit
 
 
 def weigh_for_difference(law: TrainingsFit, other: TrainingsFit, *, seed: int = 0) -> tuple[TrainingsFit, TrainingsFit]:
@@ -29,5 +29,4 @@ def weigh_for_difference(law: TrainingsFit, other: TrainingsFit, *, seed: int = 
 
 def _rows(law: TrainingsFit, rows: NDArray[np.intp]) -> TrainingsFit:
     assert law.samples is not None
-    drawn = {name: getattr(law, name)[rows] for name in ("samples", "noise", "noise_power", "floor_slopes")}
-    return dataclasses.replace(law, **drawn)
+    return dataclasses.replace(law, **{name: getattr(law, name)[rows] for name in OF_DRAWS})

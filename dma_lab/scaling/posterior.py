@@ -52,6 +52,9 @@ class Draws:
     """(draws, 2): the powers of size that their variances are."""
     floor_slopes: Vector
     """(draws, 2): by how much A and B change for each nat of E, exponents and noise being what they are."""
+    floor_deviations: Vector
+    """(draws, 2): standard deviation that E would have by the information of the runs (Cramér and Rao), were the draw
+    the truth, and were the best exponents, with the draw's noise."""
 
 
 def draw_laws(
@@ -85,7 +88,7 @@ def draw_laws(
             density[own] = np.where(taken, moved_density, density[own])
         if step >= _BURN and step % _THIN == 0:
             kept.append(walkers.copy())
-    return _drawn_laws(runs, np.concatenate(kept), generator)
+    return _drawn_laws(runs, np.concatenate(kept), best, generator)
 
 
 def _log_density(runs: Trainings, elsewhere: NoisePower, z: Vector, best: Vector) -> Vector:
@@ -118,7 +121,7 @@ def _log_det(matrix: Vector) -> Vector:
     return np.asarray(np.linalg.slogdet(matrix)[1])
 
 
-def _drawn_laws(runs: Trainings, z: Vector, generator: np.random.Generator) -> Draws:
+def _drawn_laws(runs: Trainings, z: Vector, best: Vector, generator: np.random.Generator) -> Draws:
     """E, A, B and the noise given the rest, z (m, 5), drawn above 0, weighted by the prior's A · B."""
     normal = runs.normal(*z.T)
     coefficients, left = normal.best
@@ -141,4 +144,6 @@ def _drawn_laws(runs: Trainings, z: Vector, generator: np.random.Generator) -> D
     laws = np.column_stack((coefficients[:, 0], scaled, np.exp(z[:, :2])))
     noise = np.sqrt(np.column_stack((variance * runs.shared_of(z[:, 2]), variance)))
     powers = np.cumsum(z[:, 3:], axis=1)
-    return Draws(laws[chosen], noise[chosen], powers[chosen], slopes[chosen])
+    matrices = np.stack((normal.matrix[chosen], runs.matrices(best, z[chosen, 2:])), axis=1)
+    deviations = np.sqrt(variance[chosen, None] * np.linalg.pinv(matrices, hermitian=True)[..., 0, 0])
+    return Draws(laws[chosen], noise[chosen], powers[chosen], slopes[chosen], deviations)

@@ -28,6 +28,8 @@ from dma_lab.scaling.projection import Trainings, Vector
 LEAST_TRAININGS = 4
 """Their means fix E, A and alpha; one more is the first to tell of noise."""
 _SHARES = ("E", "A", "B", "alpha", "beta")
+OF_DRAWS = ("samples", "noise", "noise_power", "floor_slopes", "floor_deviations")
+"""Fields with a row for each draw."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class TrainingsFit(ParametricFit):
     noise_size: float = 1.0
     floor_slopes: Vector = dataclasses.field(default_factory=lambda: np.zeros((0, 2)), repr=False)
     """(draws, 2): by how much A and B of a row of ``samples`` change for each nat of its E."""
+    floor_deviations: Vector = dataclasses.field(default_factory=lambda: np.ones((0, 2)), repr=False)
+    """(draws, 2): standard deviation of E by the information of the runs, at a row of ``samples`` and at the law."""
     trainings: int = 0
     elsewhere: NoisePower = NO_SEEDS
     """What was known beforehand of the power of size that the variance of trainings is."""
@@ -134,6 +138,7 @@ def fit_trainings(
         noise_power=draws.noise_power,
         noise_size=float(np.exp(runs.middle)),
         floor_slopes=draws.floor_slopes,
+        floor_deviations=draws.floor_deviations,
         trainings=runs.trainings,
         elsewhere=elsewhere,
     )

@@ -17,6 +17,7 @@ def law_of(means, variances, trainings):
         noise=noise,
         noise_power=np.zeros((len(means), 2)),
         floor_slopes=np.zeros((len(means), 2)),
+        floor_deviations=np.ones((len(means), 2)),
         trainings=trainings,
     )
 
