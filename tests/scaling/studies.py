@@ -1,6 +1,6 @@
 """Studies of known truth, made as a ladder of runs is: seeds, branches of a training and documents, each with noise."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,11 +19,20 @@ class Design:
     """(size, budget): branches of one training."""
     middle: tuple[float, float]
     """Parameters and tokens whose terms of a law are 0.8 nats, or near that."""
+    floor: tuple[float, float] = (0.96, 1.44)
+    """Least and largest E, nats: a study's own lies between, and all its backends have it."""
+    alpha: tuple[float, float] = (0.24, 0.36)
+    """Likewise; backends differ by 5 %."""
 
     @property
     def largest(self) -> float:
         """FLOP, 6 N D."""
         return float(6 * (self.sizes[:, None] * self.tokens).max())
+
+    @property
+    def smallest(self) -> float:
+        """Likewise."""
+        return float(6 * (self.sizes[:, None] * self.tokens).min())
 
 
 def _isoflop(name: str, sizes: list[float], flops: float, middle: tuple[float, float]) -> Design:
@@ -33,6 +42,8 @@ def _isoflop(name: str, sizes: list[float], flops: float, middle: tuple[float, f
 LADDER = _isoflop("ladder", [14e3, 37e3, 83e3, 150e3, 440e3], 8e11, (150e3, 9e5))
 STUDY = _isoflop("study", [14e3, 37e3, 83e3, 148e3], 1e11, (83e3, 2e5))
 """``sweep=study``: 2e11 FLOP with the output head and scores, half of the work at these sizes."""
+STUDY_FLAT = replace(STUDY, name="study_flat", floor=(0.3, 1.6), alpha=(0.12, 0.2))
+"""Over its tenfold of sizes so small an exponent hardly bends: many runs do not show where the loss would end."""
 STUDY_GPU = Design(
     "study_gpu", np.array([1e6, 3e6, 10e6]), np.array([[80e6], [120e6], [200e6]]) * [0.25, 0.5, 1], middle=(3e6, 6e7)
 )
@@ -57,12 +68,15 @@ class Study:
     """(backend,): standard deviation of a run's loss, nats, in the middle of the ladder."""
     fall: float
     """How many times as large it is at the smallest size as at the largest, between them a power of size."""
+    of_documents: float
+    """Standard deviation of what documents do to a run's loss, nats: in addition, and at all sizes."""
     true: np.ndarray
     """(backend - 1, size, budget): the difference over all seeds and documents."""
 
     def noise_at(self, backend: int, size: float) -> float:
         """Standard deviation of a run's loss at a size, nats."""
-        return float(self.noise[backend] * _relative_noise(np.array(size), self.design.sizes, self.fall))
+        of_luck = self.noise[backend] * _relative_noise(np.array(size), self.design.sizes, self.fall)
+        return float(np.hypot(of_luck, self.of_documents))
 
     def points(self, backend: int) -> tuple[np.ndarray, ...]:
         """Parameters, tokens, losses and trainings of one backend's runs."""
@@ -105,6 +119,9 @@ def make_study(
     by_size = (seeds,) * len(design.sizes) if isinstance(seeds, int) else seeds
     laws = np.empty((len(BACKENDS), 5))
     common = generator.uniform(0.8, 1.2, 5)
+    # E and alpha: of 1.2 and of 0.3.
+    for place, ends in ((0, np.array(design.floor) / 1.2), (3, np.array(design.alpha) / 0.3)):
+        common[place] = np.interp(common[place], (0.8, 1.2), ends)
     for law in laws:
         wiggle = common * np.array([1.0, *generator.uniform(0.9, 1.1, 2), *generator.uniform(0.95, 1.05, 2)])
         law[[0, 3, 4]] = wiggle[[0, 3, 4]] * [1.2, 0.3, 0.3]
@@ -130,5 +147,6 @@ def make_study(
         by_document[1:] - by_document[:1],
         spread.ravel(),
         fall,
+        float(of_document * np.sqrt(np.square(counts).sum()) / counts.sum()),
         true[1:] - true[:1],
     )
