@@ -62,7 +62,7 @@ class TrainingSettings:
     rung: Text
     stock: bool
     steps: Count
-    tokens_per_step: Count
+    tokens_per_step: Count | None
     overrides: list[Text]
     results_dir: Text
 

@@ -66,10 +66,12 @@ def bench_training(bench: TrainingSettings) -> Path:
     started = datetime.now(UTC)
     for backend, context, settings, plan in points:
         print(f"[{len(measured) + 1}/{len(points)}] {_said(backend)}, {context:,} tokens", file=sys.stderr)
-        measured.append({"backend": backend, "context": context, **_measure(backend, settings, plan, hardware)})
+        point = {"backend": backend, "context": context, "tokens_per_step": plan.tokens_per_step}
+        measured.append(point | _measure(backend, settings, plan, hardware))
         record = {"settings": dataclasses.asdict(bench), "units": _UNITS, "runs": measured}
         path = write_record(bench.results_dir, "training", record, started)
-    print_training(measured, f"{bench.rung}: {bench.steps} steps of {bench.tokens_per_step:,} tokens")
+    sizes = " or ".join(f"{size:,}" for size in sorted({plan.tokens_per_step for *_, plan in points}))
+    print_training(measured, f"{bench.rung}: {bench.steps} steps of {sizes} tokens")
     print(f"recorded in {path}")
     wrong = [run for run in measured if run["wrong"]]
     for run in wrong:
@@ -94,12 +96,14 @@ def _refuse_hours(plans: list[RunPlan], hardware: Hardware) -> None:
 
 
 def _settings(bench: TrainingSettings, backend: str, context: int) -> TrainSettings:
+    rung = [f"attention={backend}", f"model={bench.rung}", f"trainer.context={context}"]
+    tokens_per_step = bench.tokens_per_step
+    if tokens_per_step is None:
+        tokens_per_step = read_settings(compose("train", [*rung, *bench.overrides])).trainer.tokens_per_step
     overrides = [
-        f"attention={backend}",
-        f"model={bench.rung}",
-        f"trainer.context={context}",
-        f"trainer.tokens_per_step={bench.tokens_per_step}",
-        f"tokens={bench.steps * bench.tokens_per_step}",
+        *rung,
+        f"trainer.tokens_per_step={tokens_per_step}",
+        f"tokens={bench.steps * tokens_per_step}",
         "trainer.log_every=1",
         f"trainer.validate_every={bench.steps}",
         f"trainer.checkpoint_every={bench.steps}",

@@ -10,7 +10,7 @@ from dma_lab.train.hardware import Hardware
 from dma_lab.train.settings import TrainSettings
 
 _SMALLEST_GPU_MICRO_BATCH, _LARGEST_GPU_MICRO_BATCH = 16_384, 65_536
-"""Tokens: with fewer a GPU is not busy, and more make nothing faster."""
+"""Tokens: with fewer a GPU is not busy; twice as many made 80m 1 % faster, in almost twice the memory."""
 _SHARE_OF_MEMORY = 0.7
 """Of a GPU's, that the estimate for MHA may take where nobody chose the micro-batch: NSA keeps a fifth more."""
 
