@@ -5,13 +5,14 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import DeepseekV2Config, DogeConfig, LlamaConfig, MistralConfig, Qwen3Config
+from transformers import DeepseekV2Config, DogeConfig, LlamaConfig, MistralConfig, Qwen3Config, Qwen3NextConfig
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Attention, DeepseekV2RotaryEmbedding
 from transformers.models.doge.modeling_doge import DogeAttention, DogeRotaryEmbedding
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 from transformers.models.mistral.modeling_mistral import MistralAttention, MistralRotaryEmbedding
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3RotaryEmbedding
+from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextAttention, Qwen3NextRotaryEmbedding
 
 from dma_lab.attention import AttentionBackend, build_attention
 
@@ -19,6 +20,7 @@ N, M, H, K, D = 96, 48, 4, 2, 16
 LAYERS = {
     "llama": (LlamaConfig, LlamaAttention, LlamaRotaryEmbedding, create_causal_mask),
     "qwen3": (Qwen3Config, Qwen3Attention, Qwen3RotaryEmbedding, create_causal_mask),
+    "qwen3_next": (Qwen3NextConfig, Qwen3NextAttention, Qwen3NextRotaryEmbedding, create_causal_mask),
     "mistral": (MistralConfig, MistralAttention, MistralRotaryEmbedding, create_sliding_window_causal_mask),
     "doge": (DogeConfig, DogeAttention, DogeRotaryEmbedding, create_causal_mask),
     "deepseek_v2": (DeepseekV2Config, DeepseekV2Attention, DeepseekV2RotaryEmbedding, create_causal_mask),
@@ -88,6 +90,25 @@ def test_output_and_gradient_equal_transformers(theirs_name: str, settings: dict
     if name == "dma":  # Of equal scores theirs keeps any and ours the more recent: compared where none are equal.
         assert ours.scores(ours.heads(x)[2]).sort(-1).values.diff().min() > 0
     assert_same_output_and_gradient(ours, their_output, x)
+
+
+def test_gated_mha_is_qwen3_nexts_full_attention() -> None:
+    settings = {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 1.0}}
+    theirs, their_output = their_layer("qwen3_next", num_key_value_heads=K, head_dim=D, **settings)
+    state = theirs.state_dict()
+    # Theirs has a head's query and gate beside each other, and norms that begin at a weight of 0.
+    query, gate = state["q_proj.weight"].unflatten(0, (H, 2, D)).unbind(1)
+    converted = {
+        "heads.q_proj.weight": query.flatten(0, 1),
+        "gate_proj.weight": gate.flatten(0, 1),
+        "heads.k_proj.weight": state["k_proj.weight"],
+        "heads.v_proj.weight": state["v_proj.weight"],
+        "heads.q_norm.weight": 1 + state["q_norm.weight"],
+        "heads.k_norm.weight": 1 + state["k_norm.weight"],
+        "o_proj.weight": state["o_proj.weight"],
+    }
+    ours = our_layer("mha", {"gate": True}, converted)
+    assert_same_output_and_gradient(ours, their_output, torch.randn(2, N, M))
 
 
 @pytest.mark.parametrize("q_rank", [None, 28])
