@@ -93,6 +93,8 @@ def _verdict(name: str, found: Statistics) -> Section:
         blocks += [Verdicts(said), *content_sentences(found.finished)]
         if len(said) > 1:
             blocks.append(f"Of {len(said)} intervals of 95 % one in twenty misses by chance. Runs of {name}.")
+    elif BASELINE in found.backends:
+        blocks.append(Notice("Only MHA is finished here, so there is no backend to hold against it."))
     else:
         blocks.append(Notice("No MHA run is finished here, so nothing is said of any backend relative to it."))
     if tuned := how_tuned(found.backends, found.finished):

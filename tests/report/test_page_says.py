@@ -46,10 +46,19 @@ def test_one_backend_alone_is_compared_with_nothing(add_run, report):
     assert "Only dma has finished runs here: there is nothing to compare it with." in report()
 
 
+def test_of_mha_alone_it_is_not_said_that_it_is_missing(add_run, report):
+    add_run("mha")
+    text = report()
+    assert "Only MHA is finished here, so there is no backend to hold against it." in text
+    assert "No MHA run" not in text
+
+
 def test_without_mha_there_is_no_difference_to_it(add_run, report):
     add_run("dma")
     add_run("swa")
-    assert "No MHA run is finished here, so no difference to MHA can be given." in report()
+    text = report()
+    assert "No MHA run is finished here, so no difference to MHA can be given." in text
+    assert "No MHA run is finished here, so nothing is said of any backend relative to it." in text
 
 
 def test_mixed_fingerprints_are_refused_and_each_is_shown_alone(add_run, report):
