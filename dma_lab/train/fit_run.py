@@ -137,12 +137,12 @@ def _train_or_continue(
             end = train_within_memory(training, micro, partial(prepare_start, run, identity_at, shorter))
             summary = replace(summary, **vars(end))
             log.exit_code = 0 if summary.status == "finished" else 1
+        run.write_summary(summary)
     except BaseException as error:
         cause = stop.came_of(error) or peers.explain(error)
         with suppress(OSError):  # the disk may be what failed
             run.write_summary(_cut_off(summary, run, cause))
         raise cause from (None if cause is error else error)
-    run.write_summary(summary)
     return summary
 
 

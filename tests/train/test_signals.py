@@ -6,6 +6,7 @@ import pytest
 
 from dma_lab.run_summary import Summary
 from dma_lab.train.fit_run import fit_run
+from dma_lab.train.runs import RunDirectory
 from dma_lab.train.signals import StopRequest, heed_signals, signals_prevail
 
 
@@ -80,6 +81,28 @@ def test_a_run_that_failed_as_a_signal_unwound_it_was_interrupted(read, override
     (file,) = tmp_path.glob("*/summary.json")
     summary = Summary.read(file.parent)
     assert (summary.status, summary.signal) == ("interrupted", signal.SIGTERM)
+
+
+def test_a_signal_as_the_last_summary_is_to_be_written_leaves_no_run_that_seems_to_run(
+    read, overrides, tmp_path, monkeypatch
+):
+    settings = read([*overrides, "attention=mha", "tokens=2048"])
+    write = RunDirectory.write_summary
+
+    def signalled(run: RunDirectory, summary: Summary) -> None:
+        if summary.status == "finished":
+            signal.raise_signal(signal.SIGTERM)
+        write(run, summary)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunDirectory, "write_summary", signalled)
+        with pytest.raises(SystemExit) as ended:
+            fit_run(settings)
+    assert ended.value.code == 128 + signal.SIGTERM
+    (run,) = tmp_path.iterdir()
+    left = Summary.read(run)
+    assert (left.status, left.signal) == ("interrupted", signal.SIGTERM)
+    assert fit_run(settings).status == "finished"
 
 
 @pytest.mark.parametrize("can_wait", [True, False])
