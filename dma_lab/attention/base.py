@@ -150,6 +150,12 @@ class AttentionBackend(nn.Module, ABC):
     def cache_bytes(self, seq_len: int, dtype: torch.dtype) -> int:
         """Bytes that one sequence's cache holds after ``seq_len`` tokens with activations of ``dtype``."""
 
+    @property
+    def kept_besides(self) -> int:
+        """Numbers per token that the backward pass keeps besides what linear maps take and make
+        (``dma_lab.model.accounting.kept_by_attention``)."""
+        return 0
+
     @torch.no_grad()
     def kernels(self, seq_len: int, *, packed: bool, bf16: bool) -> str:
         """What attention runs on for one sequence of ``seq_len`` tokens, on this module's device; found by running it.

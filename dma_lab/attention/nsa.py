@@ -232,6 +232,12 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
             mixing_dense=flops_per_pair * causal_pairs(seq_len),
         )
 
+    @property
+    def kept_besides(self) -> int:
+        """The three branches' outputs, and the blocks that are compressed, in several of which a token is."""
+        blocks = 2 * self.block // self.stride * self.n_kv_heads * self.head_dim
+        return 3 * self.n_heads * self.head_dim + blocks
+
     def cache_bytes(self, seq_len: int, dtype: torch.dtype) -> int:
         C = count_blocks(seq_len, self.block, self.stride)
         positions = seq_len - C * self.stride + C + seq_len + min(seq_len, self.window)

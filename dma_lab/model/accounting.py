@@ -144,10 +144,10 @@ def estimate_memory(
     )
 
 
-def kept_by_attention(attention: nn.Module) -> int:
+def kept_by_attention(attention: AttentionBackend) -> int:
     """Numbers per token that the backward pass keeps of an attention layer: what its linear maps make, but for the
-    output, of which it is what that is given, and what QK-norm makes of queries and keys."""
-    kept = 0
+    output, of which it is what that is given, what QK-norm makes of queries and keys, and what the backend adds."""
+    kept = attention.kept_besides
     for name, module in attention.named_modules():
         if isinstance(module, nn.Linear):
             kept += module.in_features if name == "o_proj" else module.out_features
