@@ -67,7 +67,7 @@ class LifetimeCache:
 @dataclass(frozen=True)
 class DynamicMaskOptions(AttentionOptions):
     window: Count | None = None
-    """Keys kept a query; half of ``max_seq_len`` unless given, the paper's ratio."""
+    """Keys kept per query; half of ``max_seq_len`` unless given, the paper's ratio."""
     recent: CountOrNone = field(default=0, metadata=TUNABLE)
     """The last ``recent`` keys, the query's own included, are kept whatever their score."""
     score: Literal["exp", "linear"] = field(default="exp", metadata=TUNABLE)

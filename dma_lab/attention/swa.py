@@ -32,7 +32,7 @@ from dma_lab.settings import Count, CountOrNone
 @dataclass(frozen=True)
 class SlidingWindowOptions(AttentionOptions):
     window: Count | None = None
-    """Keys a query sees; half of ``max_seq_len`` unless given."""
+    """Keys that a query sees; half of ``max_seq_len`` unless given."""
     qk_norm: bool = True
     """RMSNorm over each head's query and key."""
     rope_base: RopeBase = 10_000.0
@@ -41,7 +41,7 @@ class SlidingWindowOptions(AttentionOptions):
     sinks: CountOrNone = field(default=0, metadata=LATER)
     """The first ``sinks`` keys of a document are seen by all its queries."""
     full_every: Annotated[int, Field(ge=2, le=512)] | None = field(default=None, metadata=LATER)
-    """Every so-maniest layer of the model sees every key, as MHA (``AttentionConfig.of_layer``)."""
+    """Every n-th layer of the model, n being this, sees every key, as MHA (``AttentionConfig.of_layer``)."""
 
 
 class SlidingWindowAttention(AttentionBackend, name="swa"):

@@ -1,4 +1,4 @@
-"""Attention to a text: a row a query, a column a key, grey where the key does not live."""
+"""Attention to a text: a row per query, a column per key, grey where the key does not live."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """Weights to begin a training with: of a run of ours, of a folder that we exported, or of one of transformers' folders.
 
 Of transformers' architectures those that ours are (configs.py), read from config.json and safetensors alone: Llama and
-Qwen3 are MHA, Mistral and Qwen3 with a window SWA (in all layers, or but for every so-maniest), Doge DMA.
+Qwen3 are MHA, Mistral and Qwen3 with a window SWA (in all layers, or but for every n-th), Doge DMA.
 """
 
 import hashlib
@@ -184,13 +184,13 @@ def _windowed(config: dict[str, Any]) -> list[bool]:
 
 
 def _full_every(windowed: list[bool]) -> int:
-    """Raises UserError where it is not every so-maniest layer that has no window."""
+    """Raises UserError where it is not every n-th layer that has no window."""
     every = windowed.index(False) + 1
     if windowed != [(layer + 1) % every != 0 for layer in range(len(windowed))]:
         full = ", ".join(str(layer) for layer, window in enumerate(windowed) if not window)
         raise UserError(
             f"layers {full} (from 0) of the weights have no sliding window, the others have, and our model can leave "
-            "it out of every so-maniest layer alone (attention.full_every); give weights of such a model."
+            "it out of every n-th layer alone (attention.full_every); give weights of such a model."
         )
     return every
 

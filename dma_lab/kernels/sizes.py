@@ -1,6 +1,6 @@
 """What grids and tiles are counted with, in plain Python.
 
-Triton has both functions, for kernels too; on the host they take 2 us a call, of which an eager forward and backward
+Triton has both functions, for kernels too; on the host they take 2 µs per call, of which an eager forward and backward
 pass made 26.
 """
 

@@ -11,7 +11,7 @@ def match_width(fixed: int, per_width: int, target: int, *, start: int, kind: st
 
     Args:
         fixed: what it costs beside the feed-forward layers.
-        per_width: what they cost a unit of width.
+        per_width: what they cost per unit of width.
         target: the MHA rung's cost.
         start: the MHA rung's width; kept where it already agrees exactly.
         kind: what is counted, for the error.

@@ -8,7 +8,7 @@ from dma_lab.report.comparison import Comparison, OverTrainings, compare
 from dma_lab.report.conditions import without
 from dma_lab.report.document import Table
 from dma_lab.report.pairs import baseline_of
-from dma_lab.report.sparsity import keys_a_query
+from dma_lab.report.sparsity import mean_keys_per_query
 from dma_lab.scaling.replicates import MeanDifference
 
 _SEED = frozenset({"seed"})
@@ -36,10 +36,10 @@ def control_table(finished: Sequence[Run]) -> Table | None:
     return Table(
         "A control is the backend but for one thing. At the largest budget of every rung that has both, over the seeds "
         "that each pair of runs has: the loss of either minus MHA's, and the backend's minus the control's, which is "
-        "what that thing adds (below 0: it helps), with 95 % over trainings and documents. Keys a query: the mean over "
-        "a full context and all layers, of the backend and of the control.",
+        "what that thing adds (below 0: it helps), with 95 % over trainings and documents. Keys per query: the mean "
+        "over a full context and all layers, of the backend and of the control.",
         (
-            *("attention", "control", "of which it has", "rung", "tokens", "keys a query"),
+            *("attention", "control", "of which it has", "rung", "tokens", "keys per query"),
             *("loss − MHA", "control − MHA", "loss − control [95 %]", "seeds"),
         ),
         rows,
@@ -65,7 +65,7 @@ def _longest(comparison: Comparison, both: Sequence[Run], control: str) -> list[
 def _row(cell: OverTrainings, both: Sequence[Run], control: str, to_mha: Comparison) -> tuple[str, ...]:
     run, other = cell.run, baseline_of(cell.run, both, control)
     assert isinstance(other, Run)
-    keys = [keys_a_query(own) for own in (run, other)]
+    keys = [mean_keys_per_query(own) for own in (run, other)]
     return (
         *(run.backend, cell.beside, _LACKS[control], run.rung, f"{run.summary.tokens:,}"),
         " / ".join("-" if own is None else f"{own:.1f}" for own in keys),

@@ -166,7 +166,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """One a backend; the same weight for what is known and what is not."""
+    """One per backend; the same weight for what is known and what is not."""
 
     items: Sequence[Verdict]
 

@@ -13,7 +13,7 @@ from dma_lab.report.document import Notice
 from dma_lab.report.layers import attention_layers
 
 _MATCHED = 0.05
-"""By how much keys a query may differ and be called as many."""
+"""By how much keys per query may differ and be called as many."""
 _WINDOWS = 4.0
 """Contexts below so many windows say little of what dropping keys costs."""
 
@@ -34,7 +34,7 @@ def window_of(run: Run) -> int | None:
     return None
 
 
-def keys_a_query(run: Run) -> float | None:
+def mean_keys_per_query(run: Run) -> float | None:
     """That a query attends to, the mean over a full context and all layers; None where the layers are not known, or
     read no keys.
     """
@@ -46,7 +46,7 @@ def keys_said(finished: Sequence[Run]) -> str | None:
     """Whether what is compared reads as many keys; None of fewer than two backends that drop any."""
     said: dict[str, dict[str, float]] = {}
     for run in finished:
-        if window_of(run) is not None and (keys := keys_a_query(run)) is not None:
+        if window_of(run) is not None and (keys := mean_keys_per_query(run)) is not None:
             said.setdefault(run.rung, {})[run.backend] = keys
     rungs = {rung: own for rung, own in said.items() if len(own) > 1}
     if not rungs:
@@ -57,9 +57,9 @@ def keys_said(finished: Sequence[Run]) -> str | None:
         for rung, own in rungs.items()
     )
     start = (
-        "Those that drop keys read as many a query"
+        "Those that drop keys read as many per query"
         if matched
-        else "Those that drop keys do not read as many a query, so that a difference between them is of that, too"
+        else "Those that drop keys do not read as many per query, so that a difference between them is of that, too"
     )
     return f"{start}, in the mean over a full context and all layers: {listed}."
 

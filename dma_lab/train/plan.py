@@ -194,7 +194,7 @@ def matched_model(settings: TrainSettings, vocab_size: int) -> Transformer:
     else:
         kind, target = "training FLOPs per sequence", _rung_flops_per_sequence(settings, vocab_size).executed
         cost = training_flops_per_sequence(model, context).executed
-        per_width *= 6 * context  # a multiply-add a weight and token, and twice that backward
+        per_width *= 6 * context  # a multiply-add per weight and token, and twice that backward
     fixed = cost - per_width * shape.d_ff
     width = match_width(fixed, per_width, target, start=shape.d_ff, kind=kind)
     return model if width == shape.d_ff else _meta_model(settings, replace(shape, d_ff=width))

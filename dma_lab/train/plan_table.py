@@ -84,7 +84,7 @@ def print_plan(settings: TrainSettings, plan: RunPlan, hardware: Hardware, time:
         ("memory: gradients", f"{_bytes(memory.gradients)} beside activations"),
         ("memory: optimizer", _bytes(memory.optimizer)),
         ("memory: activations", f"{_bytes(memory.activations)} (estimate, scores not stored)"),
-        ("memory: total", f"{_bytes(memory.total)} a device"),
+        ("memory: total", f"{_bytes(memory.total)} per device"),
         None,
         ("device", f"{settings.trainer.processes} x {hardware.name}, {hardware.precision}"),
         ("time", time),
@@ -128,7 +128,7 @@ def unknown_time(settings: TrainSettings, plan: RunPlan, hardware: Hardware) -> 
 def stated_time(plan: RunPlan, flops_per_second: float, devices: int) -> str:
     """The time at a rate that the user states."""
     seconds = plan.flops.executed / (flops_per_second * devices)
-    return f"{_duration(seconds)} (at {flops_per_second:.3g} executed FLOP/s a device, as stated)"
+    return f"{_duration(seconds)} (at {flops_per_second:.3g} executed FLOP/s per device, as stated)"
 
 
 def _learning_rate(settings: TrainSettings) -> str:

@@ -31,7 +31,7 @@ class Score(Protocol):
 
 
 class Task(Protocol):
-    """Data and its score. One task is prepared a run, from the settings alone."""
+    """Data and its score. One task is prepared per run, from the settings alone."""
 
     vocab_size: int
     fingerprint: str

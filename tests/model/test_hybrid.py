@@ -1,4 +1,4 @@
-"""A hybrid's layers: windows, and every so-maniest sees every key."""
+"""A hybrid's layers: windows, and every n-th sees every key."""
 
 import dataclasses
 

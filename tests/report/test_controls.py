@@ -8,7 +8,7 @@ from dma_lab.report.collect import read_runs
 from dma_lab.report.control_table import control_table
 from dma_lab.report.controls import content_sentences
 from dma_lab.report.pairs import baseline_of
-from dma_lab.report.sparsity import keys_a_query, keys_said
+from dma_lab.report.sparsity import keys_said, mean_keys_per_query
 from tests.report.conftest import vouch
 
 
@@ -111,22 +111,26 @@ def test_every_control_stands_beside_its_backend_at_every_rung_that_has_both(add
         assert row["tokens"] == "1,000,000"
         assert row["seeds"] == "2"
     # A window of 128 in a context of 256: 128 - 127 · 128 / 2 / 256; of three layers the last is full: 128.5.
-    assert rows["swa", "hybrid", "nano"]["keys a query"] == f"{96.25:.1f} / {(2 * 96.25 + 128.5) / 3:.1f}"
-    assert rows["mha", "gated_mha", "nano"]["keys a query"] == "128.5 / 128.5"
+    assert rows["swa", "hybrid", "nano"]["keys per query"] == f"{96.25:.1f} / {(2 * 96.25 + 128.5) / 3:.1f}"
+    assert rows["mha", "gated_mha", "nano"]["keys per query"] == "128.5 / 128.5"
     assert rows["mha", "gated_mha", "nano"]["loss − MHA"] == "-"
 
 
 def test_whether_sparse_backends_read_as_many_keys_is_said(add_run, members):
     for name, options in (("mha", {}), ("dma", {"window": 64}), ("swa", {"window": 64})):
         add_run(name, context=256, settings={"attention": options})
-    assert keys_said(members()).startswith("Those that drop keys read as many a query, in the mean over a full context")
+    assert keys_said(members()).startswith(
+        "Those that drop keys read as many per query, in the mean over a full context"
+    )
     assert keys_said(members()).endswith("at nano dma 56.1, swa 56.1.")
     add_run("nsa", context=256, settings={"attention": {"window": 64}})
     said = keys_said(members())
-    assert said.startswith("Those that drop keys do not read as many a query, so that a difference between them is of")
+    assert said.startswith(
+        "Those that drop keys do not read as many per query, so that a difference between them is of"
+    )
     nsa = [run for run in members() if run.attention == "nsa"]
-    assert f"nsa {keys_a_query(nsa[0]):.1f}" in said
-    assert keys_a_query(nsa[0]) > 2 * 56.1
+    assert f"nsa {mean_keys_per_query(nsa[0]):.1f}" in said
+    assert mean_keys_per_query(nsa[0]) > 2 * 56.1
 
 
 def test_nothing_is_said_without_all_three(add_run, members):

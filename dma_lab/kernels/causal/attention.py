@@ -56,7 +56,7 @@ def causal_attention(
         q: (B, H, N, D), floating point.
         k: (B, K, N, D), of q's dtype; K divides H.
         v: (B, K, N, E), of q's dtype.
-        window: keys a query sees, its own included; all by default.
+        window: keys that a query sees, its own included; all by default.
         document_ids: (B, N) integers, non-decreasing along N, or ``Documents`` made of them.
         scale: multiplies q . k; D ** -0.5 unless given.
         bias: float (B, K, N), added to the logits of its key. Interval attention alone takes one.

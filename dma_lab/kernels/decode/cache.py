@@ -1,4 +1,4 @@
-"""Decoding over a cache that keeps only keys that may still be seen: at most window + recent a head, however long the
+"""Decoding over a cache that keeps only keys that may still be seen: at most window + recent per head, however long the
 text.
 
 A slot's ``arrived`` says what it holds: position ``p >= 0`` for a key among the ``window`` best, ``-2 - p`` for one

@@ -45,7 +45,7 @@ def expiry_from_scores(
     document.
     """
     R, N = scores_rn.shape
-    # Table entries are N / chunk * N / bucket a row: both sizes grow with N beyond 131,072.
+    # Table entries are N / chunk * N / bucket per row: both sizes grow with N beyond 131,072.
     chunk = max(128, next_power_of_2(N) // 1024)
     bucket = max(256, next_power_of_2(N) // 128)
     chunks, buckets = cdiv(N, chunk), cdiv(N, bucket)

@@ -28,7 +28,7 @@ def prefix_topk_expiry(
 
     Args:
         scores: (B, K, N), floating point.
-        window: keys kept a query, at least 1.
+        window: keys kept per query, at least 1.
         recent: the last ``recent`` keys (the query's own included) stay live whatever their score.
         document_ids: (B, N) integers, non-decreasing along N, or ``Documents`` made of them; a key is never seen from
             another document.
@@ -89,7 +89,7 @@ def _window_threshold(rank_rn: Tensor, start_rn: Tensor, window: int) -> Tensor:
 
     A wavelet matrix (Claude, Navarro, Ordonez 2015) over the ranks, all N range queries descending it together: at each
     bit, high to low, a query keeps the half that holds its answer and follows it through a stable partition.
-    O(N log N) a row, no sequential scan.
+    O(N log N) per row, no sequential scan.
     """
     R, N = rank_rn.shape
     position_n = torch.arange(N, device=rank_rn.device)

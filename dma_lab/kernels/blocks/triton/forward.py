@@ -1,7 +1,7 @@
 """Forward pass of block-sparse attention in Triton: a block's keys over the queries that chose it.
 
 A few query heads share a key/value head, so a tile of one query's would leave matrix units idle, and consecutive
-queries need not choose alike. By blocks, every tile is full, whatever was chosen, and the keys are read once a piece.
+queries need not choose alike. By blocks, every tile is full, whatever was chosen, and the keys are read once per piece.
 What a query gets from a block waits in the slot in which it chose it, to be merged (``merge.py``).
 """
 
