@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dma_lab.figures.palette import SERIES
-from dma_lab.messages import warn_once
 
 Point = dict[str, Any]
 
@@ -67,11 +66,8 @@ def draw_decode(points: list[Point], path: Path) -> None:
 
 
 def _write(panels: list[Panel], path: Path) -> None:
-    try:
-        from dma_lab.figures.canvas import canvas
-    except ModuleNotFoundError:  # the record is what counts
-        warn_once("no figure without matplotlib: pip install -e '.[report]'.")
-        return
+    from dma_lab.figures.canvas import canvas  # Matplotlib, a second that --help need not wait for
+
     with canvas(path.with_suffix(""), (5.6 * len(panels), 4.8), panels=len(panels), png=False) as axes:
         for number, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
             for line, colour in zip(panel.lines, cycle(SERIES), strict=False):

@@ -74,6 +74,10 @@ class NeedleSuite(Suite):
         return jobs
 
     def show(self, run: TrainedRun, found: Sequence[tuple[Cell, Scores]], folder: Path) -> None:
+        from dma_lab.evaluation.needle_figure import (
+            draw_needles,  # Matplotlib, a second that other suites need not wait
+        )
+
         for kind, values in dict.fromkeys((cell["kind"], cell["values"]) for cell, _ in found):
             own = [(cell, scores) for cell, scores in found if (cell["kind"], cell["values"]) == (kind, values)]
             show(
@@ -82,7 +86,7 @@ class NeedleSuite(Suite):
                 ("length", "depth", "exact", "substring", "log-probability gain"),
                 [(c["length"], c["depth"], s["exact"], s["substring"], s["gain"]) for c, s in own],
             )
-            _draw(folder / f"needle-{kind}-{values}", run, own)
+            draw_needles(folder / f"needle-{kind}-{values}", run.path.name, run.context, own)
 
 
 def _lengths(run: TrainedRun, wanted: list[int] | None, tasks: list[NeedleTask]) -> list[int]:
@@ -107,12 +111,3 @@ def _lengths(run: TrainedRun, wanted: list[int] | None, tasks: list[NeedleTask])
             f"run was trained on {run.context}: lengths begin at {first}."
         )
     return [first, 2 * first, 4 * first]
-
-
-def _draw(path: Path, run: TrainedRun, found: list[tuple[Cell, Scores]]) -> None:
-    try:
-        from dma_lab.evaluation.needle_figure import draw_needles
-    except ModuleNotFoundError:
-        warn_once("no figure without matplotlib: pip install -e '.[report]' and give the same command again.")
-        return
-    draw_needles(path, run.path.name, run.context, found)
