@@ -1,11 +1,11 @@
-"""What a build says of itself where stderr is no terminal."""
+"""What long work says of itself where stderr is no terminal."""
 
-from dma_lab.data import progress as module
+from dma_lab import progress as module
 
 
 def test_more_than_asked_for_is_all_and_nothing_is_left_to_do(monkeypatch, capfd):
     monkeypatch.setattr(module, "_SECONDS_BETWEEN_LINES", 0.0)
-    with module.BuildProgress("tokenizing") as progress:
+    with module.WorkProgress("tokenizing") as progress:
         progress.update(0.5, "5 MB of text")
         progress.update(19.8, "198 MB of text")
     half, whole = capfd.readouterr().err.splitlines()

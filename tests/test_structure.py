@@ -21,6 +21,7 @@ GROUND = {
     "locks": set(),
     "phases": {"messages"},
     "processor": set(),
+    "progress": set(),
     "seals": set(),
     "settings": {"messages"},
     "threads": set(),

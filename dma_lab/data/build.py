@@ -22,7 +22,6 @@ from dma_lab.data.inventory import print_inventory, validation_sentence
 from dma_lab.data.local import open_local
 from dma_lab.data.packing import BATCH_CHARACTERS, PIECE_CHARACTERS, Packer, pieces
 from dma_lab.data.partial import partial_of, put_in_place, remove_abandoned
-from dma_lab.data.progress import BuildProgress
 from dma_lab.data.readers import Document
 from dma_lab.data.settings import DataSettings
 from dma_lab.data.splits import ENOUGH_BYTES, ENOUGH_DOCUMENTS
@@ -38,6 +37,7 @@ from dma_lab.data.tokenizer import (
 )
 from dma_lab.messages import UserError
 from dma_lab.phases import phase
+from dma_lab.progress import WorkProgress
 from dma_lab.seals import sealed
 
 FORMAT_VERSION = 3
@@ -142,7 +142,7 @@ def _open(settings: DataSettings, cache_dir: Path) -> Corpus:
 def _training_texts(corpus: Corpus, name: str) -> Iterator[str]:
     """The first ``TRAINING_BYTES`` of the training documents. Raises UserError if they hold none."""
     done = 0
-    with BuildProgress("training the tokenizer") as progress:
+    with WorkProgress("training the tokenizer") as progress:
         for document, _ in corpus.documents(training_only=True):
             for piece in pieces(document.chunks, PIECE_CHARACTERS):
                 yield piece
@@ -159,7 +159,7 @@ def _build(
 ) -> None:
     """Write the token files of ``corpus`` and, last, the meta.json that vouches for them."""
     beyond = Counter[str]()
-    with closing(Packer(folder, tokenizer, batch)) as packer, BuildProgress("tokenizing") as progress:
+    with closing(Packer(folder, tokenizer, batch)) as packer, WorkProgress("tokenizing") as progress:
         train, validation = packer.train, packer.validation
         for _ in packer.pack(_up_to(limit, corpus, packer, beyond)):
             done, seconds = train.text_bytes + validation.text_bytes, progress.seconds

@@ -11,11 +11,11 @@ from dma_lab.data.corpora import Corpus, Taken
 from dma_lab.data.digests import DigestCache, file_state
 from dma_lab.data.finding import find_files, user_path
 from dma_lab.data.formats import format_of
-from dma_lab.data.progress import BuildProgress
 from dma_lab.data.readers import Document, read_documents
 from dma_lab.data.settings import DataSettings
 from dma_lab.data.splits import Split, choose_split, parts_of
 from dma_lab.messages import UserError, warn_once
+from dma_lab.progress import WorkProgress
 
 _NOT_REACHED = "file not reached: data.max_tokens came first"
 
@@ -62,7 +62,7 @@ class LocalCorpus(Corpus):
                 yield document
                 progress.update(self.fraction_read(), f"{self._read / 1e6:,.0f} MB")
 
-        with BuildProgress("choosing what validates") as progress:
+        with WorkProgress("choosing what validates") as progress:
             return choose_split(documents, self._settings.validation_fraction)
 
     def _validation(self) -> Iterator[Document]:
@@ -132,7 +132,7 @@ def open_local(settings: DataSettings, digests: DigestCache) -> LocalCorpus:
     total = max(1, sum(path.stat().st_size for path in train_paths + validation_paths))
     done = 0
 
-    with BuildProgress("looking at the files") as progress:
+    with WorkProgress("looking at the files") as progress:
 
         def on_bytes(count: int) -> None:
             nonlocal done

@@ -16,10 +16,10 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from dma_lab.data.progress import BuildProgress
 from dma_lab.evaluation.generate import Sampling, cache_pays, generate
 from dma_lab.messages import UserError
 from dma_lab.model import Transformer
+from dma_lab.progress import WorkProgress
 
 DEFAULT_NEW_TOKENS = 256
 """Tokens that are generated for a task that does not say how many, as in ``HFLM``."""
@@ -82,7 +82,7 @@ class HarnessModel(TemplateLM):
             sharing.setdefault(tuple(inputs), []).append(index)
         answers = [(0.0, False)] * len(requests)
         done = 0
-        with BuildProgress(self.task) as progress:
+        with WorkProgress(self.task) as progress:
             for batch in self._batches(list(sharing), len):
                 # Filled up on the right, where a causal model does not look.
                 tokens_bn = torch.zeros(len(batch), len(batch[0]), dtype=torch.int64)
@@ -125,7 +125,7 @@ class HarnessModel(TemplateLM):
         ]
         texts = [""] * len(requests)
         done = 0
-        with BuildProgress(self.task) as progress:
+        with WorkProgress(self.task) as progress:
             for how in dict.fromkeys(settled):
                 new_tokens, stops, sampling = how
                 same = [index for index, other in enumerate(settled) if other == how]

@@ -9,11 +9,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dma_lab.data.progress import BuildProgress
 from dma_lab.evaluation.checkpoint import TrainedRun
 from dma_lab.messages import UserError, warn_once
 from dma_lab.model import Transformer
 from dma_lab.processor import processor
+from dma_lab.progress import WorkProgress
 from dma_lab.threads import flops_of, use_threads
 
 
@@ -76,5 +76,5 @@ def _spelled(value: str | int | float) -> str:
 @contextmanager
 def progress_of(title: str, total: float) -> Iterator[Any]:
     """A progress bar with its ETA; yields a function to call with how much of ``total`` is done."""
-    with BuildProgress(title) as progress:
+    with WorkProgress(title) as progress:
         yield lambda done: progress.update(done / total, f"{done:.4g} of {total:.4g}")

@@ -1,12 +1,11 @@
 """A directory of runs to a directory with the whole report."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from dma_lab.figures.palette import colours_of
+from dma_lab.progress import WorkProgress
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
 from dma_lab.report.document import Document
@@ -40,19 +39,17 @@ def write_report(roots: Sequence[Path], output: Path, forecasts: Sequence[Path] 
     runs, problems = read_runs(*roots)
     groups = cohorts(runs)
     register(forecasts, larger, groups)
-    columns = (TextColumn("report"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True)) as progress:
-        # Fits and lifetimes take the time; that a fit is refused at once only shows when it is tried.
-        finished = [run for members in groups.values() for run in members if run.finished]
-        steps = 3 * len({run.backend for run in finished}) + sum(run.attention == "dma" for run in finished)
-        task = progress.add_task("reading", total=steps)
+    # Fits and lifetimes take the time; that a fit is refused at once only shows when it is tried.
+    finished = [run for members in groups.values() for run in members if run.finished]
+    steps = 3 * len({run.backend for run in finished}) + sum(run.attention == "dma" for run in finished)
+    with WorkProgress("fitting") as progress:
+        done = itertools.count(1)
         document, compared = build_document(
-            runs, problems, lambda name: progress.update(task, description=name, advance=1)
+            runs, problems, lambda name: progress.update(next(done) / max(1, steps), name)
         )
-        # Before the list of runs.
-        document.sections[-1:-1] = [forecast_section(read_forecast(file), groups) for file in forecasts]
-        progress.update(task, description="drawing", completed=steps, total=steps + len(document.figures))
-        _write_document(document, output, lambda: progress.advance(task))
+    # Before the list of runs.
+    document.sections[-1:-1] = [forecast_section(read_forecast(file), groups) for file in forecasts]
+    _write_document(document, output)
     write_points(output / "points.csv", compared)
     return output / "index.html"
 
@@ -66,12 +63,12 @@ def write_laws(points: str, output: Path) -> Path:
     Raises:
         UserError: the file cannot be read as points.
     """
-    _write_document(points_document(Path(points)), output, lambda: None)
+    _write_document(points_document(Path(points)), output)
     return output / "index.html"
 
 
-def _write_document(document: Document, output: Path, drawn: Callable[[], None]) -> None:
-    """The page, the Markdown and the figures; ``drawn`` is called after each of these."""
+def _write_document(document: Document, output: Path) -> None:
+    """The page, the Markdown and the figures."""
     folder = output / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     # A figure of the last report that these runs no longer give must not lie there as if they did.
@@ -79,8 +76,9 @@ def _write_document(document: Document, output: Path, drawn: Callable[[], None])
         for kind in ("svg", "png"):
             (folder / f"{slug}.{kind}").unlink(missing_ok=True)
     colours = colours_of(document.groups)
-    for figure in document.figures:
-        draw(figure, folder, colours)
-        drawn()
+    with WorkProgress("drawing") as progress:
+        for number, figure in enumerate(document.figures, 1):
+            draw(figure, folder, colours)
+            progress.update(number / len(document.figures), figure.slug)
     write_markdown(document, output / "report.md")
     write_page(document, output / "index.html")
