@@ -11,7 +11,7 @@ _SEAL = "digest"
 def sealed(content: dict[str, Any]) -> str:
     """``content`` as JSON that holds a digest of itself; numbers that are not finite become null."""
     content = json.loads(json.dumps(finite(content), allow_nan=False))  # as it will be read: names are strings
-    return json.dumps({**content, _SEAL: _seal(content)}, indent=2) + "\n"
+    return json.dumps({**content, _SEAL: digest_of(content)}, indent=2) + "\n"
 
 
 def unsealed(text: str) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def unsealed(text: str) -> dict[str, Any]:
         content = json.loads(text)
     except RecursionError as error:
         raise ValueError(str(error)) from error
-    if not isinstance(content, dict) or content.pop(_SEAL, None) != _seal(content):
+    if not isinstance(content, dict) or content.pop(_SEAL, None) != digest_of(content):
         raise ValueError("its content is not what was written")
     return content
 
@@ -34,5 +34,6 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _seal(content: dict[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+def digest_of(content: dict[str, Any], size: int = 16) -> str:
+    """``content``, which JSON can hold, as ``size`` bytes in hexadecimal: equal for equal content, in whatever order."""
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=size).hexdigest()

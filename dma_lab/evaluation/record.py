@@ -7,7 +7,6 @@ checkpoint adds cells beside the old ones.
 """
 
 import hashlib
-import json
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,7 +16,7 @@ from dma_lab.evaluation.checkpoint import TrainedRun
 from dma_lab.files import write_whole
 from dma_lab.locks import hold
 from dma_lab.messages import MishapError, UserError
-from dma_lab.seals import sealed, unsealed
+from dma_lab.seals import digest_of, sealed, unsealed
 
 
 class EvaluationRecord:
@@ -71,7 +70,7 @@ class EvaluationRecord:
 
     def name(self, cell: dict[str, Any]) -> str:
         """Eight hex digits for files that belong to the cell."""
-        return hashlib.blake2b(json.dumps(self._same | cell, sort_keys=True).encode(), digest_size=4).hexdigest()
+        return digest_of(self._same | cell, size=4)
 
     def add(self, cell: dict[str, Any], scores: dict[str, Any]) -> None:
         """Keep a finished cell. The file is replaced whole: no reader and no power cut finds half of it."""

@@ -1,12 +1,12 @@
 """A run that lies in several folders is one run: of its copies one is read, and the others are counted."""
 
 import hashlib
-import json
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dma_lab.run_summary import Summary
+from dma_lab.seals import digest_of
 
 _Held = TypeVar("_Held")
 
@@ -16,7 +16,7 @@ def content_of(path: Path, summary: Summary) -> str:
     lie, and another of the same command given once more, whose seconds are others.
     """
     known = {name: value for name, value in summary.written().items() if name != "run"}
-    digest = hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=16)
+    digest = hashlib.blake2b(digest_of(known).encode(), digest_size=16)
     # A finished run's summary says all that it computed; an archive thins its metrics.
     for name in ("config.yaml", *(() if summary.status == "finished" else ("metrics.jsonl",))):
         if (path / name).exists():

@@ -1,17 +1,17 @@
 """What defines a run: its directory is named by all of it, its checkpoints carry what defines them."""
 
 import dataclasses
-import hashlib
 import json
 from typing import Any
 
+from dma_lab.seals import digest_of
 from dma_lab.train.optim import schedule_phases
 from dma_lab.train.settings import TrainSettings
 
 
 def identity(defining: dict[str, Any]) -> str:
     """Eight hex digits that change with anything in ``defining`` (JSON-able) and with nothing else."""
-    return hashlib.blake2b(json.dumps(defining, sort_keys=True).encode(), digest_size=4).hexdigest()
+    return digest_of(defining, size=4)
 
 
 def run_name(settings: TrainSettings, fingerprint: str, precision: str, init_from_digest: str | None = None) -> str:
