@@ -35,5 +35,5 @@ def finite(value: Any) -> Any:
 
 
 def digest_of(content: dict[str, Any], size: int = 16) -> str:
-    """``content``, which JSON can hold, as ``size`` bytes in hexadecimal: equal for equal content, in whatever order."""
+    """``content`` (JSON-able) as ``size`` bytes in hexadecimal: the same for equal content, in whatever order it is."""
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=size).hexdigest()
