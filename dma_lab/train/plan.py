@@ -15,12 +15,11 @@ from dma_lab.model.accounting import (
     keys_per_query,
     training_flops_per_sequence,
 )
-from dma_lab.model.ladder import reference_parameters
 from dma_lab.model.matching import match_width
 from dma_lab.train.hardware import Hardware
 from dma_lab.train.micro_batch_size import count_micro_batches
 from dma_lab.train.optim import optimizer_bytes, schedule_phases
-from dma_lab.train.settings import RungSettings, ScheduleSettings, TrainSettings
+from dma_lab.train.settings import ScheduleSettings, TrainSettings
 
 _MOST_TOKENS = 1e18
 _LEAST_STEPS = 10
@@ -89,7 +88,7 @@ def plan_run(settings: TrainSettings, vocab_size: int, hardware: Hardware) -> Ru
     return RunPlan(
         shape=model.shape,
         parameters=count_parameters(model),
-        reference_parameters=rung_parameters(settings.model),
+        reference_parameters=settings.model.parameters,
         steps=tokens // trainer.tokens_per_step,
         sequences_per_step=sequences_per_step,
         accumulate=accumulate,
@@ -119,11 +118,6 @@ def padded_vocabulary(vocab_size: int) -> int:
     return -(-vocab_size // 64) * 64
 
 
-def rung_parameters(rung: RungSettings) -> int:
-    """Non-embedding parameters of the rung with MHA."""
-    return reference_parameters(rung.n_layers, rung.d_model, rung.n_heads, rung.n_kv_heads, rung.head_dim, rung.d_ff)
-
-
 def budget_tokens(settings: TrainSettings, vocab_size: int) -> int:
     """Tokens that the run trains on: what the budget pays for, in whole steps.
 
@@ -137,7 +131,7 @@ def budget_tokens(settings: TrainSettings, vocab_size: int) -> int:
     if settings.tokens is not None:
         budget: float = settings.tokens
     elif settings.flops is None:
-        budget = settings.tokens_per_parameter * rung_parameters(settings.model)
+        budget = settings.tokens_per_parameter * settings.model.parameters
     else:
         per_token = _rung_flops_per_sequence(settings, vocab_size).dense_equivalent / settings.trainer.context
         budget = settings.flops / per_token
@@ -189,7 +183,7 @@ def matched_model(settings: TrainSettings, vocab_size: int) -> Transformer:
     if settings.match == "none":
         return model
     if settings.match == "params":
-        kind, target = "non-embedding parameters", rung_parameters(settings.model)
+        kind, target = "non-embedding parameters", settings.model.parameters
         cost = count_parameters(model).non_embedding
     else:
         kind, target = "training FLOPs per sequence", _rung_flops_per_sequence(settings, vocab_size).executed

@@ -12,7 +12,6 @@ import dma_lab.settings
 from dma_lab.attention import AttentionConfig
 from dma_lab.data.mqar import RecallSettings
 from dma_lab.messages import UserError, warn_once
-from dma_lab.model.ladder import reference_parameters
 from dma_lab.train.recipe import recipe_learning_rate, recipe_tokens_per_step
 from dma_lab.train.settings import PlanSettings, ScheduleSettings, TrainSettings
 from dma_lab.train.tuned import names_tuned, read_tuned, tuned_for
@@ -111,10 +110,7 @@ def rung_budget(settings: TrainSettings) -> tuple[int, float]:
 
     A budget of FLOP counts 6 (N + V · M) per token, as if attention's scores cost nothing.
     """
-    rung = settings.model
-    parameters = reference_parameters(
-        rung.n_layers, rung.d_model, rung.n_heads, rung.n_kv_heads, rung.head_dim, rung.d_ff
-    )
+    rung, parameters = settings.model, settings.model.parameters
     if settings.tokens is not None:
         tokens: float = settings.tokens
     elif settings.flops is not None:

@@ -10,6 +10,7 @@ from dma_lab.attention import AttentionConfig
 from dma_lab.data.mqar import RecallSettings
 from dma_lab.data.settings import DataSettings
 from dma_lab.model import Initialisation
+from dma_lab.model.ladder import reference_parameters
 from dma_lab.run_summary import Tuned
 from dma_lab.settings import STRICT, Count, CountOrNone, Fraction, Name, Positive, Seed, Text, Tokens, Width
 
@@ -33,6 +34,13 @@ class RungSettings:
     vocab_size: Width
     tie_embeddings: bool
     context: Width
+
+    @property
+    def parameters(self) -> int:
+        """Non-embedding, with MHA."""
+        return reference_parameters(
+            self.n_layers, self.d_model, self.n_heads, self.n_kv_heads, self.head_dim, self.d_ff
+        )
 
 
 @dataclass(frozen=True)
