@@ -38,17 +38,38 @@ class _Arrival(NamedTuple):
     score: Tensor
 
 
-class _Widths(NamedTuple):
-    """What both kernels are compiled for."""
+class _AdmitConfig(NamedTuple):
+    """What admission is compiled for."""
 
     D: int
     E: int
     D_PAD: int
     E_PAD: int
+    S_PAD: int
 
 
-def _widths(D: int, E: int) -> _Widths:
-    return _Widths(D, E, padded(D), padded(E))
+class _DecodeConfig(NamedTuple):
+    """What attention is compiled for."""
+
+    D: int
+    E: int
+    D_PAD: int
+    E_PAD: int
+    GROUP: int
+    """Query heads of a key/value head."""
+    GROUP_PAD: int
+    KEYS: int
+    SHARE: int
+    """Slots per program."""
+    PRECISION: str
+
+
+class _Partial(NamedTuple):
+    """What the programs of a head come to, float32, (B * H, shares, …): sums of values, maxima and sums of weights."""
+
+    out: Tensor
+    maximum: Tensor
+    normaliser: Tensor
 
 
 @torch.library.custom_op("dma_lab::admit_key", mutates_args=("k_cache", "v_cache", "score_cache", "arrived_cache"))
@@ -68,9 +89,10 @@ def admit_key_triton(
     B, K, S, D = k_cache.shape
     cache = _Cache(k_cache, v_cache, score_cache, arrived_cache)
     arrival = _Arrival(k.contiguous(), v.contiguous(), score.contiguous())
-    widths = _widths(D, v_cache.shape[-1])
+    E = v_cache.shape[-1]
+    config = _AdmitConfig(D, E, padded(D), padded(E), next_power_of_2(S))
     with torch.cuda.device_of(k):
-        _admit_kernel[(B * K,)](cache, arrival, position, window, recent, S, widths, next_power_of_2(S), num_warps=8)
+        _admit_kernel[(B * K,)](cache, arrival, position, window, recent, S, config, num_warps=8)
 
 
 @torch.library.custom_op("dma_lab::interval_attention_decode", mutates_args=())
@@ -84,21 +106,25 @@ def interval_attention_decode_triton(
     q, k_cache, v_cache = q.contiguous(), k_cache.contiguous(), v_cache.contiguous()
     arrived_cache, bias = arrived_cache.contiguous(), None if bias is None else bias.contiguous()
     out = torch.empty(B, H, 1, E, dtype=v_cache.dtype, device=q.device)
-    partial = torch.empty(B * H, shares, E, dtype=torch.float32, device=q.device)
     maximum = torch.empty(B * H, shares, dtype=torch.float32, device=q.device)
-    normaliser = torch.empty_like(maximum)
+    partial = _Partial(maximum.new_empty(B * H, shares, E), maximum, torch.empty_like(maximum))
+    config = _DecodeConfig(
+        D=D,
+        E=E,
+        D_PAD=padded(D),
+        E_PAD=padded(E),
+        GROUP=group,
+        GROUP_PAD=max(16, next_power_of_2(group)),
+        KEYS=_KEYS if max(D, E) <= 128 else _KEYS // 2,
+        SHARE=_SHARE,
+        PRECISION="ieee" if exact else "tf32",
+    )
     with torch.cuda.device_of(q):
         _decode_kernel[(shares, B * K)](
-            q, k_cache, v_cache, arrived_cache, bias, partial, maximum, normaliser, S, scale, _widths(D, E),
-            GROUP=group,
-            GROUP_PAD=max(16, next_power_of_2(group)),
-            KEYS=_KEYS if max(D, E) <= 128 else _KEYS // 2,
-            SHARE=_SHARE,
-            PRECISION="ieee" if exact else "tf32",
-            num_warps=4,
-            num_stages=2 if exact else 3,
+            q, k_cache, v_cache, arrived_cache, bias, partial, S, scale, config,
+            num_warps=4, num_stages=2 if exact else 3,
         )  # fmt: skip
-        _combine_kernel[(B * H,)](partial, maximum, normaliser, out, shares, E, padded(E), next_power_of_2(shares))
+        _combine_kernel[(B * H,)](partial, out, shares, E, config.E_PAD, next_power_of_2(shares))
     return out
 
 
@@ -108,7 +134,8 @@ def _(q: Tensor, k_cache: Tensor, v_cache: Tensor, arrived_cache: Tensor, bias: 
 
 
 @triton.jit(do_not_specialize=["position"])
-def _admit_kernel(cache, arrival, position, window, recent, S, C: tl.constexpr, S_PAD: tl.constexpr):
+def _admit_kernel(cache, arrival, position, window, recent, S, C: tl.constexpr):
+    S_PAD: tl.constexpr = C.S_PAD
     row = tl.program_id(0).to(tl.int64)
     slot_s = tl.arange(0, S_PAD)
     inside_s = slot_s < S
@@ -146,11 +173,12 @@ def _admit_kernel(cache, arrival, position, window, recent, S, C: tl.constexpr, 
 
 
 @triton.jit
-def _decode_kernel(
-    q_ptr, k_ptr, v_ptr, arrived_ptr, bias_ptr, partial_ptr, max_ptr, sum_ptr, S, scale, C: tl.constexpr,
-    GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, KEYS: tl.constexpr, SHARE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+def _decode_kernel(q_ptr, k_ptr, v_ptr, arrived_ptr, bias_ptr, partial, S, scale, C: tl.constexpr):
     E_PAD: tl.constexpr = C.E_PAD
+    GROUP: tl.constexpr = C.GROUP
+    GROUP_PAD: tl.constexpr = C.GROUP_PAD
+    KEYS: tl.constexpr = C.KEYS
+    SHARE: tl.constexpr = C.SHARE
     share, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     head_a = tl.arange(0, GROUP_PAD)
     column_d, column_e = tl.arange(0, C.D_PAD), tl.arange(0, E_PAD)
@@ -166,7 +194,7 @@ def _decode_kernel(
         k_sd = tl.load(k_rows + column_d[None, :], mask=inside_s[:, None] & (column_d < C.D)[None, :], other=0.0)
         v_se = tl.load(v_rows + column_e[None, :], mask=inside_s[:, None] & (column_e < C.E)[None, :], other=0.0)
         arrived_s = tl.load(arrived_ptr + cell_s, mask=inside_s, other=-1)
-        logits_as = tl.dot(q_ad, tl.trans(k_sd), input_precision=PRECISION) * (scale * LOG2_E)
+        logits_as = tl.dot(q_ad, tl.trans(k_sd), input_precision=C.PRECISION) * (scale * LOG2_E)
         if bias_ptr is not None:
             bias_s = tl.load(bias_ptr + cell_s, mask=inside_s, other=0.0).to(tl.float32)
             logits_as += (bias_s * LOG2_E)[None, :]
@@ -178,26 +206,24 @@ def _decode_kernel(
         v_se = tl.where((arrived_s != -1)[:, None], v_se, 0.0)
         shrink_a = tl.exp2(max_a - known_a)
         sum_a = sum_a * shrink_a + tl.sum(weights_as, 1)
-        acc_ae = tl.dot(weights_as.to(v_se.dtype), v_se, acc_ae * shrink_a[:, None], input_precision=PRECISION)
+        acc_ae = tl.dot(weights_as.to(v_se.dtype), v_se, acc_ae * shrink_a[:, None], input_precision=C.PRECISION)
         max_a = new_max_a
     cell_a = (row * GROUP + head_a) * tl.num_programs(0) + share
-    tl.store(max_ptr + cell_a, max_a, mask=head_a < GROUP)
-    tl.store(sum_ptr + cell_a, sum_a, mask=head_a < GROUP)
-    rows = partial_ptr + cell_a[:, None] * C.E + column_e[None, :]
+    tl.store(partial.maximum + cell_a, max_a, mask=head_a < GROUP)
+    tl.store(partial.normaliser + cell_a, sum_a, mask=head_a < GROUP)
+    rows = partial.out + cell_a[:, None] * C.E + column_e[None, :]
     tl.store(rows, acc_ae, mask=(head_a < GROUP)[:, None] & (column_e < C.E)[None, :])
 
 
 @triton.jit
-def _combine_kernel(
-    partial_ptr, max_ptr, sum_ptr, out_ptr, shares, E: tl.constexpr, E_PAD: tl.constexpr, SHARES_PAD: tl.constexpr
-):
+def _combine_kernel(partial, out_ptr, shares, E: tl.constexpr, E_PAD: tl.constexpr, SHARES_PAD: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     share_s, column_e = tl.arange(0, SHARES_PAD), tl.arange(0, E_PAD)
-    max_s = tl.load(max_ptr + row * shares + share_s, mask=share_s < shares, other=float("-inf"))
-    sum_s = tl.load(sum_ptr + row * shares + share_s, mask=share_s < shares, other=0.0)
+    max_s = tl.load(partial.maximum + row * shares + share_s, mask=share_s < shares, other=float("-inf"))
+    sum_s = tl.load(partial.normaliser + row * shares + share_s, mask=share_s < shares, other=0.0)
     maximum = tl.max(max_s, 0)
     grow_s = tl.exp2(max_s - tl.where(maximum == float("-inf"), 0.0, maximum))
-    rows = partial_ptr + (row * shares + share_s)[:, None] * E + column_e[None, :]
+    rows = partial.out + (row * shares + share_s)[:, None] * E + column_e[None, :]
     partial_se = tl.load(rows, mask=(share_s < shares)[:, None] & (column_e < E)[None, :], other=0.0)
     normaliser = tl.sum(sum_s * grow_s, 0)
     out_e = tl.sum(partial_se * grow_s[:, None], 0) / tl.where(normaliser > 0, normaliser, 1.0)
