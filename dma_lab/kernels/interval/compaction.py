@@ -21,6 +21,37 @@ class KeyList(NamedTuple):
     """Times log2(e)."""
 
 
+class SpanConfig(NamedTuple):
+    """What the kernels that go by chunks of all keys are compiled for."""
+
+    SPAN: int
+    """Queries that share a coarse list."""
+    CHUNK: int
+    """Keys at a time."""
+    MAX_CHUNKS: int
+    """That a row may have: a power of two."""
+
+
+class BlockListSizes(NamedTuple):
+    """Of the lists of blocks, known at launch."""
+
+    N: int
+    coarse_capacity: int
+    capacity: int
+
+
+class BlockListConfig(NamedTuple):
+    """What the kernel that makes the lists of blocks is compiled for."""
+
+    BLOCK: int
+    TILE: int
+    SPAN: int
+    CHUNK: int
+    """Keys of a coarse list at a time."""
+    MAX_TILES: int
+    """That a list may have: a power of two."""
+
+
 @triton.jit
 def count_ever_live_kernel(expiry_ptr, ever_ptr, N, CHUNK: tl.constexpr):
     chunk, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -30,16 +61,16 @@ def count_ever_live_kernel(expiry_ptr, ever_ptr, N, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def by_arrival_kernel(expiry_ptr, bias_ptr, ever_ptr, arrivals, N, CHUNK: tl.constexpr, MAX_CHUNKS: tl.constexpr):
+def by_arrival_kernel(expiry_ptr, bias_ptr, ever_ptr, arrivals, N, C: tl.constexpr):
     """Keys that ever live in order of arrival, with their expiries and biases times log2(e); the others behind them."""
     chunk, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     chunks = tl.num_programs(0)
-    x = tl.arange(0, MAX_CHUNKS)
+    x = tl.arange(0, C.MAX_CHUNKS)
     ever_x = tl.load(ever_ptr + row * chunks + x, mask=x < chunks, other=0)
     ever_before = tl.sum(tl.where(x < chunk, ever_x, 0), 0)
-    never_from = tl.sum(ever_x, 0) + chunk * CHUNK - ever_before
-    place_s = tl.arange(0, CHUNK)
-    j_s = chunk * CHUNK + place_s
+    never_from = tl.sum(ever_x, 0) + chunk * C.CHUNK - ever_before
+    place_s = tl.arange(0, C.CHUNK)
+    j_s = chunk * C.CHUNK + place_s
     expiry_s = tl.load(expiry_ptr + row * N + j_s, mask=j_s < N, other=0)
     ever_s = (expiry_s > j_s).to(tl.int32)
     ever_rank_s = tl.cumsum(ever_s, 0) - ever_s
@@ -66,15 +97,15 @@ def _listed(keys, at, start, end, N, CHUNK: tl.constexpr):
 
 @triton.jit
 def coarse_lists_kernel(
-    arrivals, ever_ptr, coarse, length_ptr, reference_ptr, N, capacity, chunks,
-    SPAN: tl.constexpr, CHUNK: tl.constexpr, MAX_CHUNKS: tl.constexpr,
+    arrivals, ever_ptr, coarse, length_ptr, reference_ptr, N, capacity, chunks, C: tl.constexpr
 ):  # fmt: skip
     """Keys that live for any query of a span, and the largest bias of those alive when it opens (-inf of none)."""
+    CHUNK: tl.constexpr = C.CHUNK
     span, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    t0 = span * SPAN
-    t1 = tl.minimum(t0 + SPAN, N)
+    t0 = span * C.SPAN
+    t1 = tl.minimum(t0 + C.SPAN, N)
     of_span = row * tl.num_programs(0) + span
-    x = tl.arange(0, MAX_CHUNKS)
+    x = tl.arange(0, C.MAX_CHUNKS)
     arrived = tl.sum(tl.load(ever_ptr + row * chunks + x, mask=(x < chunks) & (x * CHUNK < t1), other=0), 0)
     length = 0
     largest_s = tl.full((CHUNK,), float("-inf"), tl.float32)
@@ -97,14 +128,17 @@ def coarse_lists_kernel(
 
 @triton.jit
 def block_lists_kernel(
-    expiry_ptr, bias_ptr, coarse, coarse_length_ptr, coarse_reference_ptr, lists, N, coarse_capacity, capacity,
-    BLOCK: tl.constexpr, TILE: tl.constexpr, SPAN: tl.constexpr, CHUNK: tl.constexpr, MAX_TILES: tl.constexpr,
+    expiry_ptr, bias_ptr, coarse, coarse_length_ptr, coarse_reference_ptr, lists, sizes, C: tl.constexpr
 ):  # fmt: skip
     """Out of a span's keys those that live for a block of its queries, in the same order."""
+    TILE: tl.constexpr = C.TILE
+    CHUNK: tl.constexpr = C.CHUNK
+    MAX_TILES: tl.constexpr = C.MAX_TILES
+    N, coarse_capacity, capacity = sizes.N, sizes.coarse_capacity, sizes.capacity
     block, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    t0 = block * BLOCK
-    t1 = tl.minimum(t0 + BLOCK, N)
-    of_span = row * tl.cdiv(N, SPAN) + t0 // SPAN
+    t0 = block * C.BLOCK
+    t1 = tl.minimum(t0 + C.BLOCK, N)
+    of_span = row * tl.cdiv(N, C.SPAN) + t0 // C.SPAN
     of_block = row * tl.num_programs(0) + block
     in_coarse, first_slot = of_span * coarse_capacity, of_block * capacity
     flags = lists.mask_rit + of_block * (capacity // TILE)
@@ -113,7 +147,7 @@ def block_lists_kernel(
     reference = 0.0
     if coarse.bias is not None:
         # Keys that arrived since the span opened, of those that live: a slope makes each one's bias larger.
-        since_s = t0 // SPAN * SPAN + tl.arange(0, SPAN)
+        since_s = t0 // C.SPAN * C.SPAN + tl.arange(0, C.SPAN)
         known_s = since_s <= t0
         open_s = tl.load(expiry_ptr + row * N + since_s, mask=known_s, other=0) > t0
         since_bias_s = tl.load(bias_ptr + row * N + since_s, mask=known_s, other=0.0).to(tl.float32) * LOG2_E
@@ -136,9 +170,9 @@ def block_lists_kernel(
         slot_s = length + tl.cumsum(live_s.to(tl.int32), 0) - live_s.to(tl.int32)
         stored_s = live_s & (slot_s < capacity)
         tl.store(lists.index_ris + first_slot + slot_s, j_s, mask=stored_s)
-        seen_from_s, seen_to_s = tl.maximum(j_s - t0, 0), tl.where(expiry_s >= t1, BLOCK, expiry_s - t0)
+        seen_from_s, seen_to_s = tl.maximum(j_s - t0, 0), tl.where(expiry_s >= t1, C.BLOCK, expiry_s - t0)
         tl.store(lists.span_ris + first_slot + slot_s, seen_from_s | (seen_to_s << 16), mask=stored_s)
-        tl.store(flags + slot_s // TILE, tl.full((CHUNK,), 1, tl.int32), mask=stored_s & (seen_to_s < BLOCK))
+        tl.store(flags + slot_s // TILE, tl.full((CHUNK,), 1, tl.int32), mask=stored_s & (seen_to_s < C.BLOCK))
         if coarse.bias is not None:
             tl.store(lists.bias_ris + first_slot + slot_s, bias_s - reference, mask=stored_s)
         length += tl.sum(live_s.to(tl.int32), 0)

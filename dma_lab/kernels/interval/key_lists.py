@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from dma_lab.kernels.interval.compaction import (
+    BlockListConfig,
+    BlockListSizes,
     KeyList,
+    SpanConfig,
     block_lists_kernel,
     by_arrival_kernel,
     coarse_lists_kernel,
@@ -119,7 +122,7 @@ def build_key_lists(expiry: Tensor, block: int, max_live: int, bias: Tensor | No
     """
     B, K, N = expiry.shape
     R, spans, chunks = B * K, cdiv(N, _SPAN), cdiv(N, CHUNK)
-    max_chunks = next_power_of_2(chunks)
+    config = SpanConfig(_SPAN, CHUNK, next_power_of_2(chunks))
     coarse_capacity = min(N, max_live + _SPAN)
     lists = empty_key_lists(expiry, block, max_live, bias is not None)
 
@@ -130,15 +133,16 @@ def build_key_lists(expiry: Tensor, block: int, max_live: int, bias: Tensor | No
     arrivals, coarse = new_list(lists.by_arrival_rn), new_list(_new(expiry, R, spans, coarse_capacity))
     coarse_length, coarse_reference = _new(expiry, R, spans), _new(expiry, R, spans, dtype=torch.float32)
     count_ever_live_kernel[(chunks, R)](expiry, lists.ever_rx, N, CHUNK)
-    by_arrival_kernel[(chunks, R)](expiry, bias, lists.ever_rx, arrivals, N, CHUNK, max_chunks)
+    by_arrival_kernel[(chunks, R)](expiry, bias, lists.ever_rx, arrivals, N, config)
     coarse_lists_kernel[(spans, R)](
-        arrivals, lists.ever_rx, coarse, coarse_length, coarse_reference, N, coarse_capacity, chunks,
-        _SPAN, CHUNK, max_chunks, num_warps=CHUNK // 32,
+        arrivals, lists.ever_rx, coarse, coarse_length, coarse_reference, N, coarse_capacity, chunks, config,
+        num_warps=CHUNK // 32,
     )  # fmt: skip
+    max_tiles = next_power_of_2(lists.blocks.mask_rit.shape[2])
     block_lists_kernel[(cdiv(N, block), R)](
-        expiry, bias, coarse, coarse_length, coarse_reference, lists.blocks, N, coarse_capacity,
-        lists.blocks.index_ris.shape[2], block, TILE, _SPAN, _BLOCK_CHUNK,
-        next_power_of_2(lists.blocks.mask_rit.shape[2]), num_warps=_BLOCK_CHUNK // 32,
+        expiry, bias, coarse, coarse_length, coarse_reference, lists.blocks,
+        BlockListSizes(N, coarse_capacity, lists.blocks.index_ris.shape[2]),
+        BlockListConfig(block, TILE, _SPAN, _BLOCK_CHUNK, max_tiles), num_warps=_BLOCK_CHUNK // 32,
     )  # fmt: skip
     return lists
 

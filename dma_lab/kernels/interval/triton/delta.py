@@ -20,7 +20,7 @@ from dma_lab.kernels.sizes import cdiv
 _PROGRAMS = 264
 """Two for each of an H100's or H200's multiprocessors. Those of one group of heads take its queries in turns, because
 short lists lie side by side, at the start above all."""
-_LOOK = 256
+_LOOK = tl.constexpr(256)
 """Turns whose lists' lengths a program reads at once, to find the short ones."""
 
 
@@ -35,20 +35,20 @@ def delta_of_short_lists(
     delta = torch.empty_like(lse)
     sizes = sizes_of(q, k, lists, scale)
     _delta_kernel[(turns, head_groups)](
-        *heads_of(q, k, v, d_out), lse, delta, lists.blocks, sizes, config, LOOK=_LOOK, **tile.launch
+        *heads_of(q, k, v, d_out), lse, delta, lists.blocks, sizes, config, **tile.launch
     )
     return delta
 
 
 @triton.jit
-def _delta_kernel(q, k, v, d_out, lse_ptr, delta_ptr, lists, sizes, C: tl.constexpr, LOOK: tl.constexpr):
+def _delta_kernel(q, k, v, d_out, lse_ptr, delta_ptr, lists, sizes, C: tl.constexpr):
     ROWS: tl.constexpr = C.GROUP * C.QUERIES
     b, kv_head, first_list, head_a, row_query_a = heads_of_program(sizes, C)
     k_head, v_head = head_ptr(k, b, kv_head), head_ptr(v, b, kv_head)
     scale_log2 = sizes.scale * LOG2_E
     stride = tl.num_programs(0) * C.QUERIES
-    for first in range(tl.program_id(0) * C.QUERIES, sizes.N, stride * LOOK):
-        ahead = first + stride * tl.arange(0, LOOK)
+    for first in range(tl.program_id(0) * C.QUERIES, sizes.N, stride * _LOOK):
+        ahead = first + stride * tl.arange(0, _LOOK)
         lengths = tl.load(lists.length_ri + first_list + ahead // C.BLOCK, mask=ahead < sizes.N, other=0)
         short = tl.where((lengths > 0) & (lengths <= C.SHORT), ahead, sizes.N)
         t0 = tl.min(short, 0)
