@@ -65,10 +65,10 @@ def fit_run(
         ranks = ranks or find_ranks(settings.trainer.devices, settings.trainer.num_nodes)
         rank_zero_only.rank = ranks.rank  # type: ignore[attr-defined] # Lightning took it from any launcher's variables
         prepared = prepare_run(settings, ranks, timing)
-        if ranks.first:
-            print(short_plan(settings, prepared.plan), file=sys.stderr)
         if not ranks.launched and (finished := _ended_before(prepared.run, settings, prepared.known)):
             return finished
+        if ranks.first:
+            print(short_plan(settings, prepared.plan), file=sys.stderr)
         refuse_beyond_memory(prepared.plan, settings.model.name, settings.trainer, prepared.hardware)
         others = partial(fit_run, settings, keep_step=keep_step, shorter=shorter)
         with hold_run(prepared.run, ranks, prepared.hardware.device, others) as peers:

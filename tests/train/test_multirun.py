@@ -112,6 +112,7 @@ def test_a_killed_sweep_started_again_ends_where_an_uninterrupted_one_ends(run_s
     again = run_script("train.py", ["-m", *overrides, *POINTS, f"output_dir={cut}"])
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("finished before") == 2
+    assert again.stderr.count(" steps of ") == 1, "a plan of the one that goes on, and a line of each other"
     assert speed.read_text().splitlines()[:14] == before[:14], "its first two checkpoints' steps were not taken again"
     assert run_script("train.py", ["-m", *overrides, *POINTS, f"output_dir={uncut}"]).returncode == 0
     files = [{str(path.relative_to(sweep)) for path in sweep.rglob("*")} for sweep in (cut, uncut)]
