@@ -146,13 +146,12 @@ def test_every_interval_of_laws_holds_the_truth_at_its_rate(design, seeds, share
 
     With one training per size five trainings tell their noise, on two or three degrees of freedom: intervals are then
     wider than they need be, of multipliers most. Where noise falls tenfold and sizes have two seeds, the band is held
-    too seldom at the smallest, too often at the largest.
+    too seldom at the smallest: they leave part of the prior, which has noise alike at all sizes.
     """
     found = long_form(design=design, seeds=seeds, shared=shared, fall=fall)
-    hardly_known = seeds == 1 or fall > 1
+    most = 0.985 if seeds == 1 else 0.97
     for name, share in found.items():
-        most = 0.985 if hardly_known else 0.97
-        least = 0.90 if name == "E of both" or (fall == 10 and name == "law at the smallest size") else 0.93
+        least = 0.90 if (seeds, fall, name) == (2, 10, "law at the smallest size") else 0.93
         assert least - 0.016 <= share <= most + 0.016, (name, share)
 
 
