@@ -41,18 +41,18 @@ class NsaCase:
         assert isinstance(layer, NativeSparseAttention)
         self.layer = layer
         start_bn, end_bn = document_bounds(None, 1, N, torch.device("cuda"))
-        first_bc, before_bn = locate_blocks(start_bn, end_bn, layer.block, layer.stride)
-        self.end_bn, self.last_bc = end_bn, first_bc + layer.block - 1
+        first_bz, before_bn = locate_blocks(start_bn, end_bn, layer.block, layer.stride)
+        self.end_bn, self.last_bz = end_bn, first_bz + layer.block - 1
         self.bounds = [bounds.to(torch.int32).contiguous() for bounds in (start_bn, end_bn, before_bn)]
 
         def heads(number: int, length: int) -> Tensor:
             return torch.randn(1, length, number, D, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
 
-        C = first_bc.shape[1]
+        Z = first_bz.shape[1]
         self.q, self.d_out = heads(H, N), heads(H, N)
         self.pairs = {
             "sliding": (heads(K, N), heads(K, N)),
-            "compressed": (heads(K, C), heads(K, C)),
+            "compressed": (heads(K, Z), heads(K, Z)),
             "selected": (heads(K, N), heads(K, N)),
         }
 
@@ -60,7 +60,7 @@ class NsaCase:
         return causal_attention(q, k, v, window=self.layer.window)
 
     def compressed(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return compressed_attention(q, k, v, self.last_bc, self.end_bn)
+        return compressed_attention(q, k, v, self.last_bz, self.end_bn)
 
     def choose(self, q: Tensor, k: Tensor, lse: Tensor) -> Tensor:
         sizes = {"block": self.layer.block, "stride": self.layer.stride, "selected_block": self.layer.selected_block}

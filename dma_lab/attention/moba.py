@@ -50,7 +50,7 @@ class BlockCache:
     """Keys and values of every position, and the mean key of every whole block."""
 
     read: KeyValueCache = field(default_factory=KeyValueCache)
-    mean_bkcd: Tensor | None = None
+    mean_bkzd: Tensor | None = None
     position: int = 0
 
 
@@ -76,11 +76,11 @@ class MixtureOfBlockAttention(AttentionBackend, name="moba"):
         B, N, _ = x.shape
         q, k, v = self.heads(x)
         start_bn, end_bn = document_bounds(document_ids, B, N, x.device)
-        first_bc, before_bn = locate_blocks(start_bn, end_bn, self.block, self.block)
-        mean_bkcd = gather_blocks(k.detach(), first_bc, self.block, self.block).mean(3)
+        first_bz, before_bn = locate_blocks(start_bn, end_bn, self.block, self.block)
+        mean_bkzd = gather_blocks(k.detach(), first_bz, self.block, self.block).mean(3)
         own_bn = (torch.arange(N, device=x.device) - start_bn) // self.block
         chunks = (slice(t0, t0 + _QUERY_CHUNK) for t0 in range(0, N, _QUERY_CHUNK))
-        chosen = [self.choose(q[:, :, at].detach(), mean_bkcd, before_bn[:, at], own_bn[:, at]) for at in chunks]
+        chosen = [self.choose(q[:, :, at].detach(), mean_bkzd, before_bn[:, at], own_bn[:, at]) for at in chunks]
         chosen_bhns = torch.cat(chosen, dim=2)
         # A choice for every query head: each has its keys and values to itself.
         k, v = (heads.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1) for heads in (k, v))
@@ -88,25 +88,25 @@ class MixtureOfBlockAttention(AttentionBackend, name="moba"):
         out_bhnd = attend(q, k, v, chosen_bhns, start_bn, end_bn, own_bn)
         return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
 
-    def choose(self, q_bhtd: Tensor, mean_bkcd: Tensor, before_bt: Tensor, own_bt: Tensor) -> Tensor:
+    def choose(self, q_bhtd: Tensor, mean_bkzd: Tensor, before_bt: Tensor, own_bt: Tensor) -> Tensor:
         """The blocks that each query reads, counted in its document: int64 (B, H, T, S), its own last, -1 where it
         reads fewer; of equal scores the more recent block's counts.
 
         Args:
-            mean_bkcd: mean keys of the whole blocks of all documents of the row.
+            mean_bkzd: mean keys of the whole blocks of all documents of the row.
             before_bt: int64 (B, T), how many of these the documents before each query's have.
             own_bt: int64 (B, T), the block that the query lies in.
         """
         B, H, T, D = q_bhtd.shape
-        K, C = mean_bkcd.shape[1:3]
+        K, Z = mean_bkzd.shape[1:3]
         dtype = torch.promote_types(q_bhtd.dtype, torch.float32)
         with torch.autocast(q_bhtd.device.type, enabled=False):
-            score = q_bhtd.to(dtype).reshape(B, K, H // K * T, D) @ mean_bkcd.to(dtype).mT
-        c = torch.arange(C, device=q_bhtd.device)
+            score = q_bhtd.to(dtype).reshape(B, K, H // K * T, D) @ mean_bkzd.to(dtype).mT
+        z = torch.arange(Z, device=q_bhtd.device)
         before, own = before_bt[:, None, :, None], own_bt[:, None, :, None]
-        visible = ((c >= before) & (c < before + own)).expand(B, H, T, C)
-        ranked = score.view(B, H, T, C).masked_fill(~visible, -torch.inf).argsort(dim=-1, stable=True)
-        best = ranked[..., C - min(C, self.selected_blocks - 1) :]
+        visible = ((z >= before) & (z < before + own)).expand(B, H, T, Z)
+        ranked = score.view(B, H, T, Z).masked_fill(~visible, -torch.inf).argsort(dim=-1, stable=True)
+        best = ranked[..., Z - min(Z, self.selected_blocks - 1) :]
         others = torch.where(visible.gather(-1, best), best - before, -1)
         return torch.cat((others, own.expand(B, H, T, 1)), dim=-1)
 
@@ -165,10 +165,10 @@ class MixtureOfBlockAttention(AttentionBackend, name="moba"):
         q, k, v = self.heads(x_t, start=t)
         k, v = cache.read.append(k, v)
         own = t // self.block
-        mean_bkcd = k[:, :, :0] if cache.mean_bkcd is None else cache.mean_bkcd
+        mean_bkzd = k[:, :, :0] if cache.mean_bkzd is None else cache.mean_bkzd
         before_b1, own_b1 = (torch.full((B, 1), block, device=q.device) for block in (0, own))
         # Every head reads as many blocks, all of them whole but its own, which ends at this token.
-        chosen_bhs1 = self.choose(q, mean_bkcd, before_b1, own_b1)[:, :, 0, :, None]
+        chosen_bhs1 = self.choose(q, mean_bkzd, before_b1, own_b1)[:, :, 0, :, None]
         token_bhs = (chosen_bhs1 * self.block + torch.arange(self.block, device=q.device)).flatten(2)
         unwritten = (own + 1) * self.block - cache.position
         token_bkgs = token_bhs[..., : token_bhs.shape[2] - unwritten].unflatten(1, (self.n_kv_heads, -1))
@@ -178,7 +178,7 @@ class MixtureOfBlockAttention(AttentionBackend, name="moba"):
         )
         if unwritten == 0:
             newest = k[:, :, -self.block :].mean(2, keepdim=True)
-            cache.mean_bkcd = torch.cat((mean_bkcd, newest), dim=2)
+            cache.mean_bkzd = torch.cat((mean_bkzd, newest), dim=2)
         out_bhnd = F.scaled_dot_product_attention(q, k_read, v_read)
         return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
 

@@ -84,12 +84,12 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
         sliding = causal_attention(q, *keys_values, window=self.window, document_ids=document_ids, bias=bias_bkn)
 
         start_bn, end_bn = document_bounds(document_ids, B, N, x.device)
-        first_bc, before_bn = locate_blocks(start_bn, end_bn, self.block, self.stride)
-        blocks = Places(start_bn, end_bn, first_bc + self.block - 1, before_bn)
+        first_bz, before_bn = locate_blocks(start_bn, end_bn, self.block, self.stride)
+        blocks = Places(start_bn, end_bn, first_bz + self.block - 1, before_bn)
         k_blocks, v_blocks = (
-            gather_blocks(raw_bknd, first_bc, self.block, self.stride) for raw_bknd in self.compressed(x)
+            gather_blocks(raw_bknd, first_bz, self.block, self.stride) for raw_bknd in self.compressed(x)
         )
-        summaries = self._compress(k_blocks, v_blocks, blocks.last_bc.clamp(max=N - 1)[:, None])
+        summaries = self._compress(k_blocks, v_blocks, blocks.last_bz.clamp(max=N - 1)[:, None])
         reason = "attention.recency" if self.recency else unsupported(q, self.selected_blocks)
         if choose_triton("auto", x.device, reason):
             compressed, selected = self._attend_by_kernels(q, k, v, *summaries, blocks)
@@ -98,15 +98,15 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
         return self._mix(x, compressed, selected, sliding)
 
     def _attend_by_kernels(
-        self, q: Tensor, k: Tensor, v: Tensor, k_bkcd: Tensor, v_bkcd: Tensor, blocks: Places
+        self, q: Tensor, k: Tensor, v: Tensor, k_bkzd: Tensor, v_bkzd: Tensor, blocks: Places
     ) -> tuple[Tensor, Tensor]:
         """The compressed and the selected branch, (B, H, N, D) each, in memory linear in N."""
-        compressed, lse = compressed_attention(q, k_bkcd, v_bkcd, blocks.last_bc, blocks.end_bn)
+        compressed, lse = compressed_attention(q, k_bkzd, v_bkzd, blocks.last_bz, blocks.end_bn)
         start_bn, end_bn, before_bn = (
             place.to(torch.int32) for place in (blocks.start_bn, blocks.end_bn, blocks.before_bn)
         )
         sizes = {"block": self.block, "stride": self.stride, "selected_block": self.selected_block}
-        chosen = choose_blocks(q.detach(), k_bkcd.detach(), lse, start_bn, before_bn, self.selected_blocks, **sizes)
+        chosen = choose_blocks(q.detach(), k_bkzd.detach(), lse, start_bn, before_bn, self.selected_blocks, **sizes)
         return compressed, selected_attention(q, k, v, chosen, end_bn, block=self.selected_block)
 
     def _attend_in_chunks(
@@ -114,27 +114,27 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        k_bkcd: Tensor,
-        v_bkcd: Tensor,
+        k_bkzd: Tensor,
+        v_bkzd: Tensor,
         blocks: Places,
         bias_bkn: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """The same in plain PyTorch, by masks: the work of dense attention, a chunk of queries at a time."""
         note_kernel("block-sparse attention (PyTorch)")
-        N, (start_bn, _, last_bc, before_bn) = q.shape[2], blocks
-        bias_bkc = None
+        N, (start_bn, _, last_bz, before_bn) = q.shape[2], blocks
+        bias_bkz = None
         if bias_bkn is not None:
-            bias_bkc = bias_bkn.gather(2, last_bc.clamp(max=N - 1)[:, None].expand(-1, bias_bkn.shape[1], -1))
-        first_bc = last_bc - self.block + 1
+            bias_bkz = bias_bkn.gather(2, last_bz.clamp(max=N - 1)[:, None].expand(-1, bias_bkn.shape[1], -1))
+        first_bz = last_bz - self.block + 1
         position_n = torch.arange(N, device=q.device)
         block_bn = (position_n - start_bn) // self.selected_block
         compressed, selected = [], []
         for t0 in range(0, N, _QUERY_CHUNK):
             t1 = min(t0 + _QUERY_CHUNK, N)
             q_bhtd, start_bt1, position_t1 = q[:, :, t0:t1], start_bn[:, t0:t1, None], position_n[t0:t1, None]
-            visible_btc = (first_bc[:, None] >= start_bt1) & (last_bc[:, None] <= position_t1)
-            where = before_bn[:, t0:t1], block_bn[:, t0:t1], -(-N // self.selected_block), bias_bkc
-            out_bhtd, selected_bktj = recomputed(self._attend_and_select, q_bhtd, k_bkcd, v_bkcd, visible_btc, *where)
+            visible_btz = (first_bz[:, None] >= start_bt1) & (last_bz[:, None] <= position_t1)
+            where = before_bn[:, t0:t1], block_bn[:, t0:t1], -(-N // self.selected_block), bias_bkz
+            out_bhtd, selected_bktj = recomputed(self._attend_and_select, q_bhtd, k_bkzd, v_bkzd, visible_btz, *where)
             compressed.append(out_bhtd)
             visible_bts = (position_n[:t1] >= start_bt1) & (position_n[:t1] <= position_t1)
             keys = k[:, :, :t1], v[:, :, :t1], selected_bktj, block_bn[:, :t1], visible_bts
@@ -147,26 +147,26 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
         return self.heads.rotary(self.sliding.k_norm(k_bknd), start).to(v_bknd.dtype), v_bknd
 
     def _compress(self, k_blocks: Tensor, v_blocks: Tensor, last: Tensor | int) -> tuple[Tensor, Tensor]:
-        """Blocks of keys and of values, (B, K, C, block, D), whose last tokens are at ``last`` -> (B, K, C, D) each."""
-        v_bkcd = self.compress_v(v_blocks)
-        k_bkcd = self.compressed.k_norm(self.compress_k(k_blocks))
-        return self.heads.rotary(k_bkcd, last).to(v_bkcd.dtype), v_bkcd
+        """Blocks of keys and of values, (B, K, Z, block, D), whose last tokens are at ``last`` -> (B, K, Z, D) each."""
+        v_bkzd = self.compress_v(v_blocks)
+        k_bkzd = self.compressed.k_norm(self.compress_k(k_blocks))
+        return self.heads.rotary(k_bkzd, last).to(v_bkzd.dtype), v_bkzd
 
     def _attend_and_select(
         self,
         q_bhtd: Tensor,
-        k_bkcd: Tensor,
-        v_bkcd: Tensor,
-        visible_btc: Tensor,
+        k_bkzd: Tensor,
+        v_bkzd: Tensor,
+        visible_btz: Tensor,
         before_bt: Tensor,
         own_bt: Tensor,
         n_selection: int,
-        bias_bkc: Tensor | None,
+        bias_bkz: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """The compressed branch's output (B, H, T, D), and the selection that its weights make, bool (B, K, T, J)."""
-        out_bhtd, weights_bktc = attend_compressed(q_bhtd, k_bkcd, v_bkcd, visible_btc, self.head_dim**-0.5, bias_bkc)
+        out_bhtd, weights_bktz = attend_compressed(q_bhtd, k_bkzd, v_bkzd, visible_btz, self.head_dim**-0.5, bias_bkz)
         sizes = self.block, self.stride, self.selected_block
-        importance_bktj = block_importance(weights_bktc, before_bt, n_selection, *sizes)
+        importance_bktj = block_importance(weights_bktz, before_bt, n_selection, *sizes)
         return out_bhtd, select_blocks(importance_bktj, own_bt, self.selected_blocks)
 
     def _mix(self, x: Tensor, *branches: Tensor) -> Tensor:
@@ -195,13 +195,13 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
         selected_bk1j = q.new_ones(B, self.n_kv_heads, 1, own + 1, dtype=torch.bool)
         compressed = torch.zeros_like(sliding)
         if cache.compressed.k_bksd is not None and cache.compressed.v_bksd is not None:
-            C = cache.compressed.position
-            visible_b1c = q.new_ones(B, 1, C, dtype=torch.bool)
-            last_11c = self.block - 1 + self.stride * torch.arange(C, device=q.device)[None, None]
-            bias_bkc = None if self.recency is None else self.recency(last_11c)
+            Z = cache.compressed.position
+            visible_b1z = q.new_ones(B, 1, Z, dtype=torch.bool)
+            last_11z = self.block - 1 + self.stride * torch.arange(Z, device=q.device)[None, None]
+            bias_bkz = None if self.recency is None else self.recency(last_11z)
             before_b1, own_b1 = (torch.full((B, 1), block, device=q.device) for block in (0, own))
             compressed, selected_bk1j = self._attend_and_select(
-                q, cache.compressed.k_bksd, cache.compressed.v_bksd, visible_b1c, before_b1, own_b1, own + 1, bias_bkc
+                q, cache.compressed.k_bksd, cache.compressed.v_bksd, visible_b1z, before_b1, own_b1, own + 1, bias_bkz
             )
         # Every head reads as many blocks, its own the last of them, which ends at this token.
         block_bks1 = selected_bk1j.nonzero()[:, -1].view(B, self.n_kv_heads, -1, 1)
@@ -216,17 +216,17 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
         """``mixing_dense`` is one dense attention of the same heads: what NSA replaces. The choice costs nothing: it is
         by the weights of the compressed branch.
         """
-        C = count_blocks(seq_len, self.block, self.stride)
+        Z = count_blocks(seq_len, self.block, self.stride)
         every_token = (self.compressed.k_proj, self.compressed.v_proj, self.sliding.k_proj, self.sliding.v_proj)
         per_token = sum(linear.weight.numel() for linear in (*every_token, self.gate_proj, self.o_proj))
         compressions = self.compress_k, self.compress_v
         per_block = sum(phi.hidden.weight.numel() + phi.output.weight.numel() for phi in compressions)
-        # Block c is seen by the queries from its last token on.
-        compressed_pairs = C * (seq_len - self.block + 1) - self.stride * C * (C - 1) // 2
+        # Block z is seen by the queries from its last token on.
+        compressed_pairs = Z * (seq_len - self.block + 1) - self.stride * Z * (Z - 1) // 2
         flops_per_pair = 4 * self.n_heads * self.head_dim
         live_pairs = selected_pairs(seq_len, self.selected_block, self.selected_blocks)
         return AttentionFlops(
-            projections=self.heads.flops(seq_len) + 2 * (seq_len * per_token + self.n_kv_heads * C * per_block),
+            projections=self.heads.flops(seq_len) + 2 * (seq_len * per_token + self.n_kv_heads * Z * per_block),
             selection=0,
             mixing=flops_per_pair * (compressed_pairs + live_pairs + causal_pairs(seq_len, self.window)),
             mixing_dense=flops_per_pair * causal_pairs(seq_len),
@@ -239,6 +239,6 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
         return 3 * self.n_heads * self.head_dim + blocks
 
     def cache_bytes(self, seq_len: int, dtype: torch.dtype) -> int:
-        C = count_blocks(seq_len, self.block, self.stride)
-        positions = seq_len - C * self.stride + C + seq_len + min(seq_len, self.window)
+        Z = count_blocks(seq_len, self.block, self.stride)
+        positions = seq_len - Z * self.stride + Z + seq_len + min(seq_len, self.window)
         return 2 * self.n_kv_heads * positions * self.head_dim * dtype.itemsize

@@ -1,10 +1,10 @@
 """NSA's blocks (arXiv 2502.11089, section 3.3): where they lie, attention over their summaries, and which are selected.
 
-A document's compressed block c is its tokens ``[c · stride, c · stride + block)``, whole ones only; its selection block
+A document's compressed block z is its tokens ``[z · stride, z · stride + block)``, whole ones only; its selection block
 j is its tokens ``[j · selected_block, (j + 1) · selected_block)``. Both grids restart at every document, so that a
 packed document has the blocks it has alone.
 
-Letters beside the usual: T queries of a chunk, S keys, C compressed blocks of a row, J selection blocks of a document.
+Letters beside the usual: T queries of a chunk, S keys, Z compressed blocks of a row, J selection blocks of a document.
 """
 
 from typing import Any, NamedTuple
@@ -21,8 +21,8 @@ class Places(NamedTuple):
     """int64 (B, N), the first position of each position's document."""
     end_bn: Tensor
     """int64 (B, N), the end (exclusive) of that document."""
-    last_bc: Tensor
-    """int64 (B, C), the last token of every compressed block; from N on where a row has fewer."""
+    last_bz: Tensor
+    """int64 (B, Z), the last token of every compressed block; from N on where a row has fewer."""
     before_bn: Tensor
     """int64 (B, N), how many blocks the documents before each position's own have."""
 
@@ -39,20 +39,20 @@ def locate_blocks(start_bn: Tensor, end_bn: Tensor, block: int, stride: int) -> 
         start_bn, end_bn: int64 (B, N), bounds of each position's document (``dma_lab.kernels.document_bounds``).
 
     Returns:
-        first_bc: int64 (B, C), first position of every block, ascending; N where a row has fewer than C.
+        first_bz: int64 (B, Z), first position of every block, ascending; N where a row has fewer than Z.
         before_bn: int64 (B, N), how many blocks the documents before each position's own have.
     """
     N = start_bn.shape[1]
     position_n = torch.arange(N, device=start_bn.device)
     opens_bn = ((position_n - start_bn) % stride == 0) & (position_n + block <= end_bn)
-    first_bc = torch.where(opens_bn, position_n, N).sort(dim=-1).values[:, : count_blocks(N, block, stride)]
+    first_bz = torch.where(opens_bn, position_n, N).sort(dim=-1).values[:, : count_blocks(N, block, stride)]
     before_bn = opens_bn.cumsum(-1) - opens_bn.long()
-    return first_bc, before_bn.gather(1, start_bn)
+    return first_bz, before_bn.gather(1, start_bn)
 
 
-def gather_blocks(x_bknd: Tensor, first_bc: Tensor, block: int, stride: int) -> Tensor:
-    """The tokens of every compressed block: (B, K, N, D) -> (B, K, C, block, D); unused blocks get any."""
-    blocks: Tensor = _GatheredBlocks.apply(x_bknd, first_bc, block, stride)
+def gather_blocks(x_bknd: Tensor, first_bz: Tensor, block: int, stride: int) -> Tensor:
+    """The tokens of every compressed block: (B, K, N, D) -> (B, K, Z, block, D); unused blocks get any."""
+    blocks: Tensor = _GatheredBlocks.apply(x_bknd, first_bz, block, stride)
     return blocks
 
 
@@ -62,27 +62,27 @@ class _GatheredBlocks(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x_bknd: Tensor, first_bc: Tensor, block: int, stride: int) -> Tensor:
+    def forward(ctx: Any, x_bknd: Tensor, first_bz: Tensor, block: int, stride: int) -> Tensor:
         B, K, N, D = x_bknd.shape
-        ctx.save_for_backward(first_bc)
+        ctx.save_for_backward(first_bz)
         ctx.N, ctx.block, ctx.stride = N, block, stride
-        token_bcl = first_bc[..., None] + torch.arange(block, device=first_bc.device)
-        index = token_bcl.clamp(max=N - 1).flatten(1)[:, None, :, None].expand(B, K, -1, D)
-        return x_bknd.gather(2, index).unflatten(2, (first_bc.shape[1], block))
+        token_bzl = first_bz[..., None] + torch.arange(block, device=first_bz.device)
+        index = token_bzl.clamp(max=N - 1).flatten(1)[:, None, :, None].expand(B, K, -1, D)
+        return x_bknd.gather(2, index).unflatten(2, (first_bz.shape[1], block))
 
     @staticmethod
     def backward(ctx: Any, d_blocks: Tensor) -> tuple[Tensor | None, ...]:
-        (first_bc,) = ctx.saved_tensors
-        B, K, C, block, D = d_blocks.shape
+        (first_bz,) = ctx.saved_tensors
+        B, K, Z, block, D = d_blocks.shape
         d_bkld = d_blocks.flatten(2, 3)
         d_x = d_blocks.new_zeros(B, K, ctx.N, D)
-        position_bn = torch.arange(ctx.N, device=first_bc.device).expand(B, -1).contiguous()
-        newest_bn = torch.searchsorted(first_bc.contiguous(), position_bn, right=True) - 1
-        for age in range(block // ctx.stride if C else 0):
-            c_bn = newest_bn - age
-            place_bn = position_bn - first_bc.gather(1, c_bn.clamp(min=0))
-            inside = (c_bn >= 0) & (place_bn < block)
-            index_bn = torch.where(inside, c_bn * block + place_bn, 0)
+        position_bn = torch.arange(ctx.N, device=first_bz.device).expand(B, -1).contiguous()
+        newest_bn = torch.searchsorted(first_bz.contiguous(), position_bn, right=True) - 1
+        for age in range(block // ctx.stride if Z else 0):
+            z_bn = newest_bn - age
+            place_bn = position_bn - first_bz.gather(1, z_bn.clamp(min=0))
+            inside = (z_bn >= 0) & (place_bn < block)
+            index_bn = torch.where(inside, z_bn * block + place_bn, 0)
             of_block = d_bkld.gather(2, index_bn[:, None, :, None].expand(B, K, -1, D))
             d_x = d_x + torch.where(inside[:, None, :, None], of_block, 0.0)
         return d_x, None, None, None
@@ -106,35 +106,35 @@ class BlockCompression(nn.Module):
 
 def attend_compressed(
     q_bhtd: Tensor,
-    k_bkcd: Tensor,
-    v_bkcd: Tensor,
-    visible_btc: Tensor,
+    k_bkzd: Tensor,
+    v_bkzd: Tensor,
+    visible_btz: Tensor,
     scale: float,
-    bias_bkc: Tensor | None = None,
+    bias_bkz: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention over block summaries (equation 7's branch): zeros for a query that sees no block. ``bias_bkc`` (B or 1,
-    K, C) is added to the logits of its block.
+    """Attention over block summaries (equation 7's branch): zeros for a query that sees no block. ``bias_bkz`` (B or 1,
+    K, Z) is added to the logits of its block.
 
     Returns:
         (B, H, T, D), and p_cmp (equation 8), summed over the query heads of each group, detached, float32 or better
-        (B, K, T, C): the sum of equation 10, which commutes with that of equation 9.
+        (B, K, T, Z): the sum of equation 10, which commutes with that of equation 9.
     """
     B, H, T, D = q_bhtd.shape
-    K, C = k_bkcd.shape[1:3]
-    logits = (q_bhtd * scale).reshape(B, K, H // K * T, D) @ k_bkcd.mT
-    logits = logits.view(B, K, H // K, T, C).to(torch.promote_types(logits.dtype, torch.float32))
-    if bias_bkc is not None:
-        logits = logits + bias_bkc[:, :, None, None]
-    visible = visible_btc[:, None, None]
+    K, Z = k_bkzd.shape[1:3]
+    logits = (q_bhtd * scale).reshape(B, K, H // K * T, D) @ k_bkzd.mT
+    logits = logits.view(B, K, H // K, T, Z).to(torch.promote_types(logits.dtype, torch.float32))
+    if bias_bkz is not None:
+        logits = logits + bias_bkz[:, :, None, None]
+    visible = visible_btz[:, None, None]
     # A query that sees nothing keeps finite logits, so that its zeros carry no NaN into the backward pass.
     logits = logits.masked_fill(~visible & visible.any(-1, keepdim=True), -torch.inf)
     weights = logits.softmax(dim=-1).masked_fill(~visible, 0.0)
-    out = weights.to(v_bkcd.dtype).reshape(B, K, H // K * T, C) @ v_bkcd
+    out = weights.to(v_bkzd.dtype).reshape(B, K, H // K * T, Z) @ v_bkzd
     return out.view(B, H, T, -1), weights.detach().sum(dim=2)
 
 
 def block_importance(
-    weights_bktc: Tensor, before_bt: Tensor, n_selection: int, block: int, stride: int, selected_block: int
+    weights_bktz: Tensor, before_bt: Tensor, n_selection: int, block: int, stride: int, selected_block: int
 ) -> Tensor:
     """p_slc of equation 9: a compressed block's weight goes to each selection block once for every stride they share.
 
@@ -143,21 +143,21 @@ def block_importance(
     from zero is one selection block too early.)
 
     Args:
-        weights_bktc: what ``attend_compressed`` gives; zero for the blocks of other documents.
+        weights_bktz: what ``attend_compressed`` gives; zero for the blocks of other documents.
         before_bt: compressed blocks of the row before each query's document.
         n_selection: J.
 
     Returns:
         (B, K, T, J), j counting from the start of the query's document.
     """
-    B, K, T, _ = weights_bktc.shape
+    B, K, T, _ = weights_bktz.shape
     # In strides: the lengths of both kinds of block, and a compressed block's offset from a selection block.
     length, r = block // stride, selected_block // stride
-    offset = torch.arange(1 - length, r, device=weights_bktc.device)
+    offset = torch.arange(1 - length, r, device=weights_bktz.device)
     shared = (offset + length).clamp(max=r) - offset.clamp(min=0)
-    padded = F.pad(weights_bktc, (length - 1, n_selection * r))
-    index_btc = before_bt[..., None] + torch.arange(n_selection * r + length - 1, device=offset.device)
-    of_document = padded.gather(-1, index_btc[:, None].expand(B, K, T, -1))
+    padded = F.pad(weights_bktz, (length - 1, n_selection * r))
+    index_btz = before_bt[..., None] + torch.arange(n_selection * r + length - 1, device=offset.device)
+    of_document = padded.gather(-1, index_btz[:, None].expand(B, K, T, -1))
     return (of_document.unfold(-1, r + length - 1, r) * shared).sum(-1)
 
 

@@ -5,20 +5,20 @@ the queries ``j <= t < expiry_j``. Causal attention, sliding windows, packed doc
 all of this kind.
 
 Rooms: ``causal/`` (dense, windowed and packed attention by whatever is fastest there), ``selection/`` (scores to
-expiries), ``interval/`` (attention over lifetimes: the operator, its key lists, and
-the kernels, under the same names for any GPU in ``triton/`` and for Hopper in ``hopper/``), ``blocks/`` (NSA: attention
-over chosen blocks of keys, and the choice), ``decode/`` (the cache), ``delta/`` (the gated delta rule: a state in
-place of keys).
+expiries), ``interval/`` (attention over lifetimes: the operator, its key lists, and the kernels, under the same names
+for any GPU in ``triton/`` and for Hopper in ``hopper/``), ``blocks/`` (NSA: attention over chosen blocks of keys, and
+the choice), ``decode/`` (the cache), ``delta/`` (the gated delta rule: a state in place of keys).
 
 Dimension letters, in capitals for sizes and as suffixes of tensors (``q_bhnd``):
 
 - B batch, N sequence, H query heads, K key/value heads, D head dim of q and k, E head dim of v, W window
 - R rows: the key/value heads of all batch entries, B * K
+- S slots: of a cache, or of a query (the blocks that it chose); g query heads of a key/value head
+- Z compressed blocks of a row, J selection blocks of a document, l places of a head's list of queries
+- i blocks of queries, f tiles of a list (a flag each), x chunks of positions, u buckets of ranks or windows of
+  positions
 - in a kernel's tile: a attending rows (queries times the query heads that share the tile), s slots (keys, or places of
-  a list or cache)
-- i blocks of queries, t tiles of a list, x chunks of positions, u buckets of ranks or windows of positions
-- C compressed blocks of a row, S slots of a query (the blocks that it chose), J selection blocks of a document; in a
-  kernel's tile q queries, p places of a piece
+  a list or cache), q queries, p places of a piece of a list
 
 A kernel's last argument, ``C``, is no size: it is what the kernel is compiled for (``QueryConfig`` and its like).
 ``j`` is a key's position and ``t`` a query's.

@@ -98,15 +98,15 @@ def test_compressed_branch_and_choice_are_those_of_the_equations(tokens_a_docume
     B, H, K, N, sizes = 2, 4, 2, 3000, (32, 16, 64)
     torch.manual_seed(0)
     start_bn, end_bn = document_bounds(ids_of(B, N, tokens_a_document), B, N, torch.device("cuda"))
-    first_bc, before_bn = locate_blocks(start_bn, end_bn, *sizes[:2])
-    last_bc, C = first_bc + 31, first_bc.shape[1]
-    shapes = (B, H, N, D), (B, K, C, D), (B, K, C, D), (B, H, N, D)
+    first_bz, before_bn = locate_blocks(start_bn, end_bn, *sizes[:2])
+    last_bz, Z = first_bz + 31, first_bz.shape[1]
+    shapes = (B, H, N, D), (B, K, Z, D), (B, K, Z, D), (B, H, N, D)
     *leaves, d_out = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for shape in shapes)
     inputs = [leaf.requires_grad_() for leaf in leaves]
-    out, lse = compressed_attention(*inputs, last_bc, end_bn)
+    out, lse = compressed_attention(*inputs, last_bz, end_bn)
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
     position = torch.arange(N, device="cuda")
-    visible = (first_bc[:, None] >= start_bn[..., None]) & (last_bc[:, None] <= position[:, None])
+    visible = (first_bz[:, None] >= start_bn[..., None]) & (last_bz[:, None] <= position[:, None])
     expected, weights = attend_compressed(*exact, visible, D**-0.5)
     if tokens_a_document != 40:  # where a query sees one block, softmax is flat
         gradients = torch.autograd.grad(out, inputs, d_out), torch.autograd.grad(expected, exact, d_out.double())

@@ -116,27 +116,27 @@ def compressed_case(case, sizes):
     B, H, K, N, D, _, _, lengths = case
     block, stride, _ = sizes
     _, start_bn, end_bn = bounds_of(B, N, lengths)
-    first_bc, before_bn = locate_blocks(start_bn, end_bn, block, stride)
+    first_bz, before_bn = locate_blocks(start_bn, end_bn, block, stride)
     generator = torch.Generator().manual_seed(2)
-    C = first_bc.shape[1]
-    q, k, v = (torch.randn(B, *shape, D, generator=generator) for shape in ((H, N), (K, C), (K, C)))
-    return q, k, v, start_bn, end_bn, first_bc + block - 1, before_bn
+    Z = first_bz.shape[1]
+    q, k, v = (torch.randn(B, *shape, D, generator=generator) for shape in ((H, N), (K, Z), (K, Z)))
+    return q, k, v, start_bn, end_bn, first_bz + block - 1, before_bn
 
 
-def compress_exactly(q, k, v, start_bn, last_bc, block, scale):
+def compress_exactly(q, k, v, start_bn, last_bz, block, scale):
     position = torch.arange(q.shape[2])[:, None]
-    visible = (last_bc[:, None] - block + 1 >= start_bn[..., None]) & (last_bc[:, None] <= position)
+    visible = (last_bz[:, None] - block + 1 >= start_bn[..., None]) & (last_bz[:, None] <= position)
     return attend_compressed(q, k, v, visible, scale)
 
 
 @pytest.mark.parametrize(("case", "sizes"), [(CASES[0], SIZES[0]), (CASES[1], SIZES[1]), (CASES[4], SIZES[0])], ids=str)
 def test_compressed_attention_is_attention_over_lifetimes(case, sizes):
-    q, k, v, start_bn, end_bn, last_bc, _ = compressed_case(case, sizes)
+    q, k, v, start_bn, end_bn, last_bz, _ = compressed_case(case, sizes)
     d_out = torch.randn(q.shape, generator=torch.Generator().manual_seed(3))
     inputs = [tensor.requires_grad_() for tensor in (q, k, v)]
-    out, lse = compressed_attention(*inputs, last_bc, end_bn, scale=0.4)
+    out, lse = compressed_attention(*inputs, last_bz, end_bn, scale=0.4)
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
-    expected, weights = compress_exactly(*exact, start_bn, last_bc, sizes[0], 0.4)
+    expected, weights = compress_exactly(*exact, start_bn, last_bz, sizes[0], 0.4)
     gradients = torch.autograd.grad(out, inputs, d_out), torch.autograd.grad(expected, exact, d_out.double())
     assert_near((out, *gradients[0]), (expected, *gradients[1]), 2e-6)
     assert torch.equal(lse.isinf(), (weights.sum(-1) == 0).repeat_interleave(q.shape[1] // k.shape[1], dim=1))
@@ -147,13 +147,13 @@ def test_compressed_attention_is_attention_over_lifetimes(case, sizes):
 def test_the_blocks_chosen_are_those_of_the_equations(case, sizes, alike, monkeypatch):
     monkeypatch.setattr(choice, "_IMPORTANCE_BYTES", 1)  # chunks as small as can be
     (B, _, K, N, *_), (block, stride, selected) = case, sizes
-    q, k, v, start_bn, end_bn, last_bc, before_bn = compressed_case(case, sizes)
+    q, k, v, start_bn, end_bn, last_bz, before_bn = compressed_case(case, sizes)
     q *= 0 if alike else 1
-    _, lse = compressed_attention(q, k, v, last_bc, end_bn)
+    _, lse = compressed_attention(q, k, v, last_bz, end_bn)
     bounds = start_bn.to(torch.int32), before_bn.to(torch.int32)
     chosen = choose_blocks(q, k, lse, *bounds, 5, block=block, stride=stride, selected_block=selected)
     scale = q.shape[-1] ** -0.5
-    weights = compress_exactly(q.double(), k.double(), v.double(), start_bn, last_bc, block, scale)[1]
+    weights = compress_exactly(q.double(), k.double(), v.double(), start_bn, last_bz, block, scale)[1]
     weights = torch.round(weights, decimals=12)  # equal ones must be
     importance = block_importance(weights, before_bn, -(-N // selected), *sizes)
     own_bn = (torch.arange(N) - start_bn) // selected

@@ -47,7 +47,7 @@ def test_lists_hold_every_blocks_live_keys_and_what_to_ask_of_them(N, window, re
             assert torch.allclose(lists.blocks.bias_ris[of_block][: len(keys)], expected, rtol=1e-5, atol=1e-5)
             asks += [2] * filler
             tiles = [max(asks[start : start + tile]) for start in range(0, len(asks), tile)]
-            assert lists.blocks.mask_rit[of_block][: len(tiles)].tolist() == tiles
+            assert lists.blocks.mask_rif[of_block][: len(tiles)].tolist() == tiles
 
 
 @pytest.mark.parametrize(("block", "slope"), [(128, 0.33), (64, 0.68), (32, 1.4)])

@@ -37,7 +37,7 @@ def selected_attention(
 
 def choose_blocks(
     q: Tensor,
-    k_bkcd: Tensor,
+    k_bkzd: Tensor,
     lse: Tensor,
     start_bn: Tensor,
     before_bn: Tensor,
@@ -55,7 +55,7 @@ def choose_blocks(
 
     Args:
         q: (B, H, N, D).
-        k_bkcd: (B, K, C, D), the compressed keys, in the order of their blocks.
+        k_bkzd: (B, K, Z, D), the compressed keys, in the order of their blocks.
         lse: float32 (B, H, N), base-2 logarithms of the compressed branch's softmax sums; infinity where it sees none.
         start_bn: int32 (B, N), the first position of each position's document.
         before_bn: int32 (B, N), how many compressed blocks the documents before have.
@@ -69,7 +69,7 @@ def choose_blocks(
 
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     bounds = start_bn.contiguous(), before_bn.contiguous()
-    return choose_blocks_triton(q, k_bkcd, lse, *bounds, count, block, stride, selected_block, scale)
+    return choose_blocks_triton(q, k_bkzd, lse, *bounds, count, block, stride, selected_block, scale)
 
 
 def unsupported(q: Tensor, slots: int) -> str | None:

@@ -56,7 +56,7 @@ class _Config(NamedTuple):
 @torch.library.custom_op("dma_lab::choose_blocks", mutates_args=())
 def choose_blocks_triton(
     q: Tensor,
-    k_bkcd: Tensor,
+    k_bkzd: Tensor,
     lse: Tensor,
     start_bn: Tensor,
     before_bn: Tensor,
@@ -67,7 +67,7 @@ def choose_blocks_triton(
     scale: float,
 ) -> Tensor:
     """Arguments as in ``choose_blocks``; ``start_bn`` and ``before_bn`` contiguous."""
-    (B, H, N, D), K = q.shape, k_bkcd.shape[1]
+    (B, H, N, D), K = q.shape, k_bkzd.shape[1]
     tile = importance_tile(D, q.dtype)
     group = heads_together(H // K)
     config = _Config(
@@ -94,7 +94,7 @@ def choose_blocks_triton(
         for first in range(0, N, chunk):
             sizes = _Sizes(K, H // K, N, J, first, min(chunk, N - first), scale)
             _importance_kernel[(cdiv(sizes.chunk, config.QUERIES), B * K)](
-                *heads_of(q, k_bkcd.contiguous()), lse, start_bn, before_bn, importance, sizes, config, **tile.launch
+                *heads_of(q, k_bkzd.contiguous()), lse, start_bn, before_bn, importance, sizes, config, **tile.launch
             )
             _best_kernel[(cdiv(sizes.chunk, queries), B * K)](
                 importance, start_bn, chosen, sizes, selected_block, count, queries, J_PAD
@@ -105,7 +105,7 @@ def choose_blocks_triton(
 @choose_blocks_triton.register_fake
 def _(
     q: Tensor,
-    k_bkcd: Tensor,
+    k_bkzd: Tensor,
     lse: Tensor,
     start_bn: Tensor,
     before_bn: Tensor,
@@ -115,7 +115,7 @@ def _(
     selected_block: int,
     scale: float,
 ) -> Tensor:
-    return q.new_empty(q.shape[0], k_bkcd.shape[1], q.shape[2], count, dtype=torch.int32)
+    return q.new_empty(q.shape[0], k_bkzd.shape[1], q.shape[2], count, dtype=torch.int32)
 
 
 @triton.jit
@@ -162,7 +162,7 @@ def _add_importance(
 ):  # fmt: skip
     """Selection blocks [j0, j0 + KEYS): each compressed block's weight counts once for every stride that they share.
 
-    A tile of logits has the compressed blocks that lie alike in their selection blocks: c = j * R + offset.
+    A tile of logits has the compressed blocks that lie alike in their selection blocks: z = j * R + offset.
     """
     ROWS: tl.constexpr = C.GROUP * C.QUERIES
     KEYS: tl.constexpr = C.KEYS
@@ -174,10 +174,10 @@ def _add_importance(
     most_seen = tl.max(seen_a, 0)
     weight_as = tl.zeros((ROWS, KEYS), tl.float32)
     for offset in range(1 - LENGTH, R):
-        c_s = j_s * R + offset
-        k_sd = load_rows(k_document, c_s, k_n, (c_s >= 0) & (c_s < most_seen), C.D, C.D_PAD, True, True)
+        z_s = j_s * R + offset
+        k_sd = load_rows(k_document, z_s, k_n, (z_s >= 0) & (z_s < most_seen), C.D, C.D_PAD, True, True)
         logits_as = tl.dot(q_ad, tl.trans(k_sd), input_precision=C.PRECISION) * (sizes.scale * LOG2_E)
-        visible_as = (c_s >= 0)[None, :] & (c_s[None, :] < seen_a[:, None])
+        visible_as = (z_s >= 0)[None, :] & (z_s[None, :] < seen_a[:, None])
         shared = tl.minimum(offset + LENGTH, R) - tl.maximum(offset, 0)
         weight_as += tl.where(visible_as, tl.exp2(logits_as - lse_a[:, None]), 0.0) * shared
     importance_qs = tl.sum(tl.reshape(weight_as, (GROUP, QUERIES, KEYS)), 0)

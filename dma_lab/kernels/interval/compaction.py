@@ -141,7 +141,7 @@ def block_lists_kernel(
     of_span = row * tl.cdiv(N, C.SPAN) + t0 // C.SPAN
     of_block = row * tl.num_programs(0) + block
     in_coarse, first_slot = of_span * coarse_capacity, of_block * capacity
-    flags = lists.mask_rit + of_block * (capacity // TILE)
+    flags = lists.mask_rif + of_block * (capacity // TILE)
     coarse_length = tl.load(coarse_length_ptr + of_span)
     in_reach = tl.minimum(coarse_length, coarse_capacity)
     reference = 0.0

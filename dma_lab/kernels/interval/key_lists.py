@@ -47,7 +47,7 @@ class BlockLists(NamedTuple):
     """int32 (R, blocks, capacity): which of the block's queries see the key, the first in the low 16 bits and the
     one after the last in the high 16, counted from the block's first; that one is ``block`` for a key that outlives it.
     """
-    mask_rit: Tensor
+    mask_rif: Tensor
     """int32 (R, blocks, capacity / TILE): what a kernel must ask of the TILE's keys. 0: nothing, all of them live for
     all of the block, as in most tiles; 1: whether they still live, all had arrived when the block opened; 2: both."""
     length_ri: Tensor
@@ -138,7 +138,7 @@ def build_key_lists(expiry: Tensor, block: int, max_live: int, bias: Tensor | No
         arrivals, lists.ever_rx, coarse, coarse_length, coarse_reference, N, coarse_capacity, chunks, config,
         num_warps=CHUNK // 32,
     )  # fmt: skip
-    max_tiles = next_power_of_2(lists.blocks.mask_rit.shape[2])
+    max_tiles = next_power_of_2(lists.blocks.mask_rif.shape[2])
     block_lists_kernel[(cdiv(N, block), R)](
         expiry, bias, coarse, coarse_length, coarse_reference, lists.blocks,
         BlockListSizes(N, coarse_capacity, lists.blocks.index_ris.shape[2]),

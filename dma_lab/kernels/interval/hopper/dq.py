@@ -119,7 +119,7 @@ def _attend(HALF: gl.constexpr, q, out, d_out, dq, lse_ptr, delta_ptr, lists, si
         if HAS_BIAS:  # listed biases are relative to the block's reference
             lse_a -= gl.load(lists.reference_ri + block)
         tiles = gl.maximum(gl.cdiv(length, KEYS), 1)
-        flags = lists.mask_rit + block * (sizes.capacity // KEYS)
+        flags = lists.mask_rif + block * (sizes.capacity // KEYS)
         flag = gl.load(flags)
         next_flag = gl.load(flags + gl.minimum(1, tiles - 1))
         fence_async_shared()

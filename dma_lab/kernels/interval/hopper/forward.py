@@ -91,7 +91,7 @@ def _attend(HALF: gl.constexpr, q, out, lse_ptr, marks_ptr, lists, sizes, ring, 
         q_ad = gl.convert_layout(q_loaded_ad, q_layout)
         length = gl.load(lists.length_ri + block)
         tiles = gl.maximum(gl.cdiv(length, KEYS), 1)
-        flags = lists.mask_rit + block * (sizes.capacity // KEYS)
+        flags = lists.mask_rif + block * (sizes.capacity // KEYS)
         flag = gl.load(flags)
         next_flag = gl.load(flags + gl.minimum(1, tiles - 1))
 

@@ -223,7 +223,7 @@ def produce_lists(k, v, lists, sizes, ring, C: gl.constexpr):
 def weights_of_tile(products_as, flag, ring, stage, query_a, subtract_a, scale_log2, HAS_BIAS: gl.constexpr):
     """2 ** (scale * q . k + listed bias - subtract) of a tile, 0 where the key does not live for the query.
 
-    ``flag`` is the tile's entry of ``mask_rit``; ``subtract_a`` may be None.
+    ``flag`` is the tile's entry of ``mask_rif``; ``subtract_a`` may be None.
     """
     of_keys: gl.constexpr = gl.SliceLayout(0, products_as.type.layout)
     logits_as = products_as * scale_log2

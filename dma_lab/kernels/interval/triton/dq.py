@@ -61,7 +61,7 @@ def _dq_kernel(q, k, v, out, d_out, dq, lse_ptr, delta_ptr, lists, sizes, C: tl.
     t_a += t0
     inside_a, query_a, block = t_a < sizes.N, t_a % C.BLOCK, first_list + t0 // C.BLOCK
     k_head, v_head = head_ptr(k, b, kv_head), head_ptr(v, b, kv_head)
-    first_slot, flags = block * sizes.capacity, lists.mask_rit + block * (sizes.capacity // C.TILE)
+    first_slot, flags = block * sizes.capacity, lists.mask_rif + block * (sizes.capacity // C.TILE)
     length = tl.maximum(tl.load(lists.length_ri + block), 0)
 
     q_ad = load_queries(q, b, head_a, t_a, inside_a, C.D, D_PAD)

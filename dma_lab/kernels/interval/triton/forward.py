@@ -111,7 +111,7 @@ def _attend(
     acc_ae = tl.zeros((query_a.shape[0], E_PAD), tl.float32)
     sum_a = tl.zeros((query_a.shape[0],), tl.float32)
     max_a = tl.full((query_a.shape[0],), float("-inf") if RUNNING else 0.0, tl.float32)
-    first_slot, flags = block * sizes.capacity, lists.mask_rit + block * (sizes.capacity // C.TILE)
+    first_slot, flags = block * sizes.capacity, lists.mask_rif + block * (sizes.capacity // C.TILE)
     scale_log2 = sizes.scale * LOG2_E
     slot_s = tl.arange(0, C.KEYS)
     j_s = tl.load(lists.index_ris + first_slot + slot_s, mask=slot_s < length, other=0)

@@ -71,7 +71,7 @@ def load_rows(
 def logits_of_tile(q_ad, k_sd, flag, lists, place, query_a, scale_log2, C: tl.constexpr):
     """Base-2 logits (rows, keys): scale * q . k + listed bias, and -inf where the key does not live for the query.
 
-    ``place`` is where the tile begins in the lists' memory, ``flag`` is its entry of ``mask_rit``, and ``query_a``
+    ``place`` is where the tile begins in the lists' memory, ``flag`` is its entry of ``mask_rif``, and ``query_a``
     counts from the first of the list's block, as spans do.
     """
     slot_s = tl.arange(0, C.KEYS)
