@@ -45,6 +45,7 @@ def sum_query_heads(
 
 @triton.jit
 def _sum_heads_kernel(dk, dv, dk_sum, dv_sum, expiry_ptr, d_bias_ptr, d_bias_sum_ptr, K, N, C: tl.constexpr):
+    GROUP: tl.constexpr = C.GROUP
     KEYS: tl.constexpr = C.KEYS
     D_PAD: tl.constexpr = C.D_PAD
     E_PAD: tl.constexpr = C.E_PAD
@@ -56,13 +57,13 @@ def _sum_heads_kernel(dk, dv, dk_sum, dv_sum, expiry_ptr, d_bias_ptr, d_bias_sum
     dk_sd = tl.zeros((KEYS, D_PAD), tl.float32)
     dv_se = tl.zeros((KEYS, E_PAD), tl.float32)
     d_bias_s = tl.zeros((KEYS,), tl.float32)
-    for g in tl.static_range(C.GROUP):  # unrolled, so that no head's loads wait for another's
-        head = kv_head * C.GROUP + g
+    for g in tl.static_range(GROUP):  # unrolled, so that no head's loads wait for another's
+        head = kv_head * GROUP + g
         dk_rows = row_ptrs(head_ptr(dk, b, head), j_s, dk.n, D_PAD)
         dv_rows = row_ptrs(head_ptr(dv, b, head), j_s, dv.n, E_PAD)
         dk_sd += tl.load(dk_rows, mask=within(lives_s, C.D, D_PAD), other=0.0)
         dv_se += tl.load(dv_rows, mask=within(lives_s, C.E, E_PAD), other=0.0)
-        d_bias_s += tl.load(d_bias_ptr + (b * K * C.GROUP + head) * N + j_s, mask=lives_s, other=0.0)
+        d_bias_s += tl.load(d_bias_ptr + (b * K * GROUP + head) * N + j_s, mask=lives_s, other=0.0)
     dk_rows = row_ptrs(head_ptr(dk_sum, b, kv_head), j_s, dk_sum.n, D_PAD)
     dv_rows = row_ptrs(head_ptr(dv_sum, b, kv_head), j_s, dv_sum.n, E_PAD)
     tl.store(dk_rows, dk_sd.to(dk_sum.ptr.dtype.element_ty), mask=within(in_range_s, C.D, D_PAD))
