@@ -20,7 +20,7 @@ from dma_lab.run_summary import BESIDE, Summary
 from dma_lab.seals import sealed
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-TINY = [
+TINY_MODEL = [
     "model.n_layers=2",
     "model.d_model=32",
     "model.n_heads=2",
@@ -28,14 +28,17 @@ TINY = [
     "model.head_dim=16",
     "model.d_ff=96",
     "model.vocab_size=320",
+]
+TINY = [
+    *TINY_MODEL,
     "trainer.context=64",
     "trainer.tokens_per_step=512",
     "trainer.validation_tokens=2048",
 ]
 
 
-def write_corpus(folder: Path) -> list[str]:
-    """Write 400 short documents of a made-up language, in which the next word depends on the last, into ``folder``.
+def write_corpus(folder: Path, documents: int = 400) -> list[str]:
+    """Write short documents of a made-up language, in which the next word depends on the last, into ``folder``.
 
     Returns the overrides that train on them; the prepared data will lie beside them.
     """
@@ -43,7 +46,7 @@ def write_corpus(folder: Path) -> list[str]:
     words = ["".join(draw.choice("abcdefghijklmnop") for _ in range(draw.randint(2, 7))) for _ in range(60)]
     follow = {word: draw.sample(words, 3) for word in words}
     lines = []
-    for _ in range(400):
+    for _ in range(documents):
         text = [draw.choice(words)]
         while len(text) < 90:
             text.append(draw.choice(follow[text[-1]]))

@@ -12,10 +12,9 @@ from benchmarks.kernel_cases import live_share
 from benchmarks.outcomes import Outcomes
 from benchmarks.packages import differences, lifetimes_mask
 from dma_lab.kernels import prefix_topk_expiry
+from tests.made_up import TINY_MODEL, write_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ["model.n_layers=1", "model.d_model=32", "model.n_heads=2", "model.n_kv_heads=1", "model.head_dim=16"]
-TINY += ["model.d_ff=64", "trainer.validation_tokens=512", "trainer.device=cpu"]
 
 
 @pytest.fixture
@@ -24,11 +23,9 @@ def bench(scripts):
 
 
 def bench_training(bench, tmp_path, *arguments, overrides=()):
-    """With 100 documents and a tiny model; returns the process, the record and its points."""
-    corpus = tmp_path / "documents.jsonl"
-    corpus.write_text("".join(f'{{"text": "{"the cat sat on the mat " * 12}{n}"}}\n' for n in range(100)))
-    data = [f"data.path={corpus}", "data.validation_fraction=0.1", f"data.cache_dir={tmp_path / 'cache'}"]
-    quoted = ",".join(f"'{setting}'" for setting in ["data=local", *data, "data.vocab_size=300", *TINY, *overrides])
+    """With a tiny model and fewer than 8,192 tokens; returns the process, the record and its points."""
+    settings = [*TINY_MODEL, *write_corpus(tmp_path, documents=25), "trainer.validation_tokens=512"]
+    quoted = ",".join(f"'{setting}'" for setting in [*settings, "trainer.device=cpu", *overrides])
     result = bench("training", *arguments, "rung=nano", f"overrides=[{quoted}]", f"results_dir={tmp_path / 'results'}")
     (path,) = (tmp_path / "results").glob("*.json")
     record = json.loads(path.read_text())

@@ -8,7 +8,6 @@ writes the counts to benchmarks/results/faults-*.json, with the machine, the ver
 """
 
 import itertools
-import json
 import os
 import random
 import shutil
@@ -26,6 +25,7 @@ import pytest
 from dma_lab.messages import UserError
 from tests.faults.results import difference, results_in
 from tests.faults.scripts import HANGS, TINY, Command, FaultyScripts
+from tests.made_up import write_corpus
 from tests.scripts import Scripts
 
 SURVIVED, REFUSED, LATE = "survived", "refused", "late"
@@ -173,10 +173,7 @@ def scripts(scripts: Scripts) -> FaultyScripts:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Command:
     """A run of a moment."""
     folder = tmp_path_factory.mktemp("corpus")
-    draw = random.Random(0)
-    words = ["".join(draw.choice("abcdefghijklmnop") for _ in range(draw.randint(2, 7))) for _ in range(60)]
-    lines = [json.dumps({"text": " ".join(draw.choice(words) for _ in range(40))}) for _ in range(80)]
-    (folder / "documents.jsonl").write_text("\n".join(lines) + "\n")
+    write_corpus(folder, documents=40)
     return Command("train", TINY).with_(data__path=str(folder / "documents.jsonl"))
 
 

@@ -14,19 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.file_events import Fault
+from tests.made_up import TINY_MODEL
 from tests.scripts import KILLED as KILLED
 from tests.scripts import Scripts, Started
 
 # Twelve steps: lines at 2, 4, …, validations at 6 and 12, checkpoints at 4, 8 and 12.
 TINY = (
-    "model.name=tiny",
-    "model.n_layers=1",
-    "model.d_model=32",
-    "model.n_heads=2",
-    "model.n_kv_heads=1",
-    "model.head_dim=16",
-    "model.d_ff=64",
-    "model.vocab_size=320",
+    *TINY_MODEL,
     "attention=mha",
     "data=local",
     "data.validation_fraction=0.1",
