@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 from dma_lab.attention import RopeBase
 from dma_lab.evaluation.checkpoint import TrainedRun
@@ -16,12 +16,19 @@ from dma_lab.settings import STRICT
 Cell = dict[str, Any]
 """Everything that defines its scores but the weights and the machine, in plain values."""
 Scores = dict[str, Any]
+Form = Literal["needles", "contexts", "tasks"]
+"""How the report shows cells: as heat maps by length and depth, as a curve by context length, as rows of a table."""
 
 _SUITES: list[type["Suite"]] = []
 
 
 def registered_suites() -> list[type["Suite"]]:
     return list(_SUITES)
+
+
+def suites_reported_as(form: "Form") -> list[str]:
+    """Names of the suites whose cells the report shows in this form."""
+    return [get_args(suite.__annotations__["name"])[0] for suite in _SUITES if suite.reported_as == form]
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,8 @@ class Suite(ABC):
     rope_base: RopeBase | None
     title: ClassVar[str | None] = None
     """What the bar says that shows how much is done; no bar where there is none."""
+    reported_as: ClassVar[Form | None] = None
+    """None: the report does not show it."""
 
     def __init_subclass__(cls) -> None:
         _SUITES.append(cls)

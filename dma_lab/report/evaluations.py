@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
+import dma_lab.evaluation.suites  # noqa: F401 (they register themselves)
 from dma_lab.evaluation.checkpoint import open_run
 from dma_lab.evaluation.record import weights_digest
+from dma_lab.evaluation.suite import Form, suites_reported_as
 from dma_lab.report.cache import needles_against_cache
 from dma_lab.report.collect import Run
 from dma_lab.report.conditions import SHAPED, without
@@ -20,13 +22,12 @@ from dma_lab.report.document import Block, Figure, Heatmap, Notice, Section, Ser
 from dma_lab.seals import unsealed
 
 _IDENTITY = ("step", "weights", "hardware", "precision")
-_NEEDED = {
-    "needle": ({*_IDENTITY, "kind", "values", "length", "depth"}, {"exact", "gain"}),
-    "context": ({*_IDENTITY, "context", "stride", "tokens"}, {"perplexity"}),
-    "local": ({*_IDENTITY, "task"}, {"questions"}),
-    "paper": ({*_IDENTITY, "task"}, {"questions"}),
+_NEEDED: dict[Form, tuple[set[str], set[str]]] = {
+    "needles": ({*_IDENTITY, "kind", "values", "length", "depth"}, {"exact", "gain"}),
+    "contexts": ({*_IDENTITY, "context", "stride", "tokens"}, {"perplexity"}),
+    "tasks": ({*_IDENTITY, "task"}, {"questions"}),
 }
-"""By suite: what a cell and its scores must hold to be shown."""
+"""By form: what a cell and its scores must hold to be shown in it."""
 
 
 class _Cell(NamedTuple):
@@ -39,27 +40,29 @@ class _Cell(NamedTuple):
 def evaluations(finished: Sequence[Run]) -> Section | None:
     """The section of a cohort's finished runs; None when none of them was evaluated."""
     blocks: list[Block] = []
-    cells: dict[str, list[_Cell]] = {suite: [] for suite in _NEEDED}
+    suites = {form: suites_reported_as(form) for form in _NEEDED}
+    cells: dict[str, list[_Cell]] = {suite: [] for names in suites.values() for suite in names}
     for run in finished:
         last_weights = cache(partial(_last_weights, run))  # a checkpoint may be large: read for the first suite
-        for suite in _NEEDED:
+        for suite, form in ((suite, form) for form, names in suites.items() for suite in names):
             try:
-                cells[suite] += _read(run, suite, last_weights)
+                cells[suite] += _read(run, suite, form, last_weights)
             except Exception as error:  # whatever a damaged file raises: the others are shown all the same
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 blocks.append(Notice(f"evaluation/{suite}.json of {run.name} cannot be read: {reason}."))
-    for number, (settings, group) in enumerate(_groups(cells["needle"], ("length", "depth")), 1):
+    needles, contexts, tasks = ([cell for suite in suites[form] for cell in cells[suite]] for form in _NEEDED)
+    for number, (settings, group) in enumerate(_groups(needles, ("length", "depth")), 1):
         blocks += _needles(number, settings, group)
         if scatter := needles_against_cache(number, group, _spelled(settings)):
             blocks.append(scatter)
-    for number, (settings, group) in enumerate(_groups(cells["context"], ("context",)), 1):
+    for number, (settings, group) in enumerate(_groups(contexts, ("context",)), 1):
         blocks.append(_contexts(number, settings, group))
-    if benchmarks := [*cells["local"], *cells["paper"]]:
-        blocks.append(_benchmarks(benchmarks))
+    if tasks:
+        blocks.append(_benchmarks(tasks))
     return Section("Beyond the loss", blocks) if blocks else None
 
 
-def _read(run: Run, suite: str, last_weights: Callable[[], str | None]) -> list[_Cell]:
+def _read(run: Run, suite: str, form: Form, last_weights: Callable[[], str | None]) -> list[_Cell]:
     """Cells of the weights that the run ended with; none when the suite was not evaluated.
 
     Raises:
@@ -73,7 +76,7 @@ def _read(run: Run, suite: str, last_weights: Callable[[], str | None]) -> list[
         # A mean over tasks is named by its members, whose settings are alike.
         settings, scores = {**entry["cell"].get("mean_of", [{}])[0], **entry["cell"]}, entry["scores"]
         lacking = [
-            name for names, part in zip(_NEEDED[suite], (settings, scores), strict=True) for name in names - part.keys()
+            name for names, part in zip(_NEEDED[form], (settings, scores), strict=True) for name in names - part.keys()
         ]
         if lacking:
             raise ValueError(f"a cell lacks {', '.join(sorted(lacking))}")
@@ -82,7 +85,7 @@ def _read(run: Run, suite: str, last_weights: Callable[[], str | None]) -> list[
         if settings["weights"] != (last_weights() or settings["weights"]):
             continue
         ended_with.add(settings["weights"])
-        if suite == "context" and settings["stride"] == max(1, settings["context"] // 2):
+        if form == "contexts" and settings["stride"] == max(1, settings["context"] // 2):
             settings["stride"] = "half the context"  # what lengths of one evaluation have in common
         unsaid = ("weights", "step", "mean_of")
         cells.append(_Cell(run, {name: settings[name] for name in settings if name not in unsaid}, scores))

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 import torch
 
+from dma_lab.evaluation import suite
 from dma_lab.evaluation.record import EvaluationRecord
 from dma_lab.figures.palette import MISSING
 from dma_lab.report.cohorts import cohorts
@@ -131,6 +133,23 @@ def test_benchmarks_stand_task_by_backend_with_error_and_chance(add_run, section
         {"task": "cloze", "score": "exact_match", **same, "chance": "", "mha": "0.500", "dma": ""},
         {"task": "piqa", "score": "acc", **same, "chance": "0.250", "mha": "0.400 ± 0.100", "dma": "0.450 ± 0.100"},
     ]
+
+
+def test_a_suite_that_is_added_says_itself_how_it_is_shown(add_run, section, monkeypatch):
+    monkeypatch.setattr(suite, "_SUITES", suite.registered_suites())
+
+    class Riddles(suite.Suite):
+        name: Literal["riddles"]
+        reported_as = "tasks"
+
+    class Rhymes(suite.Suite):
+        name: Literal["rhymes"]
+
+    run = add_run("mha")
+    record(run, "rhymes", task("limerick", acc=0.25))
+    assert section() is None, "it names no form"
+    record(run, "riddles", task("sphinx", acc=0.5))
+    assert [(row["task"], row["mha"]) for row in tables(section())] == [("sphinx", "0.500")]
 
 
 def test_scores_of_other_questions_or_lengths_stand_in_other_rows(add_run, section):

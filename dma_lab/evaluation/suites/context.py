@@ -41,6 +41,7 @@ class ContextSuite(Suite):
     mask_documents: bool | None
     rope_base: RopeBase | None
     title = "scoring contexts"
+    reported_as = "contexts"
 
     def jobs(self, run: TrainedRun, machine: Machine, record: EvaluationRecord) -> list[Job]:
         lengths = self.lengths or [max(2, run.context * share // 4) for share in (1, 2, 4, 8, 16)]

@@ -24,6 +24,7 @@ class LocalSuite(Suite):
     max_length: Width | None
     limit: Count | None
     rope_base: RopeBase | None
+    reported_as = "tasks"
 
     def jobs(self, run: TrainedRun, machine: Machine, record: EvaluationRecord) -> list[Job]:
         from dma_lab.evaluation.benchmarks import Benchmarks

@@ -38,6 +38,7 @@ class NeedleSuite(Suite):
     haystack: Text | None
     rope_base: RopeBase | None
     title = "looking for needles"
+    reported_as = "needles"
 
     def jobs(self, run: TrainedRun, machine: Machine, record: EvaluationRecord) -> list[Job]:
         data, tokenizer = run.data, run.data.load_tokenizer()
