@@ -1,8 +1,9 @@
 """Locks on files that a process holds no longer than it lives, however it ends.
 
 ``flock``, which holds among all machines that share a directory, where its file system passes it on (NFS does). The
-filelock package calls the same but has no shared locks: whoever looked whether a file is held would hold it alone, and
-of two that look at once each would take the other for its holder.
+filelock package calls the same, but its shared locks are an SQLite file's, which is not to lie on such a file system:
+whoever looked whether a file is held would hold it alone, and of two that look at once each would take the other for
+its holder.
 """
 
 import fcntl
