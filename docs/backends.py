@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from dma_lab.model.accounting import count_parameters, training_flops_per_sequence  # noqa: E402
-from dma_lab.train.plan import matched_model, rung_parameters  # noqa: E402
+from dma_lab.model.ladder import rung_parameters  # noqa: E402
+from dma_lab.train.plan import matched_model  # noqa: E402
 from dma_lab.train.reading import read_settings  # noqa: E402
 
 PAGE = ROOT / "docs" / "backends.md"
@@ -28,7 +29,7 @@ _HEADER = (
 def table() -> str:
     """The table in Markdown, smallest rung first."""
     rungs = [OmegaConf.load(path) for path in (ROOT / "conf" / "model").glob("*.yaml")]
-    rungs.sort(key=rung_parameters)
+    rungs.sort(key=lambda rung: rung_parameters(rung.name))
     rows = (_row(rung.name, backend) for rung in rungs for backend in BACKENDS)
     return _HEADER + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
@@ -37,7 +38,7 @@ def _row(rung: str, backend: str) -> list[str]:
     """Of the model that ``train.py`` builds."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         settings = read_settings(compose("train", [f"model={rung}", f"attention={backend}"]))
-    reference = rung_parameters(settings.model)
+    reference = settings.model.parameters
     model = matched_model(settings, settings.model.vocab_size)
     parameters = count_parameters(model).non_embedding
     flops = {n: training_flops_per_sequence(model, n) for n in _FLOPS_AT}

@@ -16,7 +16,9 @@ from dma_lab.entry_point import run_entry_point
 from dma_lab.evaluation.settings import EvaluateSettings
 from dma_lab.exchange.settings import ExportSettings
 from dma_lab.report.settings import read_report_settings
+from dma_lab.run_summary import Summary
 from dma_lab.train.reading import read_plan_settings, read_settings
+from tests.made_up import summary
 
 READ = {
     "train": read_settings,
@@ -163,10 +165,10 @@ def test_a_stopped_sweep_is_reported_before_python_exits(monkeypatch, capsys, tm
     """Whose points ran in other processes, as submitit's do: only then can what the report needs be imported."""
     shown = []
 
-    def main(config: DictConfig) -> list[dict]:
+    def main(config: DictConfig) -> list[Summary]:
         if config.seed == 1:
             raise SystemExit(143)
-        return [{"run": str(tmp_path / "first"), "status": "finished"}]
+        return [summary(tmp_path / "first")]
 
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=0,1,2", f"output_dir={tmp_path}"])
     GlobalHydra.instance().clear()
