@@ -75,9 +75,8 @@ class NeedleSuite(Suite):
         return jobs
 
     def show(self, run: TrainedRun, found: Sequence[tuple[Cell, Scores]], folder: Path) -> None:
-        from dma_lab.evaluation.needle_figure import (
-            draw_needles,  # Matplotlib, a second that other suites need not wait
-        )
+        # Here, for Matplotlib takes a second that other suites need not wait.
+        from dma_lab.evaluation.needle_figure import draw_needles
 
         for kind, values in dict.fromkeys((cell["kind"], cell["values"]) for cell, _ in found):
             own = [(cell, scores) for cell, scores in found if (cell["kind"], cell["values"]) == (kind, values)]
