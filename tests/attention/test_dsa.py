@@ -1,8 +1,8 @@
-"""DSA against a literal loop over the paper's equations (arXiv 2512.02556) in float64, and against fla-core's."""
+"""DSA against a literal loop over the paper's equations (arXiv 2512.02556) in float64, and against fla-core's functions."""
 
 import pytest
 import torch
-from fla.ops.dsa.naive import naive_dsa, naive_dsa_indexer
+from fla.ops.dsa.naive import naive_dsa
 from torch import Tensor
 
 from dma_lab.attention import build_attention
@@ -90,15 +90,21 @@ def test_documents_are_as_alone():
     torch.testing.assert_close(loss, sum(part[1] for part in alone) / N, rtol=1e-5, atol=1e-6)
 
 
-def test_it_is_fla_cores():
-    attention = build((4, 2), 7, index_heads=12, index_dim=8).float()  # of which some are above 0
-    x = torch.randn(2, N, M)
+@pytest.mark.parametrize("lengths", [[N], LENGTHS], ids=["one document", "several"])
+@pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
+def test_outputs_and_gradients_are_fla_cores(heads, lengths):
+    attention = build(heads, 7, index_heads=12, index_dim=8).float()  # of which some are above 0
+    x, upstream = torch.randn(1, N, M, requires_grad=True), torch.randn(1, N, M)
+    ids = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[None]
     (q, k, v), (index_q, index_w, index_k) = attention.heads(x), attention.indexer(x)
-    scores_of = index_q.transpose(1, 2), index_k, index_w.transpose(1, 2)
-    chosen = naive_dsa_indexer(*scores_of, topk=7, activation="relu")
+    scores_of, ends = (index_q.transpose(1, 2), index_k, index_w.transpose(1, 2)), torch.tensor([0, *lengths]).cumsum(0)
     time_first = (part.transpose(1, 2) for part in (q, k, v))
-    theirs = naive_dsa(*time_first, *scores_of, indices=chosen)
-    torch.testing.assert_close(attention(x), attention.o_proj(theirs.flatten(2)), rtol=1e-4, atol=1e-5)
+    mixed = naive_dsa(*time_first, *scores_of, topk=7, cu_seqlens=ends)  # ReLU, as the paper's
+    expected, found = attention.o_proj(mixed.flatten(2)), attention(x, ids)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    learning = [x, *attention.heads.parameters(), attention.o_proj.weight]
+    for ours, theirs in zip(*(torch.autograd.grad(y, learning, upstream) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("count", [1, 3, 8, 20])
