@@ -9,7 +9,7 @@ COMMANDS = {
     "evaluate": "what a trained run can do: dma-lab evaluate suite=needle checkpoint=outputs/RUN",
     "report": "runs as tables, figures and one page: dma-lab report runs=outputs",
     "export": "a run as a folder for transformers: dma-lab export checkpoint=outputs/RUN to=FOLDER",
-    "bench": "measure kernels and training, from a checkout: dma-lab bench kernels",
+    "bench": "measure kernels, decoding and training: dma-lab bench kernels",
 }
 _USAGE = """\
 usage: dma-lab COMMAND [setting=value …] [-m] [--help] [--cfg job] [--config-dir FOLDER]

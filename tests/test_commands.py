@@ -43,7 +43,7 @@ def test_help_names_every_command_and_each_has_a_script_at_the_top(called):
         assert status == 0
         assert re.findall(r"^  (\w+) ", out, flags=re.MULTILINE) == list(COMMANDS)
     assert {f"{name}.py" for name in COMMANDS} == {file.name for file in ROOT.glob("*.py")}
-    for name in COMMANDS.keys() - {"bench"}:
+    for name in COMMANDS:
         assert f"from dma_lab.commands.{name} import run\n" in (ROOT / f"{name}.py").read_text()
 
 
@@ -55,6 +55,16 @@ def test_what_is_no_command_is_one_sentence(called):
     )
     status, _, err = called("bench", "karnels")
     assert (status, err.startswith("error: karnels is no benchmark")) == (2, True)
+
+
+def test_bench_says_its_suites_and_what_each_is_measured_with(called):
+    status, out, _ = called("bench", "--help")
+    assert status == 0
+    assert {f"bench_{name}" for name in re.search("one of: (.*)\\.", out).group(1).split(", ")} == {
+        file.stem for file in CONFIG_DIR.glob("bench_*.yaml")
+    }
+    status, out, _ = called("bench", "decode", "--cfg", "job")
+    assert (status, "histories:\n- 4096\n" in out) == (0, True)
 
 
 def test_settings_are_overrides_and_shown(called):

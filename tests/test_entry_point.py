@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import dma_lab.settings
-from benchmarks.settings import TrainingSettings
+from dma_lab.benchmarks.settings import TrainingSettings
 from dma_lab.entry_point import run_entry_point
 from dma_lab.evaluation.settings import EvaluateSettings
 from dma_lab.exchange.settings import ExportSettings

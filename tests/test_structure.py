@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # From the top of the house to its ground.
 ROOMS = [
-    *("__main__", "commands", "entry_point", "user_configs"),
+    *("__main__", "commands", "benchmarks", "entry_point", "user_configs"),
     *("report", "train", "exchange", "evaluation", "scaling", "data", "model", "attention", "kernels", "figures"),
 ]
 # Beneath it: what all rooms stand on, and what that stands on.

@@ -11,16 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.made_up import TINY, write_corpus
+from tests.made_up import TINY, TINY_MODEL, write_corpus
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def ran(*command: str | Path, cwd: Path) -> str:
+def ended(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    ended = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def ran(*command: str | Path, cwd: Path) -> str:
+    process = ended(*command, cwd=cwd)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +71,35 @@ def test_a_sweep_of_a_backend_and_configs_of_ones_own(environment: Path, tmp_pat
     assert {summary["git_commit"] for summary in summaries} == {"v0.1.0"}  # so it is not this checkout that ran
     (config,) = (empty / "outputs").glob("mine-tiny-anchored-*/config.yaml")
     assert "package: anchored-attention 0.1.0\n  window: 8\n" in config.read_text()
+
+
+def test_it_measures_and_of_no_commit_but_its_version(environment: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "somebody"
+    ran("git", "init", "--quiet", repository, cwd=tmp_path)
+    corpus = [setting for setting in write_corpus(tmp_path) if not setting.startswith("data.cache_dir")]
+    quoted = ",".join(f"'{setting}'" for setting in (*TINY_MODEL, *corpus, "trainer.validation_tokens=512"))
+    settings = (
+        "backends=[dma]",
+        "contexts=[32]",
+        "rung=14k",
+        "steps=4",
+        "tokens_per_step=256",
+        f"overrides=[{quoted}]",
+    )
+    said = ran(environment / "bin" / "dma-lab", "bench", "training", *settings, cwd=repository)
+    (path,) = (repository / "benchmarks" / "results").glob("training-*.json")
+    assert f"recorded in {path.relative_to(repository)}\n" in said
+    record = json.loads(path.read_text())
+    assert record["commit"] == "v0.1.0"
+    assert record["command"].startswith("dma-lab bench training backends=[dma] contexts=[32] ")
+    (run,) = record["runs"]
+    assert (run["wrong"], len(run["loss"]), run["tokens_per_second"] > 0) == (None, 4, True)
+
+
+def test_a_suite_that_runs_the_checkouts_tests_says_that_there_are_none(environment: Path, tmp_path: Path) -> None:
+    process = ended(environment / "bin" / "dma-lab", "bench", "faults", cwd=tmp_path)
+    assert process.returncode == 2
+    assert process.stderr.startswith(
+        "error: This suite runs the tests in tests/faults, which dma_lab as it is installed"
+    )
+    assert process.stderr.count("\n") == 1

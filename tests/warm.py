@@ -18,6 +18,12 @@ import matplotlib.pyplot  # noqa: F401
 from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
 
 import bench  # noqa: F401
+import dma_lab.benchmarks.decode
+import dma_lab.benchmarks.faults
+import dma_lab.benchmarks.gpu_tests
+import dma_lab.benchmarks.kernels
+import dma_lab.benchmarks.nsa
+import dma_lab.benchmarks.training
 import dma_lab.evaluation.evaluate
 import dma_lab.exchange.settings
 import dma_lab.report.sweep

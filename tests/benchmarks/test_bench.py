@@ -1,5 +1,6 @@
 """bench.py: its records hold what was measured, on what, and the figures that need no GPU are right."""
 
+import importlib
 import importlib.metadata
 import json
 import re
@@ -8,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.kernel_cases import live_share
-from benchmarks.outcomes import Outcomes
-from benchmarks.packages import differences, lifetimes_mask
+import dma_lab.benchmarks.outcomes
+from dma_lab.benchmarks.kernel_cases import live_share
+from dma_lab.benchmarks.outcomes import Outcomes
+from dma_lab.benchmarks.packages import differences, lifetimes_mask
 from dma_lab.kernels import prefix_topk_expiry
+from dma_lab.messages import UserError
 from tests.made_up import TINY_MODEL, write_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,6 +99,14 @@ def test_what_needs_a_gpu_says_so_without_one(bench, suite):
     result = bench(suite)
     assert result.returncode == 2
     assert "no CUDA device" in result.stderr
+
+
+@pytest.mark.parametrize("suite", ["gpu_tests", "faults"])
+def test_what_runs_tests_of_the_checkout_has_none_outside_it(monkeypatch, tmp_path, suite):
+    monkeypatch.setattr(dma_lab.benchmarks.outcomes, "_ROOT", tmp_path)
+    module = importlib.import_module(f"dma_lab.benchmarks.{suite}")
+    with pytest.raises(UserError, match=r"runs the tests in tests/(gpu|faults), which .* has not: clone"):
+        getattr(module, f"bench_{suite}")(None)
 
 
 def test_the_floor_counts_each_live_pair_once_and_the_mask_given_to_others_shows_it():

@@ -6,8 +6,8 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from benchmarks.figure import draw_decode, draw_kernels
-from benchmarks.goals import TIMES_FASTER, Verdict, judge_decode, judge_kernels, verdict_table
+from dma_lab.benchmarks.figure import draw_decode, draw_kernels
+from dma_lab.benchmarks.goals import TIMES_FASTER, Verdict, judge_decode, judge_kernels, verdict_table
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.stock import stock_loss, stock_model
+from dma_lab.benchmarks.stock import stock_loss, stock_model
 from dma_lab.model import ModelShape, Transformer
 
 SHAPE = ModelShape(n_layers=2, d_model=32, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=96, vocab_size=64, max_seq_len=48)

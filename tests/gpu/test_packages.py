@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks.packages import authors_attention, differences, fla_attention, lifetimes_mask
+from dma_lab.benchmarks.packages import authors_attention, differences, fla_attention, lifetimes_mask
 from dma_lab.kernels import interval_attention, prefix_topk_expiry
 
 pytestmark = [

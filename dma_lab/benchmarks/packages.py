@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.timing import forward_and_total, milliseconds
+from dma_lab.benchmarks.timing import forward_and_total, milliseconds
 from dma_lab.kernels import interval_attention
 from dma_lab.kernels.causal.attention import IMPLEMENTATIONS
 from dma_lab.kernels.causal.problem import Problem

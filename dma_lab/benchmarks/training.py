@@ -19,10 +19,10 @@ import torch
 from hydra import compose
 from torch._dynamo.utils import counters
 
-from benchmarks.record import write_record
-from benchmarks.settings import TrainingSettings
-from benchmarks.stock import NAME, require_transformers, train_stock
-from benchmarks.training_table import print_training
+from dma_lab.benchmarks.record import write_record
+from dma_lab.benchmarks.settings import TrainingSettings
+from dma_lab.benchmarks.stock import NAME, require_transformers, train_stock
+from dma_lab.benchmarks.training_table import print_training
 from dma_lab.messages import UserError
 from dma_lab.train.fit_run import fit_run
 from dma_lab.train.hardware import Hardware, resolve_hardware

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.packages import packages_that_attend
+from dma_lab.benchmarks.packages import packages_that_attend
 from dma_lab.kernels import interval_attention, prefix_topk_expiry
 from dma_lab.kernels.causal.problem import Problem
 from dma_lab.kernels.interval.key_lists import build_key_lists

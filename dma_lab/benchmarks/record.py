@@ -40,7 +40,7 @@ def write_record(
     now = started or datetime.now(UTC)
     record = {
         "suite": suite,
-        "command": " ".join(["python", Path(sys.argv[0]).name, suite, *sys.argv[1:]]),
+        "command": " ".join([_program(), suite, *sys.argv[1:]]),
         "utc": now.isoformat(timespec="seconds"),
         "commit": git_commit(),
         **machine(),
@@ -51,6 +51,10 @@ def write_record(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(record, indent=1) + "\n")
     return path
+
+
+def _program() -> str:
+    return "python bench.py" if Path(sys.argv[0]).name == "bench.py" else "dma-lab bench"
 
 
 def _driver() -> str | None:

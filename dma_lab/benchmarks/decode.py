@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.figure import draw_decode
-from benchmarks.goals import judge_decode, verdict_table
-from benchmarks.record import write_record
-from benchmarks.settings import DecodeSettings
-from benchmarks.timing import milliseconds, progress, require_gpu
+from dma_lab.benchmarks.figure import draw_decode
+from dma_lab.benchmarks.goals import judge_decode, verdict_table
+from dma_lab.benchmarks.record import write_record
+from dma_lab.benchmarks.settings import DecodeSettings
+from dma_lab.benchmarks.timing import milliseconds, progress, require_gpu
 from dma_lab.kernels import admit_key, interval_attention_decode
 from dma_lab.messages import warn_once
 

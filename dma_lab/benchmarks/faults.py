@@ -5,24 +5,24 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.outcomes import Outcomes
-from benchmarks.record import write_record
-from benchmarks.settings import FaultsSettings
-
-_TESTS = Path(__file__).resolve().parents[1] / "tests" / "faults"
+from dma_lab.benchmarks.outcomes import Outcomes, tests_of_the_checkout
+from dma_lab.benchmarks.record import write_record
+from dma_lab.benchmarks.settings import FaultsSettings
 
 
-def record_faults(settings: FaultsSettings) -> Path:
+def bench_faults(settings: FaultsSettings) -> Path:
     """Run ``pytest -m faults``; writes a record of the trials of every test, and their sums.
 
     Raises:
+        UserError: outside a checkout.
         SystemExit: with pytest's status, after all is recorded, when a test did not pass.
     """
+    tests = tests_of_the_checkout("faults")
     import pytest
 
     os.environ["FAULTS_SEED"] = str(settings.seed)
     outcomes, started = Outcomes(), datetime.now(UTC)
-    status = pytest.main(["-m", "faults", "-n", str(settings.workers), str(_TESTS)], plugins=[outcomes])
+    status = pytest.main(["-m", "faults", "-n", str(settings.workers), str(tests)], plugins=[outcomes])
     trials = Counter[str]()
     for test in outcomes.tests.values():
         trials.update(test.get("trials", {}))

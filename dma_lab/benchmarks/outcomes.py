@@ -1,9 +1,32 @@
 """How tests ended, for the records of suites that are runs of tests."""
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from dma_lab.messages import UserError
 
 if TYPE_CHECKING:
     import pytest
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def tests_of_the_checkout(room: str) -> Path:
+    """tests/ROOM of the checkout that this code is of, whose tests can be imported from then on.
+
+    Raises:
+        UserError: this code is of no checkout: it was installed from a wheel, which holds no tests.
+    """
+    tests = _ROOT / "tests" / room
+    if not tests.is_dir():
+        raise UserError(
+            f"This suite runs the tests in tests/{room}, which dma_lab as it is installed here has not: clone the "
+            "repository and run it there."
+        )
+    if str(_ROOT) not in sys.path:
+        sys.path.insert(0, str(_ROOT))  # tests import one another as tests.…
+    return tests
 
 
 class Outcomes:

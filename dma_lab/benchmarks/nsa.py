@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.kernel_cases import Case, Functions, dense_functions
-from benchmarks.record import write_record
-from benchmarks.settings import NsaSettings
-from benchmarks.timing import in_turns, progress, require_gpu
 from dma_lab.attention import build_attention
 from dma_lab.attention.nsa import NativeSparseAttention
 from dma_lab.attention.nsa_blocks import locate_blocks
+from dma_lab.benchmarks.kernel_cases import Case, Functions, dense_functions
+from dma_lab.benchmarks.record import write_record
+from dma_lab.benchmarks.settings import NsaSettings
+from dma_lab.benchmarks.timing import in_turns, progress, require_gpu
 from dma_lab.kernels import causal_attention, document_bounds
 from dma_lab.kernels.blocks.attention import choose_blocks, selected_attention
 from dma_lab.kernels.blocks.compressed import compressed_attention

@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.figure import draw_kernels
-from benchmarks.goals import judge_kernels, verdict_table
-from benchmarks.kernel_cases import KINDS, PARTS, Case, dense_functions, flex_function, live_share
-from benchmarks.packages import packages_beside
-from benchmarks.record import write_record
-from benchmarks.settings import KernelsSettings
-from benchmarks.timing import in_turns, launch_milliseconds, progress, require_gpu
+from dma_lab.benchmarks.figure import draw_kernels
+from dma_lab.benchmarks.goals import judge_kernels, verdict_table
+from dma_lab.benchmarks.kernel_cases import KINDS, PARTS, Case, dense_functions, flex_function, live_share
+from dma_lab.benchmarks.packages import packages_beside
+from dma_lab.benchmarks.record import write_record
+from dma_lab.benchmarks.settings import KernelsSettings
+from dma_lab.benchmarks.timing import in_turns, launch_milliseconds, progress, require_gpu
 
 _FLASH_UP_TO = 32_768  # tokens; beyond, seconds would go into kernels of the generation before
 

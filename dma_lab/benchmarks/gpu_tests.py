@@ -6,27 +6,26 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.outcomes import Outcomes
-from benchmarks.record import write_record
-from benchmarks.settings import GpuTestsSettings
+from dma_lab.benchmarks.outcomes import Outcomes, tests_of_the_checkout
+from dma_lab.benchmarks.record import write_record
+from dma_lab.benchmarks.settings import GpuTestsSettings
 from dma_lab.messages import UserError
 
-_TESTS = Path(__file__).resolve().parents[1] / "tests" / "gpu"
 
-
-def record_gpu_tests(settings: GpuTestsSettings) -> Path:
+def bench_gpu_tests(settings: GpuTestsSettings) -> Path:
     """Run ``pytest -m gpu``; writes a record of every test.
 
     Raises:
-        UserError: there is no GPU.
+        UserError: outside a checkout, or there is no GPU.
         SystemExit: with pytest's status, after all is recorded, when a test did not pass.
     """
+    tests = tests_of_the_checkout("gpu")
     import pytest
 
     if not torch.cuda.is_available():
         raise UserError("PyTorch finds no CUDA device here, which the tests marked gpu need.")
     outcomes, started = Outcomes(), datetime.now(UTC)
-    status = pytest.main(["-m", "gpu", "-n", str(settings.workers), str(_TESTS)], plugins=[outcomes])
+    status = pytest.main(["-m", "gpu", "-n", str(settings.workers), str(tests)], plugins=[outcomes])
     counts = Counter(str(test["outcome"]) for test in outcomes.tests.values())
     path = write_record(settings.results_dir, "gpu_tests", {**counts, "tests": outcomes.tests}, started)
     print(f"recorded in {path}")

@@ -1,1 +1,0 @@
-"""What bench.py measures; results/ holds the records."""
