@@ -1,4 +1,4 @@
-"""DSA against a literal loop over the paper's equations (arXiv 2512.02556) in float64, and against fla-core's functions."""
+"""DSA against a literal loop over the paper's equations (arXiv 2512.02556) in float64, and against fla-core."""
 
 import pytest
 import torch
