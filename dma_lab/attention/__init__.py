@@ -21,6 +21,7 @@ from dma_lab.attention.base import (
 from dma_lab.attention.config import AttentionConfig, attention_options, later_options, tunable_options
 from dma_lab.attention.heads import HeadProjections, KeyValueCache
 from dma_lab.attention.plugins import backend_names, find_backend
+from dma_lab.attention.position_lifetimes import PositionLifetimes
 from dma_lab.attention.rope import RopeBase
 
 for _module in pkgutil.iter_modules(__path__):
@@ -34,6 +35,7 @@ __all__ = [
     "AttentionShape",
     "HeadProjections",
     "KeyValueCache",
+    "PositionLifetimes",
     "RopeBase",
     "attention_options",
     "backend_names",
