@@ -67,9 +67,11 @@ class AttentionFlops:
     """Scores and value sums over the pairs that live, those with summaries of keys (NSA's compressed branch) too."""
     mixing_dense: int
     """The same if every query attended to all the keys before it."""
-    backward_saved: int = 0
-    """What training leaves out of a backward pass of twice this: of products that no gradient passes (MoBA's choice),
-    gradients of an input that is taken as given (DSA's indexer's)."""
+    projections_saved: int = 0
+    """What training leaves out of a backward pass of twice ``projections``: gradients of an input that is taken as
+    given (DSA's indexer's)."""
+    selection_saved: int = 0
+    """The same of ``selection``: products that no gradient passes (MoBA's choice)."""
 
     @property
     def executed(self) -> int:

@@ -209,7 +209,7 @@ class DeepSeekSparseAttention(AttentionBackend, name="dsa"):
             selection=2 * indexer.heads * (indexer.dim + 1) * causal_pairs(seq_len),
             mixing=flops_per_pair * causal_pairs(seq_len, self.top_k),
             mixing_dense=flops_per_pair * causal_pairs(seq_len),
-            backward_saved=indexing,
+            projections_saved=indexing,
         )
 
     def cache_bytes(self, seq_len: int, dtype: torch.dtype) -> int:

@@ -192,7 +192,7 @@ class MixtureOfBlockAttention(AttentionBackend, name="moba"):
             selection=selection,
             mixing=flops_per_pair * selected_pairs(seq_len, self.block, self.selected_blocks),
             mixing_dense=flops_per_pair * causal_pairs(seq_len),
-            backward_saved=2 * selection,
+            selection_saved=2 * selection,
         )
 
     def cache_bytes(self, seq_len: int, dtype: torch.dtype) -> int:

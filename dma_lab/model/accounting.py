@@ -35,7 +35,7 @@ class ParameterCount:
 @dataclass(frozen=True)
 class TrainingFlops:
     """Floating point operations; a multiply-add counts 2, causal pairs alone count, backward counts twice forward, but
-    for what attention has no backward pass of (``AttentionFlops.backward_saved``).
+    for what attention leaves out of it (``AttentionFlops.projections_saved`` and ``selection_saved``).
 
     A sequence counts as one document: where several are packed and masked from each other, fewer pairs live.
 
@@ -70,9 +70,10 @@ def training_flops_per_sequence(model: Transformer, seq_len: int) -> TrainingFlo
     linear = 2 * seq_len * shape.d_model * (3 * shape.d_ff * shape.n_layers + shape.vocab_size)
     attention = [block.attention.flops(seq_len) for block in model.blocks]
     return TrainingFlops(
-        dense_equivalent=3 * (linear + sum(layer.dense_equivalent for layer in attention)),
+        dense_equivalent=3 * (linear + sum(layer.dense_equivalent for layer in attention))
+        - sum(layer.projections_saved for layer in attention),
         executed=3 * (linear + sum(layer.executed for layer in attention))
-        - sum(layer.backward_saved for layer in attention),
+        - sum(layer.projections_saved + layer.selection_saved for layer in attention),
     )
 
 

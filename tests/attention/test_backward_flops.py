@@ -4,9 +4,10 @@ import importlib
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from dma_lab.attention import registered_backends
+from dma_lab.attention import AttentionBackend, registered_backends
 from dma_lab.attention.contract import CONTEXT, WIDTH, Case, noise
 from dma_lab.model import ModelShape, Transformer
 from dma_lab.model.accounting import training_flops_per_sequence
@@ -35,15 +36,36 @@ def test_the_backward_pass_costs_twice_the_forward_one_but_for_what_is_said(case
     if name == "moba":  # scores of all blocks are computed, and those counted that a query may read
         blocks = CONTEXT // attention.block
         assert saved == 2 * 2 * attention.n_heads * attention.head_dim * CONTEXT * blocks
-        assert said.backward_saved / saved == (blocks - 1) / 2 / blocks
+        assert (said.projections_saved, said.selection_saved / saved) == (0, (blocks - 1) / 2 / blocks)
     else:
-        assert said.backward_saved == saved
+        assert said.projections_saved + said.selection_saved == saved
 
 
-def test_a_training_step_counts_mobas_choice_once():
-    shape = ModelShape(2, 32, 4, 2, 8, d_ff=0, vocab_size=64, max_seq_len=64)
-    moba, mha = (training_flops_per_sequence(Transformer(shape, name), 64) for name in ("moba", "mha"))
-    flops = Transformer(shape, "moba").blocks[0].attention.flops(64)
-    assert flops.selection > 0
-    assert moba.executed - mha.executed == 2 * (flops.selection - 3 * (flops.mixing_dense - flops.mixing))
-    assert moba.dense_equivalent == mha.dense_equivalent
+def own_block(attention: AttentionBackend, q: Tensor, mean: Tensor, before: Tensor, own: Tensor) -> Tensor:
+    """In place of MoBA's ``choose``."""
+    return own[:, None, :, None].expand(*q.shape[:3], 1)
+
+
+def without_products(q_bjte: Tensor, weight_bjt: Tensor, k_bse: Tensor) -> Tensor:
+    """In place of DSA's ``index_scores``: the same, element by element."""
+    return ((q_bjte[..., None, :] * k_bse[:, None, None]).sum(-1).relu() * weight_bjt[..., None]).sum(1)
+
+
+@pytest.mark.parametrize("name", ["mha", "moba", "dsa"])  # on the CPU they attend to all keys, by a mask
+def test_dense_equivalent_training_is_all_that_is_computed_but_the_choice(name, monkeypatch):
+    for module in ("moba", "dsa"):
+        monkeypatch.setattr(f"dma_lab.attention.{module}.recomputed", lambda function, *given: function(*given))
+    monkeypatch.setattr("dma_lab.attention.dsa.index_scores", without_products)
+    monkeypatch.setattr("dma_lab.attention.moba.MixtureOfBlockAttention.choose", own_block)
+    model = Transformer(ModelShape(2, 32, 4, 2, 8, d_ff=24, vocab_size=64, max_seq_len=64), name)
+    tokens = torch.zeros(1, 64, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        loss, auxiliary = model.losses(tokens, tokens, tokens)
+        (loss if auxiliary is None else loss + auxiliary).backward()
+    # The counter sees the square of scores, the formula its causal half with the diagonal.
+    layer, training = model.blocks[0].attention.flops(64), training_flops_per_sequence(model, 64)
+    beyond = 3 * 2 * (4 * 4 * 8 * 64 * 64 - layer.mixing_dense)
+    assert counter.get_total_flops() == training.dense_equivalent + beyond
+    # What is executed has fewer pairs, and the choice, which DSA's indexer learns by and MoBA's queries do not.
+    choice = (1 if name == "moba" else 3) * layer.selection
+    assert training.executed - training.dense_equivalent == 2 * (choice - 3 * (layer.mixing_dense - layer.mixing))
