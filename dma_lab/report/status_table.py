@@ -83,7 +83,8 @@ def _stopped(run: RunStatus) -> tuple[str, ...]:
 
 
 def _finished(status: Status) -> Iterator[tuple[str, ...]]:
-    """A row for the runs of one rung, backend and budget."""
+    """A row for the runs of one rung, backend and budget: their losses from the least on, for they may differ in more
+    than their seeds, and a mean over rates, options or texts is no loss of anything."""
     groups: dict[tuple[str, str, int], list[tuple[RunStatus, Summary]]] = {}
     for run in status.runs:
         if run.state == "finished" and (summary := run.summary) is not None:
@@ -96,7 +97,7 @@ def _finished(status: Status) -> Iterator[tuple[str, ...]]:
         yield (
             "finished", name if len(runs) == 1 else f"{name} ({len(runs)} runs)", "", "",
             f"{sum(rates) / len(rates):,.0f}" if rates else "",
-            f"{sum(losses) / len(losses):.4f}" if losses else "",
+            " to ".join(dict.fromkeys(f"{loss:.4f}" for loss in (min(losses), max(losses)))) if losses else "",
             _span(sum(took) / len(took)) if took else "", "",
         )  # fmt: skip
 

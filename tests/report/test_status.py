@@ -92,6 +92,15 @@ def test_every_run_is_told_by_what_became_of_it(begin, add_run, tmp_path):
     assert rows["nano mha, 1,000,000 tokens (2 runs)"][6] == "0:01:40", "the mean of all their seconds"
 
 
+def test_losses_of_runs_that_may_differ_in_more_than_seeds_are_not_averaged(add_run, tmp_path):
+    for rate, loss in ((0.01, 4.83), (0.002, 5.72), (0.005, 5.0)):
+        add_run("mha", settings={"optimizer": {"learning_rate": rate}}, val_loss=loss)
+    add_run("dma", val_loss=4.8)
+    rows = {line.split("|")[1]: line.split("|") for line in printed(tmp_path / "runs").splitlines() if "nano" in line}
+    assert rows["nano mha, 1,000,000 tokens (3 runs)"][5] == "4.8300 to 5.7200"
+    assert rows["nano dma, 1,000,000 tokens"][5] == "4.8000"
+
+
 def test_imports_and_data_do_not_slow_a_run_that_has_logged_once(begin, tmp_path):
     running = begin("dma", lines=[(10, 40.0)], process=HERE)
     (running / "speed.jsonl").write_text('{"step": 10, "training_seconds": 5.0, "seconds": 40.0}\n')
