@@ -73,14 +73,20 @@ class Lifetimes:
         edges = np.linspace(0, OBSERVED + OBSERVED / _BINS, _BINS + 2)
         return edges, counts / max(1, int(self.observed.sum()))
 
-    @property
-    def surviving_by_chance(self) -> float:
+    def surviving_by_chance(self, *, sinks: int = 0, recent: int = 0) -> float:
         """Share of observed keys that would survive were the scores in random order; nan where no key is observed.
 
-        A key survives when it is among the W best of those its document has 1.5 W queries on.
+        A key survives when it is among the W best of those its document has 1.5 W queries on, or kept in any case.
+
+        Args:
+            sinks, recent: of the attention's options, by which keys are kept whatever their score.
         """
-        seen = (np.arange(self.end.shape[1]) - self.start)[self.observed] + np.ceil(OBSERVED * self.window)
-        return float(np.minimum(1, self.window / seen).mean()) if len(seen) else math.nan
+        place, age = (np.arange(self.end.shape[1]) - self.start)[self.observed], math.ceil(OBSERVED * self.window)
+        if not len(place):
+            return math.nan
+        others = np.maximum(1, place + age - sinks)  # keys that compete for the window, once it is that old
+        kept = (place < sinks) | (recent >= age)
+        return float(np.where(kept, 1, np.minimum(1, self.window / others)).mean())
 
     def kinds(self) -> list[list[str]]:
         """What each head of each layer became; ``undecided`` where no key is observed."""

@@ -62,16 +62,20 @@ def test_the_histogram_counts_each_observed_key_once_and_survivors_last():
     assert shares.sum() == pytest.approx(1)
 
 
-def test_chance_is_the_share_that_random_scores_let_survive():
+@pytest.mark.parametrize("kept", [{}, {"sinks": 6}, {"recent": 29}, {"recent": 30}, {"sinks": 6, "recent": 8}])
+def test_chance_is_the_share_that_random_scores_let_survive(kept):
     scores = torch.rand(300, 1, 150, generator=torch.Generator().manual_seed(0))
     documents = (torch.arange(150) >= 50).int().expand(300, -1)
-    expiry = prefix_topk_expiry(scores, 20, document_ids=documents).numpy()
+    place = torch.arange(150) - 50 * documents[:1]
+    sinks, recent = kept.get("sinks", 0), kept.get("recent", 0)
+    scores = scores.masked_fill(place < sinks, torch.inf)
+    expiry = prefix_topk_expiry(scores, 20 + sinks, recent=recent, document_ids=documents).numpy()
     start = np.where(np.arange(150) >= 50, 50, 0) + np.zeros((300, 1), int)
     end = np.where(np.arange(150) >= 50, 150, 50) + np.zeros((300, 1), int)
     lifetimes = Lifetimes(expiry[None], start, end, 20)
     found = lifetimes.histogram()[1][0, 0, -1]
-    assert lifetimes.surviving_by_chance == pytest.approx(found, abs=0.01)
-    assert 0.2 < found < 0.5
+    assert lifetimes.surviving_by_chance(**kept) == pytest.approx(found, abs=0.003)
+    assert found == 1 if recent == 30 else 0.2 < found < 0.5
 
 
 @pytest.mark.parametrize("masked", [True, False])
