@@ -12,6 +12,7 @@ import dma_lab.settings
 from dma_lab.attention import AttentionConfig
 from dma_lab.data.mqar import RecallSettings
 from dma_lab.messages import UserError, warn_once
+from dma_lab.settings import shown
 from dma_lab.train.recipe import recipe_learning_rate, recipe_tokens_per_step
 from dma_lab.train.settings import PlanSettings, ScheduleSettings, TrainSettings
 from dma_lab.train.tuned import names_tuned, read_tuned, tuned_for
@@ -80,7 +81,28 @@ def _with_recipe(kind: type[_Settings], config: DictConfig, overrides: Sequence[
             settings, settings.tuned, overrides, given=("optimizer", "learning_rate") not in left_open
         )
     _check_values(settings)
+    _say_overruled(settings, overrides)
     return settings
+
+
+def _say_overruled(settings: TrainSettings, overrides: Sequence[str]) -> None:
+    """Tell the user of settings that the command line gives and another one overrules."""
+    data, trainer, schedule = settings.data, settings.trainer, settings.schedule
+    budget = "tokens" if settings.tokens is not None else "flops"
+    overruling = {
+        "tokens_per_parameter": (budget, getattr(settings, budget)),
+        "schedule.warmup_fraction": ("schedule.warmup_steps", schedule.warmup_steps),
+    }
+    if trainer.context != settings.model.context:
+        overruling["model.context"] = "trainer.context", trainer.context
+    if not isinstance(data, RecallSettings):
+        overruling["data.vocab_size"] = "data.tokenizer", data.tokenizer if data.tokenizer != "bpe" else None
+        overruling["data.validation_fraction"] = "data.validation_path", data.validation_path
+    for override in overrides:
+        name, _, value = override.lstrip("+").partition("=")
+        other, ruling = overruling.get(name, (name, None))
+        if ruling is not None and value != "null":
+            warn_once(f"{override.lstrip('+')} changes nothing, for {other}={shown(ruling)} overrules it.")
 
 
 def _with_tuned(settings: _Settings, file: str, overrides: Sequence[str], *, given: bool) -> _Settings:

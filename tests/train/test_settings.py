@@ -4,7 +4,7 @@ import pytest
 
 from dma_lab.attention import registered_backends
 from dma_lab.messages import UserError, print_once
-from dma_lab.train.reading import say_unused_window
+from dma_lab.train.reading import read_settings, say_unused_window
 from tests.made_up import configuration
 
 REFUSED = [
@@ -103,3 +103,22 @@ def test_a_window_is_said_to_change_nothing_where_the_attention_has_none(read, a
     assert capsys.readouterr().err == said
     say_unused_window(configuration(chosen, "train"))
     assert not capsys.readouterr().err
+
+
+OVERRULED = {
+    "tokens_per_parameter=80": "tokens=100000",
+    "++tokens_per_parameter=8": "flops=1e11",
+    "schedule.warmup_fraction=0.5": "schedule.warmup_steps=10",
+    "model.context=64": "trainer.context=128",
+    "data.vocab_size=99": "data.tokenizer=mine.json",
+    "data.validation_fraction=0.5": "data.validation_path=held_out",
+}
+
+
+@pytest.mark.parametrize(("given", "overruling"), OVERRULED.items())
+def test_a_setting_that_another_overrules_is_said_to_change_nothing(given, overruling, capsys):
+    print_once.cache_clear()
+    chosen = ["data=local", "data.path=text"]
+    for overrides, words in (([*chosen, given, overruling], 1), ([*chosen, given], 0), ([*chosen, overruling], 0)):
+        read_settings(configuration(overrides), overrides)
+        assert capsys.readouterr().err.count(f"{given.lstrip('+')} changes nothing") == words
