@@ -7,8 +7,9 @@ from dma_lab.run_summary import Summary
 
 
 def status_in_words(path: Path, summary: Summary) -> str:
-    """``finished``, or what became of the run in ``path`` instead."""
-    status, step, reason = summary.status, summary.step, summary.reason or "no reason given"
+    """``finished``, or what became of the run in ``path`` instead: on one line, as rows of tables and lists are."""
+    status, step = summary.status, summary.step
+    reason = " ".join((summary.reason or "no reason given").split())  # of an error, which may be several lines
     reached = "?" if step is None else step
     if status == "finished":
         return status

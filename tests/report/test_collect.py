@@ -165,7 +165,7 @@ def test_a_run_that_is_being_written_shows_its_whole_lines(add_run):
             "diverged at step 7: the loss is nan",
         ),
         (
-            {"status": "failed", "reason": "RuntimeError: no memory", "val_loss": None},
+            {"status": "failed", "reason": "RuntimeError: no\n\nmemory\n", "val_loss": None},
             "failed: RuntimeError: no memory",
         ),
         ({"status": "interrupted", "step": 40}, "interrupted at step 40 of 100; the same command continues it"),
