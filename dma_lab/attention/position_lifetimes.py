@@ -35,10 +35,16 @@ class PositionLifetimes(AttentionBackend):
         super().__init__(shape, options)
         self.heads = HeadProjections(shape, qk_norm=True, rope_base=10_000.0)
         self.o_proj = nn.Linear(shape.n_heads * shape.head_dim, shape.d_model, bias=False)
+        place = torch.arange(shape.max_seq_len, device="cpu")
+        gone = self.expiry(place).clamp(max=shape.max_seq_len).bincount()[: shape.max_seq_len].cumsum(0)
+        self.most_live = int((place + 1 - gone).max())
+        """Keys that a query sees, at most. Kernels that are not told so count them, which waits for the GPU."""
 
     @abstractmethod
     def lifetime(self, place: Tensor) -> Tensor:
-        """The rule: for how many tokens, its own included, the key at a place is kept.
+        """The rule, of ``options`` and ``max_seq_len``: for how many tokens, its own included, a key is kept.
+
+        It is asked from the constructor on, before what a subclass sets there.
 
         Args:
             place: int64 of any shape, on any device: places in the key's document, the first being 0.
@@ -59,7 +65,8 @@ class PositionLifetimes(AttentionBackend):
         B, K, N, _ = k.shape
         start_bn, end_bn = document_bounds(document_ids, B, N, x.device)
         expiry_bn = torch.minimum(start_bn + self.expiry(torch.arange(N, device=x.device) - start_bn), end_bn)
-        out_bhnd = interval_attention(q, k, v, expiry_bn[:, None].expand(B, K, N).int().contiguous())
+        expiry_bkn = expiry_bn[:, None].expand(B, K, N).int().contiguous()
+        out_bhnd = interval_attention(q, k, v, expiry_bkn, max_live=self.most_live)
         return self.o_proj(out_bhnd.transpose(1, 2).flatten(2))
 
     def new_cache(self, batch_size: int) -> LivingKeysCache:

@@ -17,11 +17,11 @@ class AnchoredOptions(AttentionOptions):
 
 class AnchoredAttention(PositionLifetimes):
     Options = AnchoredOptions
+    options: AnchoredOptions
 
     def __init__(self, shape: AttentionShape, options: AnchoredOptions) -> None:
         window = options.window or max(1, shape.max_seq_len // 2)
         super().__init__(shape, replace(options, window=window))  # what a longer context then keeps
-        self.window, self.stride = window, options.stride
 
     def lifetime(self, place: Tensor) -> Tensor:
-        return torch.where(place % self.stride == 0, self.max_seq_len, self.window)
+        return torch.where(place % self.options.stride == 0, self.max_seq_len, self.options.window)

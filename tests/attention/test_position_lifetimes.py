@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dma_lab.attention import AttentionBackend, AttentionOptions, AttentionShape, PositionLifetimes, build_attention
+from dma_lab.kernels import interval_attention
 
 M, H, K, D, N, CONTEXT = 20, 4, 2, 6, 53, 64
 IDS = torch.repeat_interleave(torch.arange(4), torch.tensor([1, 30, 9, 13]))[None]
@@ -58,6 +59,20 @@ def test_a_rule_is_the_backend_that_is_written_out(rule, name, options):
     for tokens in (1, 2, 6, 7, 8, 10, 11, N, 1_000_000):
         assert ruled.flops(tokens) == written.flops(tokens)
         assert ruled.cache_bytes(tokens, torch.bfloat16) == written.cache_bytes(tokens, torch.bfloat16)
+
+
+def test_kernels_are_told_how_many_keys_a_query_sees_at_most(monkeypatch):
+    table = torch.randint(-3, CONTEXT + 9, (CONTEXT,), generator=torch.Generator().manual_seed(0))
+    t, j = torch.arange(CONTEXT)[:, None], torch.arange(CONTEXT)
+    told = []
+    monkeypatch.setattr(
+        "dma_lab.attention.position_lifetimes.interval_attention",
+        lambda *tensors, max_live: told.append(max_live) or interval_attention(*tensors, max_live=max_live),
+    )
+    for rule in (lambda place: table[place], window, window_and_sinks, everything):
+        seen = (j <= t) & (t - j < rule(j).clamp(min=1))
+        build(rule)(torch.zeros(1, 9, M, dtype=torch.float64))
+        assert told.pop() == seen.sum(1).max()
 
 
 def test_any_rule_is_its_definition_and_every_query_sees_its_own_key():
