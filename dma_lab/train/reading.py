@@ -98,11 +98,17 @@ def _say_overruled(settings: TrainSettings, overrides: Sequence[str]) -> None:
     if not isinstance(data, RecallSettings):
         overruling["data.vocab_size"] = "data.tokenizer", data.tokenizer if data.tokenizer != "bpe" else None
         overruling["data.validation_fraction"] = "data.validation_path", data.validation_path
-    for override in overrides:
-        name, _, value = override.lstrip("+").partition("=")
+    given = dict(override.lstrip("+").partition("=")[::2] for override in overrides)
+    for name, value in given.items():
         other, ruling = overruling.get(name, (name, None))
         if ruling is not None and value != "null":
-            warn_once(f"{override.lstrip('+')} changes nothing, for {other}={shown(ruling)} overrules it.")
+            warn_once(f"{name}={value} changes nothing, for {other}={shown(ruling)} overrules it.")
+    own = settings.model.name
+    if "model.name" not in given and given.get("model", own) != own:
+        warn_once(
+            f"model={given['model']} is overruled by experiment={given.get('experiment', '…')}, which says itself what "
+            f"the model is: {own}; set parts of that instead, as model.d_model={settings.model.d_model}."
+        )
 
 
 def _with_tuned(settings: _Settings, file: str, overrides: Sequence[str], *, given: bool) -> _Settings:

@@ -122,3 +122,17 @@ def test_a_setting_that_another_overrules_is_said_to_change_nothing(given, overr
     for overrides, words in (([*chosen, given, overruling], 1), ([*chosen, given], 0), ([*chosen, overruling], 0)):
         read_settings(configuration(overrides), overrides)
         assert capsys.readouterr().err.count(f"{given.lstrip('+')} changes nothing") == words
+
+
+def test_a_rung_that_the_experiment_overrules_is_said_to_be(capsys):
+    print_once.cache_clear()
+    for overrides, said in (
+        (["experiment=mqar_small", "model=nano"], "model=nano is overruled by experiment=mqar_small"),
+        (["experiment=chinchilla", "model=nano"], ""),
+        (["model=nano", "model.name=mine"], ""),
+        (["experiment=mqar_small"], ""),
+    ):
+        read_settings(configuration(overrides), overrides)
+        found = capsys.readouterr().err
+        assert said in found
+        assert ("overruled" in found) == bool(said)
