@@ -49,14 +49,15 @@ def _beside(found: Statistics, backend: str, named: str) -> str:
 
 def _by_losses(found: Statistics, backend: str, beside: str) -> str:
     """What losses say where no law does."""
-    cells = [cell.difference for cell in found.comparison.cells_of(backend, [beside])]
-    intervals = [cell.interval for cell in cells if cell.interval is not None]
+    cells = found.comparison.cells_of(backend, [beside])
+    intervals = [cell.difference.interval for cell in cells if cell.difference.interval is not None]
     if not intervals:
         return "Nor is it known how its losses would differ with other seeds, of which no rung has two."
     of = "MHA" if beside == BASELINE else beside
+    what = "rung, budget and setting" if any(cell.run.setting for cell in cells) else "rung and budget"
     above, below = sum(low > 0 for low, _ in intervals), sum(high < 0 for _, high in intervals)
     return (
-        f"Of {_count(len(intervals), 'point')} (rung and budget) its loss is above {of}'s in {above} and below in "
+        f"Of {_count(len(intervals), 'point')} ({what}) its loss is above {of}'s in {above} and below in "
         f"{below}, where 95 % of what seeds and documents leave open lies on one side."
     )
 

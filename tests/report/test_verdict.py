@@ -69,6 +69,15 @@ def test_what_is_not_known_is_said(add_run, tmp_path):
     assert said.further.startswith("Of 1 point (rung and budget) its loss is above MHA's in 0 and below in 1,")
 
 
+def test_rates_of_one_rung_and_budget_are_not_called_rungs_and_budgets(add_run, tmp_path):
+    for attention in ("mha", "dma"):
+        for seed in (0, 1, 2, 3):
+            for rate in (0.01, 0.002):
+                add_run(attention, seed=seed, settings={"optimizer": {"learning_rate": rate}})
+    (said,) = verdicts(found(tmp_path))
+    assert said.further.startswith("Of 2 points (rung, budget and setting) its loss is above MHA's in 0 and below in 2")
+
+
 def test_without_mha_nothing_is_said(add_run, tmp_path):
     add_run("dma")
     assert verdicts(found(tmp_path)) == []
