@@ -8,6 +8,7 @@ from dma_lab.report.comparison import Comparison, OverTrainings, compare
 from dma_lab.report.conditions import without
 from dma_lab.report.document import Table
 from dma_lab.report.pairs import baseline_of
+from dma_lab.report.rates import precedence
 from dma_lab.report.sparsity import mean_keys_per_query
 from dma_lab.scaling.replicates import MeanDifference
 
@@ -30,7 +31,7 @@ def control_table(finished: Sequence[Run]) -> Table | None:
     for control, (backend, _, _) in CONTROLS.items():
         if {control, backend} <= there:
             both = [run for run in finished if run.attention in (control, backend)]
-            rows += [_row(cell, both, control, to_mha) for cell in _longest(compare(both, control), both, control)]
+            rows += [_row(*cell, both, control, to_mha) for cell in _longest(compare(both, control), both, control)]
     if not rows:
         return None
     return Table(
@@ -49,25 +50,30 @@ def control_table(finished: Sequence[Run]) -> Table | None:
     )
 
 
-def _longest(comparison: Comparison, both: Sequence[Run], control: str) -> list[OverTrainings]:
-    """Of every rung, backend and control the cell of most tokens."""
-    found: dict[object, OverTrainings] = {}
+def _longest(comparison: Comparison, both: Sequence[Run], control: str) -> list[tuple[OverTrainings, str]]:
+    """Of every rung, backend and control the cell of most tokens, and of several such, at several rates say, the one
+    that precedes (``precedence``); with what it is, where there are several."""
+    found: dict[object, list[OverTrainings]] = {}
     for cell in comparison.cells:
         other = baseline_of(cell.run, both, control)
         if isinstance(other, str) or other.backend != cell.beside:
             continue  # held against a control with other options, too
-        key = cell.run.model, cell.run.backend, cell.beside
-        if key not in found or found[key].run.summary.tokens < cell.run.summary.tokens:
-            found[key] = cell
-    return list(found.values())
+        found.setdefault((cell.run.model, cell.run.backend, cell.beside), []).append(cell)
+    return [_chosen(cells) for cells in found.values()]
 
 
-def _row(cell: OverTrainings, both: Sequence[Run], control: str, to_mha: Comparison) -> tuple[str, ...]:
+def _chosen(cells: Sequence[OverTrainings]) -> tuple[OverTrainings, str]:
+    best = max(cells, key=lambda cell: precedence(cell.run))
+    several = sum(cell.run.summary.tokens == best.run.summary.tokens for cell in cells) > 1
+    return best, f", {best.run.setting}" if several else ""
+
+
+def _row(cell: OverTrainings, setting: str, both: Sequence[Run], control: str, to_mha: Comparison) -> tuple[str, ...]:
     run, other = cell.run, baseline_of(cell.run, both, control)
     assert isinstance(other, Run)
     keys = [mean_keys_per_query(own) for own in (run, other)]
     return (
-        *(run.backend, cell.beside, _LACKS[control], run.rung, f"{run.summary.tokens:,}"),
+        *(run.backend, cell.beside, _LACKS[control], f"{run.rung}{setting}", f"{run.summary.tokens:,}"),
         " / ".join("-" if own is None else f"{own:.1f}" for own in keys),
         *(_to_mha(own, to_mha) for own in (run, other)),
         _text(cell.difference),

@@ -7,14 +7,16 @@ from dma_lab.report.collect import BASELINE, Run
 from dma_lab.report.comparison import Comparison, OverTrainings, compare
 from dma_lab.report.conditions import without
 from dma_lab.report.pairs import baseline_of
+from dma_lab.report.rates import precedence
 from dma_lab.scaling.replicates import MeanDifference
 
 CHANCE = "dma_random"
 
 
 def content_sentences(runs: Sequence[Run]) -> list[str]:
-    """A sentence for the largest budget of every rung at which DMA, its control and MHA stand side by side, of the
-    seeds that the control has there, or its parts would not add up. ``runs`` are a cohort's finished ones.
+    """A sentence for the largest budget of every rung at which DMA, its control and MHA stand side by side, at one rate
+    (``precedence``), of the seeds that the control has there, or its parts would not add up. ``runs`` are a cohort's
+    finished ones.
     """
     seeds: dict[Any, set[int]] = {}
     for run in runs:
@@ -33,7 +35,7 @@ def content_sentences(runs: Sequence[Run]) -> list[str]:
         ours, theirs = _to_mha(cell.run, to_mha), _to_mha(control, to_mha)
         if beside := next((name for name in ours if name in theirs), None):
             key = cell.run.model, cell.run.backend
-            if key not in largest or largest[key][0].run.summary.tokens < cell.run.summary.tokens:
+            if key not in largest or precedence(largest[key][0].run) < precedence(cell.run):
                 largest[key] = cell, beside, ours[beside], theirs[beside]
     return [_sentence(*found) for found in largest.values()]
 

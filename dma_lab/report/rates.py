@@ -42,6 +42,11 @@ def is_recipes(run: Run) -> bool:
     return recipe is not None and isclose(run.config.optimizer.learning_rate, recipe, rel_tol=1e-3)
 
 
+def precedence(run: Run) -> tuple[int, bool, float]:
+    """Of several runs of a rung the greatest stands for it: of most tokens, of the recipe's rate, of least loss."""
+    return run.summary.tokens, is_recipes(run), -run.loss
+
+
 def rates_of(finished: Sequence[Run]) -> dict[str, str]:
     """By backend, in words, of a cohort's finished runs; a cohort is tuned as a whole or not at all, but for rates
     by hand beside a file's."""

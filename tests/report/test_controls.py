@@ -142,3 +142,17 @@ def test_nothing_is_said_without_all_three(add_run, members):
     runs = members()
     (said,) = content_sentences(runs)
     assert "without an interval: no rung has two seeds" in said
+
+
+def test_of_several_rates_the_recipes_stands_for_a_rung_and_is_named(add_run, members):
+    paths = {
+        (name, rate): add_run(name, seed=0, settings={"optimizer": {"learning_rate": rate}}, recipe_learning_rate=0.01)
+        for name in ("mha", "dma", "dma_random")
+        for rate in (0.002, 0.01, 0.03)
+    }
+    runs = members()
+    ((*_, place, _, _, _, _, difference, _),) = control_table(runs).rows
+    wanted = mean(paths["dma", 0.01]) - mean(paths["dma_random", 0.01])
+    assert (place, difference) == ("nano, learning_rate=0.01", f"{wanted:+.4f}")
+    (said,) = content_sentences(runs)
+    assert "nano, 1,000,000 tokens, learning_rate=0.01: " in said
