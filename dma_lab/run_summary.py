@@ -78,6 +78,8 @@ class Known:
     unigram_entropy: float
     """Nats per token: what knowing frequencies alone gives."""
     data_fingerprint: str
+    tokenizer_loses: str | None = None
+    """What the tokenizer loses of text, in words: such a run has no bits per byte. None of one that loses nothing."""
     hardware: str
     """Devices, by number and name."""
     cpu_capability: str

@@ -97,8 +97,8 @@ def validation_batches(
         ``tokens``, ``targets`` int64 and ``document_ids`` int32 (≤ sequences, context) as in training;
         ``target_documents`` int64: the document whose text predicts the target, an index into
         ``validation_document_starts`` (a document's end, the next EOT, counts as its own last target);
-        ``target_bytes`` int64: bytes of text each target stands for. The last window is filled with EOTs whose
-        targets are -100, of 0 bytes, in the last document.
+        ``target_bytes`` int64: bytes of text each target stands for; ``target_ends`` bool: whether it is a document's
+        end. The last window is filled with EOTs whose targets are -100, of 0 bytes, in the last document.
     """
     stream = data.validation_tokens
     scored = scored_targets(data, max_tokens)
@@ -121,6 +121,7 @@ def validation_batches(
             "document_ids": _document_ids(inputs_bn, data.eot_id),
             "target_documents": torch.from_numpy(target_documents.astype(np.int64).reshape(rows, context)),
             "target_bytes": torch.from_numpy(target_bytes.reshape(rows, context)),
+            "target_ends": torch.from_numpy((targets == data.eot_id).reshape(rows, context)),
         }
 
 

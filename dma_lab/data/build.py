@@ -24,11 +24,11 @@ from dma_lab.data.packing import BATCH_CHARACTERS, PIECE_CHARACTERS, Packer, pie
 from dma_lab.data.partial import partial_of, put_in_place, remove_abandoned
 from dma_lab.data.readers import Document
 from dma_lab.data.settings import DataSettings
+from dma_lab.data.spelling import EOT
 from dma_lab.data.splits import ENOUGH_BYTES, ENOUGH_DOCUMENTS
 from dma_lab.data.stdlib import StandardLibrary
 from dma_lab.data.store import FILES, META_FILE, TOKENIZER_FILE, TokenData, TornCacheError
 from dma_lab.data.tokenizer import (
-    EOT,
     TRAINING_BYTES,
     check_trainable,
     load_tokenizer,
@@ -42,6 +42,9 @@ from dma_lab.seals import sealed
 
 FORMAT_VERSION = 3
 """To be raised whenever the same recipe would give other files."""
+
+_MOST_UNKNOWN = 0.5
+"""Of the tokens of text: beyond, a loss says how often the unknown token comes, and little else."""
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """What the system calls a full disk, a full quota and a file too large."""
@@ -168,6 +171,11 @@ def _build(
             progress.update(fraction, note)
     corpus.refuse_change()
     _refuse_empty(made_of["name"], train.documents, validation.documents)
+    if packer.lost and (unknown := packer.unknown_share()) > _MOST_UNKNOWN:
+        raise UserError(
+            f"data.tokenizer has no token for {unknown:.0%} of what it cuts data={made_of['name']} into: take one of "
+            "the text's language and script, or bpe."
+        )
     counts = +(corpus.counts + beyond + Counter({"empty documents left out": packer.empty_documents}))
     left = corpus.left + corpus.not_reached()
     (folder / TOKENIZER_FILE).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
@@ -195,11 +203,15 @@ def _build(
         "counts": dict(counts),
         "files": {name: mapped_digest(folder / name) for name in FILES},
     }
+    if packer.lost:
+        meta |= {"tokenizer_loses": packer.lost, "unknown_share": packer.unknown_share()}
     (folder / META_FILE).write_text(sealed(meta), encoding="utf-8")
     _say(
         f"tokenized {made_of['name']}: {train.tokens:,} training and {validation.tokens:,} validation tokens of "
         f"{train.documents:,} and {validation.documents:,} documents in {progress.seconds:.1f} s"
     )
+    if packer.lost:
+        _say(f"{packer.unknown_share():.3%} of the training tokens are unknown ones")
     _say(validation_sentence(corpus.split, validation.documents, validation.effective_documents()))
     print_inventory(made_of["name"], corpus.taken, left, counts)
 

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
+from dma_lab.data.lossy import lost_by, unknown_id_of
 from dma_lab.data.readers import Document
-from dma_lab.data.tokenizer import eot_id_of, space_mark_ids, spelled_tokens
+from dma_lab.data.spelling import eot_id_of, space_mark_ids, spelled_tokens, vocabulary_size
 from dma_lab.data.tokenizer_json import SPACE_MARK
 from dma_lab.messages import UserError
 
@@ -106,16 +107,21 @@ class Packer:
     While one batch is encoded the next is read and the one before it is written, so memory holds three at most.
 
     Raises:
-        UserError: the tokenizer's tokens do not stand for exactly the text's bytes.
+        UserError: the tokenizer cannot encode a text; or its tokens, of one that loses none, do not stand for exactly
+            the text's bytes.
     """
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, batch_characters: int | None = None) -> None:
         self._tokenizer, self._batch_characters = tokenizer, batch_characters or BATCH_CHARACTERS
         self.eot_id = eot_id_of(tokenizer)
-        self._spelled = spelled_tokens(tokenizer)
+        self.lost = lost_by(tokenizer)
+        """What the tokenizer loses of text, in words; None where its tokens stand for the text's bytes."""
+        self._unknown_id = unknown_id_of(tokenizer)
+        self._spelled = [b""] * vocabulary_size(tokenizer) if self.lost else spelled_tokens(tokenizer)
         self.token_bytes = np.array([len(text) for text in self._spelled], dtype="<i4")
-        """(vocab_size,): bytes of UTF-8 text that each token stands for; 0 for the EOT and for unused ids."""
-        self._mark_ids = space_mark_ids(tokenizer)
+        """(vocab_size,): bytes of UTF-8 text that each token stands for; 0 for the EOT and for unused ids, and for all
+        of a tokenizer that loses text."""
+        self._mark_ids = None if self.lost else space_mark_ids(tokenizer)
         self.dtype = "<u2" if len(self.token_bytes) <= 2**16 else "<u4"
         self.train = TokenStream(folder / "train.tokens", folder / "train.starts")
         self.validation = TokenStream(folder / "validation.tokens", folder / "validation.starts")
@@ -130,11 +136,11 @@ class Packer:
             for batch in self._batches(documents):
                 submitted = pool.submit(self._tokenizer.encode_batch_fast, batch.texts, add_special_tokens=False)
                 if encoding is not None:
-                    self._write(encoded_batch, encoding.result())
+                    self._write(encoded_batch, _result(encoding))
                 encoding, encoded_batch = submitted, batch
                 yield
             if encoding is not None:
-                self._write(encoded_batch, encoding.result())
+                self._write(encoded_batch, _result(encoding))
                 yield
 
     def close(self) -> None:
@@ -147,6 +153,12 @@ class Packer:
         counts = self._token_counts[self._token_counts > 0]
         shares = counts / counts.sum()
         return float(-(shares * np.log(shares)).sum())
+
+    def unknown_share(self) -> float:
+        """Of the training stream's tokens but the EOTs, the share of those that stand for what no token holds."""
+        of_text = self._token_counts.sum() - self._token_counts[self.eot_id]
+        unknown = 0 if self._unknown_id is None else self._token_counts[self._unknown_id]
+        return float(unknown / of_text) if of_text else 1.0
 
     def _batches(self, documents: Iterable[tuple[Document, bool]]) -> Iterator[_Batch]:
         batch = _Batch()
@@ -199,7 +211,13 @@ class Packer:
                 self._token_counts += np.bincount(tokens, minlength=len(self._token_counts))
 
     def _encoded(self, text: str, encoding: Encoding) -> NDArray[Any]:
-        """The tokens of a piece of text. Raises UserError unless they stand for exactly its bytes."""
+        """The tokens of a piece of text.
+
+        Raises:
+            UserError: they do not stand for exactly its bytes, and the tokenizer is none that loses text.
+        """
+        if self.lost:
+            return self._without_eots(np.array(encoding.ids, dtype=self.dtype))
         ids = self._mark_ids * len(text) if self._mark_ids and text[0] == SPACE_MARK else encoding.ids
         tokens = np.array(ids, dtype=self.dtype)
         if b"".join([self._spelled[index] for index in ids]) != text.encode("utf-8") or (tokens == self.eot_id).any():
@@ -209,8 +227,24 @@ class Packer:
             )
         return tokens
 
+    def _without_eots(self, tokens: NDArray[Any]) -> NDArray[Any]:
+        """``tokens`` of text. What a tokenizer takes for the EOT, as T5's does ``</s>``, is unknown, or left out."""
+        if self._unknown_id is None:
+            return np.delete(tokens, np.flatnonzero(tokens == self.eot_id))
+        return np.where(tokens == self.eot_id, tokens.dtype.type(self._unknown_id), tokens)
+
     def _difference(self, text: str, ids: list[int]) -> str:
         held, wanted = b"".join([self._spelled[index] for index in ids]), text.encode("utf-8")
         at = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(held, wanted, strict=False)))
         given, made = (part[max(0, at - 20) : at + 20].decode("utf-8", "replace") for part in (wanted, held))
         return f"{given!r} its tokens make {made!r}" if given != made else f"{given!r} they make the EOT"
+
+
+def _result(encoding: Future[list[Encoding]]) -> list[Encoding]:
+    try:
+        return encoding.result()
+    except Exception as error:  # tokenizers raises plain Exception, as for what it has no token for, nor an unknown one
+        raise UserError(
+            f"data.tokenizer cannot encode the text ({error}): take another one, such as bpe, or one with an unknown "
+            "token."
+        ) from error

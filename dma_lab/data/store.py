@@ -50,6 +50,8 @@ class TokenData:
         self.eot_id: int = self.meta["eot_id"]
         self.unigram_entropy: float = self.meta["unigram_entropy"]
         """Nats per token of the training stream's token distribution: the loss of a model that only counts tokens."""
+        self.tokenizer_loses: str | None = self.meta.get("tokenizer_loses")
+        """What the tokenizer loses of text, in words: then no token has bytes. None where tokens stand for the text."""
         self.tokenizer_file = self.folder / TOKENIZER_FILE
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -76,7 +78,8 @@ class TokenData:
 
     @cached_property
     def token_bytes(self) -> NDArray[np.int32]:
-        """(vocab_size,): how many bytes of UTF-8 text each token stands for; 0 for the EOT."""
+        """(vocab_size,): how many bytes of UTF-8 text each token stands for; 0 for the EOT, and for all of a tokenizer
+        that loses text."""
         return np.array(self._map("token_bytes", "<i4"))
 
     def load_tokenizer(self) -> Tokenizer:

@@ -32,11 +32,16 @@ def leave_out_changes(described: dict[str, Any]) -> list[str]:
         if kept or metaspace:
             decode.insert(0, {"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "})
         described["decoder"] = {"type": "Sequence", "decoders": decode}
-    described["post_processor"] = None  # a BOS and the like
-    if described["model"].get("dropout"):
-        left_out.append("dropout")
-        described["model"]["dropout"] = None
-    return left_out
+    return left_out + leave_out_additions(described)
+
+
+def leave_out_additions(described: dict[str, Any]) -> list[str]:
+    """Take out of a tokenizer.json what adds to the text, as a BOS, or draws lots; returns what lots it would draw."""
+    described["post_processor"] = None
+    if not described["model"].get("dropout"):
+        return []
+    described["model"]["dropout"] = None
+    return ["dropout"]
 
 
 def _parts(node: dict[str, Any] | None) -> list[dict[str, Any]]:

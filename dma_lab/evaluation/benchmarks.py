@@ -104,6 +104,7 @@ class Benchmarks:
             batch_tokens=self.machine.batch_tokens,
         )
         answering.task = f"{benchmark.name} {place[benchmark.name]}"
+        answering.loses = self.run.data.tokenizer_loses
         scores, by_question = score_task(answering, benchmark.load(), self.limit)
         file = f"{self.record.suite}-{self.record.name(self.cell(benchmark))}.npz"
         np.savez(self.record.folder / file, **by_question)  # type: ignore[arg-type]

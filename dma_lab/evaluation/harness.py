@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from dma_lab.evaluation.generate import Sampling, cache_pays, generate
-from dma_lab.messages import UserError
+from dma_lab.messages import UserError, warn_once
 from dma_lab.model import Transformer
 from dma_lab.progress import WorkProgress
 
@@ -58,6 +58,8 @@ class HarnessModel(TemplateLM):
         self._device = model.embedding.weight.device
         self.task = "requests"
         """What the progress bar says is being done."""
+        self.loses: str | None = None
+        """What the tokenizer loses of text, in words."""
 
     @property
     def eot_token_id(self) -> int:
@@ -98,7 +100,16 @@ class HarnessModel(TemplateLM):
         return answers
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Nats of whole texts: each token once, from as much as fits."""
+        """Nats of whole texts: each token once, from as much as fits.
+
+        Raises:
+            UserError: the tokenizer loses text, which would cost nothing.
+        """
+        if self.loses is not None:
+            raise UserError(
+                f"{self.task} asks for the nats of whole texts, and this run's tokenizer loses {self.loses}, which "
+                "would cost nothing: leave the task out."
+            )
         windows: list[Request] = []
         text_of: list[int] = []
         for index, request in enumerate(requests):
@@ -118,6 +129,11 @@ class HarnessModel(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """What each context is continued with, up to the first of its task's stop strings."""
+        if self.loses is not None:
+            warn_once(
+                f"{self.task}: this run's tokenizer loses {self.loses}, so it cannot write every answer to the letter, "
+                "and scores lower where that is asked for."
+            )
         settled = [_settled(request.args[1], self._spelled_eot()) for request in requests]
         prompts = [
             self._prompt(request.args[0], new_tokens)

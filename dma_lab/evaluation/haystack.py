@@ -9,8 +9,8 @@ from tokenizers import Tokenizer
 from dma_lab.data.digests import text_digest
 from dma_lab.data.formats import FORMATS, format_of
 from dma_lab.data.readers import read_documents
+from dma_lab.data.spelling import eot_id_of, vocabulary_size
 from dma_lab.data.store import TokenData
-from dma_lab.data.tokenizer import eot_id_of, vocabulary_size
 from dma_lab.messages import UserError
 
 

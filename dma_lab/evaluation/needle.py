@@ -18,7 +18,7 @@ from typing import Literal
 
 from tokenizers import Tokenizer
 
-from dma_lab.data.tokenizer import eot_id_of
+from dma_lab.data.spelling import eot_id_of
 from dma_lab.evaluation import ruler
 from dma_lab.evaluation.haystack import Haystack
 from dma_lab.messages import UserError

@@ -49,24 +49,31 @@ class ValidationScore:
         return math.exp(self.loss) if self.loss <= _LARGEST_LOG or math.isnan(self.loss) else math.inf
 
     @property
-    def bits_per_byte(self) -> float:
-        """Of the text and of where its documents end. Does not depend on the tokenizer."""
-        return float(self.document_nats.sum() / math.log(2) / self.document_bytes.sum())
+    def bits_per_byte(self) -> float | None:
+        """Of the text and of where its documents end. Does not depend on the tokenizer.
+
+        None of tokens that stand for no bytes: their tokenizer loses text.
+        """
+        return self._per_byte(float(self.document_nats.sum()))
 
     @property
-    def text_bits_per_byte(self) -> float:
-        """Of the text alone, without the EOTs' nats. Does not depend on the tokenizer."""
-        nats = self.document_nats.sum() - self.document_end_nats.sum()
-        return float(nats / math.log(2) / self.document_bytes.sum())
+    def text_bits_per_byte(self) -> float | None:
+        """Of the text alone, without the EOTs' nats; else as ``bits_per_byte``."""
+        return self._per_byte(float(self.document_nats.sum() - self.document_end_nats.sum()))
 
     def metrics(self) -> dict[str, float]:
-        """The figures by the names under which a run reports them."""
-        return {
+        """The figures there are, by the names under which a run reports them."""
+        figures = {
             "val_loss": self.loss,
             "val_perplexity": self.perplexity,
             "val_bits_per_byte": self.bits_per_byte,
             "val_text_bits_per_byte": self.text_bits_per_byte,
         }
+        return {name: figure for name, figure in figures.items() if figure is not None}
+
+    def _per_byte(self, nats: float) -> float | None:
+        held = int(self.document_bytes.sum())
+        return nats / math.log(2) / held if held else None
 
     def save(self, path: Path) -> None:
         """Write the arrays to ``path`` (.npz)."""
@@ -100,7 +107,7 @@ def score_validation(
         documents = batch["target_documents"].flatten()[scored]
         document_nats.index_add_(0, documents, nats[scored])
         target_bytes = batch["target_bytes"].flatten()[scored].long()
-        document_end_nats.index_add_(0, documents, nats[scored] * (target_bytes == 0))  # only EOTs have none
+        document_end_nats.index_add_(0, documents, nats[scored] * batch["target_ends"].flatten()[scored])
         document_tokens.index_add_(0, documents, torch.ones_like(documents))
         document_bytes.index_add_(0, documents, target_bytes)
         sums = torch.stack((nats, scored.double())).view(2, *targets.shape).sum(1)

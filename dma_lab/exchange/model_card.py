@@ -42,6 +42,8 @@ def training_facts(run: TrainedRun) -> dict[str, str]:
         "training": f"step {run.step:,} of {summary.steps:,}, {_share(run):,} tokens, context {run.context:,}, "
         f"seed {summary.seed}",
     }
+    if summary.tokenizer_loses is not None:
+        facts["tokenizer"] = f"loses {summary.tokenizer_loses}: what is lost cost nothing"
     if summary.init_from_digest is not None:
         facts["begun with"] = f"the weights of digest {summary.init_from_digest}"
     if summary.status == "finished" and run.step == summary.steps:

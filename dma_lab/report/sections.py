@@ -115,6 +115,15 @@ def _overview(runs: Sequence[Run], problems: Sequence[Unreadable], groups: dict[
     if len(groups) > 1:
         listed = [f"Group {number}: {name} ({_runs(len(groups[name]))})" for number, name in enumerate(groups, 1)]
         blocks.append(Notice(f"The runs form {len(groups)} groups that are not compared with each other.", listed))
+    if losses := Counter(loses for run in runs if (loses := run.summary.tokenizer_loses) is not None):
+        listed = [f"{what} ({_runs(count)})" for what, count in losses.items()]
+        blocks.append(
+            Notice(
+                "Tokenizers of these runs lose text, which costs nothing: there are no bits per byte, and losses "
+                "compare only with those of the same tokenizer. Lost are:",
+                listed,
+            )
+        )
     commits = Counter(run.summary.git_commit for run in runs if run.finished)
     if len(commits) > 1:
         listed = [f"{tables.short_commit(name)} ({_runs(count)})" for name, count in commits.items()]

@@ -85,6 +85,7 @@ def _known_before(run: RunDirectory, settings: TrainSettings, plan: RunPlan, tas
         flops_executed=plan.flops.executed,
         unigram_entropy=task.unigram_entropy,
         data_fingerprint=task.fingerprint,
+        tokenizer_loses=task.tokenizer_loses,
         hardware=f"{settings.trainer.processes} x {hardware.name}",
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
         precision=hardware.precision,

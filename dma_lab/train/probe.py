@@ -95,7 +95,8 @@ def _seconds_to_score(
     module.to(hardware.device)
     batch = {name: value for name, value in _random_batch(settings, plan, sequences).items() if value is not None}
     nothing = torch.zeros_like(batch["targets"])
-    batch = {"document_ids": nothing.int(), **batch, "target_documents": nothing, "target_bytes": nothing + 1}
+    of_targets = {"target_documents": nothing, "target_bytes": nothing + 1, "target_ends": nothing.bool()}
+    batch = {"document_ids": nothing.int(), **batch, **of_targets}
     seconds = []
     for _ in range(_VALIDATIONS):
         begun = time.perf_counter()

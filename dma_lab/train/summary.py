@@ -29,6 +29,8 @@ def print_summary(summary: Summary) -> None:
         score = [("accuracy", f"{summary.val_accuracy:.4f}")]
         score += [(f"  at {pairs} pairs", f"{share:.4f}") for pairs, share in by_pairs.items()]
         score += [(f"  at a gap of {gap}", f"{share:.4f}") for gap, share in by_gap.items()]
+    elif summary.tokenizer_loses is not None:
+        score = [("bits per byte", f"none: the tokenizer loses {summary.tokenizer_loses}")]
     else:
         with_ends, text = summary.val_bits_per_byte, summary.val_text_bits_per_byte
         score = [("bits per byte", f"{with_ends:.4f} with the documents' ends, {text:.4f} of the text alone")]

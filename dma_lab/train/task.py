@@ -38,6 +38,8 @@ class Task(Protocol):
     """Equal fingerprints, equal batches at equal seeds."""
     unigram_entropy: float
     """Nats per token: what knowing frequencies alone gives."""
+    tokenizer_loses: str | None
+    """What its tokenizer loses of text, in words; None where nothing, or where there is none."""
 
     def draw(self, plan: RunPlan) -> DrawSequences:
         """The run's training sequences.
@@ -63,6 +65,7 @@ class TextTask:
         self.vocab_size = self.data.vocab_size
         self.fingerprint = self.data.fingerprint
         self.unigram_entropy = self.data.unigram_entropy
+        self.tokenizer_loses = self.data.tokenizer_loses
 
     def draw(self, plan: RunPlan) -> DrawSequences:
         refuse_repeat(self.data, plan.tokens, self.data_settings.allow_repeat)
@@ -103,6 +106,8 @@ class TextTask:
 
 class RecallTask:
     """Multi-query associative recall. Its loss counts the queries alone, and so does all that is derived from it."""
+
+    tokenizer_loses: str | None = None
 
     def __init__(self, data: RecallSettings, settings: TrainSettings) -> None:
         self.data, self.settings = data, settings

@@ -1,7 +1,8 @@
 """How many tokens a run's text will be spelled with, before there are any."""
 
 from dma_lab.data.mqar import RecallSettings
-from dma_lab.data.tokenizer import load_tokenizer, vocabulary_size
+from dma_lab.data.spelling import vocabulary_size
+from dma_lab.data.tokenizer import load_tokenizer
 from dma_lab.train.settings import TrainSettings
 
 

@@ -16,7 +16,7 @@ from dma_lab.evaluation.benchmarks import score_task
 from dma_lab.evaluation.harness import HarnessModel
 from dma_lab.evaluation.local_sets import local_benchmarks
 from dma_lab.exchange import export_model
-from dma_lab.messages import UserError
+from dma_lab.messages import UserError, print_once
 from dma_lab.model import ModelShape, Transformer
 
 CONTEXT = 64
@@ -129,6 +129,16 @@ def test_whole_texts_are_scored_window_by_window(pair, texts):
     # A sum over hundreds of tokens: 1e-4 in each window.
     windows = [1 + len(ours.tok_encode(each.args[0])) // CONTEXT for each in asked]
     assert (abs(np.array(found) - expected) < 1e-4 * np.array(windows)).all()
+
+
+def test_whole_texts_have_no_nats_where_the_tokenizer_loses_some(pair, texts, monkeypatch, capsys):
+    ours, _ = pair
+    monkeypatch.setattr(ours, "loses", "accents")
+    print_once.cache_clear()
+    with pytest.raises(UserError, match="nats of whole texts, and this run's tokenizer loses accents"):
+        ours.loglikelihood_rolling(requests("loglikelihood_rolling", (texts[0],)))
+    ours.generate_until(requests("generate_until", (texts[0][:20], {"max_gen_toks": 1, "do_sample": False})))
+    assert "loses accents, so it cannot write every answer to the letter" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("new_tokens", [3, 40])

@@ -8,17 +8,33 @@ import pytest
 import torch
 from torch import nn
 
+from dma_lab.data.lossy import unknown_id_of
 from dma_lab.evaluation.needle import Kind
-from dma_lab.evaluation.needle_scores import begins_with_answer, score_samples, value_log_probabilities
+from dma_lab.evaluation.needle_scores import (
+    begins_with_answer,
+    given_back,
+    score_samples,
+    value_log_probabilities,
+)
+from tests import lossy
 from tests.evaluation.needles import LENGTH
 
 
 def test_exact_wants_the_answer_first_and_nothing_that_goes_on():
-    values = ["581", "20"]
+    answer = "581, 20"
     for text in (" 581, 20", ": 581, 20.", "581, 20\nand", " :\n581, 20, 7"):
-        assert begins_with_answer(text, values), text
+        assert begins_with_answer(text, answer), text
     for text in ("", "581", " 20, 581", "the 581, 20", "581, 207", "581, 20a", "581,20", "::581, 20"):
-        assert not begins_with_answer(text, values), text
+        assert not begins_with_answer(text, answer), text
+
+
+def test_an_answer_is_what_the_tokenizer_can_write_of_it(run):
+    for tokenizer, text, written in (
+        (lossy.bert(), "550e-8400, The CAT", "550e - 8400, the cat"),
+        (lossy.bert(), "the 東", "the 東"),  # whose unknown token is no answer
+        (run.data.load_tokenizer(), "550e-8400,  Thé", "550e-8400,  Thé"),
+    ):
+        assert given_back(tokenizer, unknown_id_of(tokenizer), text) == written
 
 
 class Recites(nn.Module):

@@ -148,6 +148,13 @@ def test_of_a_learning_rate_sweep_the_best_run_stands_for_its_point(add_run, rep
     assert trace["y"] == [min(losses)]
 
 
+def test_it_says_what_tokenizers_lose(add_run, report):
+    add_run("mha", val_bits_per_byte=None, val_text_bits_per_byte=None, tokenizer_loses="capital letters, accents")
+    text = report()
+    assert "Tokenizers of these runs lose text, which costs nothing: there are no bits per byte" in text
+    assert "capital letters, accents (1 run)" in text
+
+
 FILLED = {"data": {"filler": "random"}}
 
 

@@ -89,7 +89,10 @@ class ContextSuite(Suite):
             f"{run.path.name}: {found[0][0]['tokens']:,} validation tokens, trained on contexts of {run.context}",
             ("context", "stride", "loss", "perplexity", "bits per byte"),
             [
-                (cell["context"], cell["stride"], scores["loss"], scores["perplexity"], scores["bits_per_byte"])
+                (
+                    *(cell["context"], cell["stride"], scores["loss"], scores["perplexity"]),
+                    scores.get("bits_per_byte", "–"),  # none where the tokenizer loses text
+                )
                 for cell, scores in found
             ],
         )
@@ -167,12 +170,12 @@ def score_sliding(
             begins = np.maximum(window.start, starts[document[scored]]) if mask_documents else window.start
             seen[scored] = np.arange(window.first, window.end) - begins
         on_targets(batch[-1].end)
-    target_bytes, documents = data.token_bytes[stream[1 : targets + 1]], len(starts)
+    target_ids, documents = stream[1 : targets + 1], len(starts)
     return ValidationScore(
         document_nats=np.bincount(document, nats, documents).astype(np.float64),
-        document_end_nats=np.bincount(document, nats * (target_bytes == 0), documents).astype(np.float64),
+        document_end_nats=np.bincount(document, nats * (target_ids == data.eot_id), documents).astype(np.float64),
         document_tokens=np.bincount(document, minlength=documents),
-        document_bytes=np.bincount(document, target_bytes, documents).astype(np.int64),
+        document_bytes=np.bincount(document, data.token_bytes[target_ids], documents).astype(np.int64),
         position_nats=np.bincount(seen, nats, context).astype(np.float64),
         position_tokens=np.bincount(seen, minlength=context),
     )
