@@ -18,12 +18,16 @@ def format_of(path: Path, *, else_text: bool = False) -> str | None:
     Args:
         else_text: what has no known kind is plain text, ``.txt``, compressed or not.
     """
-    name = path.name.lower()
-    compression = next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), "")
-    kind = Path(name.removesuffix(compression)).suffix
+    kind, compression = _kind_and_compression(path)
     if kind not in KINDS or (compression and kind in (".parquet", ".arrow")):
         return f".txt{compression}" if else_text else None
     return kind + compression
+
+
+def kind_of(path: Path) -> str:
+    """What a file is by its own name, in a known format or not: ``.rst.gz``, or ``without suffix``."""
+    kind, compression = _kind_and_compression(path)
+    return kind + compression if kind else " ".join(filter(None, ("without suffix", compression)))
 
 
 def checked_encoding(name: str) -> str:
@@ -41,3 +45,9 @@ def checked_encoding(name: str) -> str:
 
 def is_utf8(encoding: str) -> bool:
     return checked_encoding(encoding) == "utf-8"
+
+
+def _kind_and_compression(path: Path) -> tuple[str, str]:
+    name = path.name.lower()
+    compression = next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), "")
+    return Path(name.removesuffix(compression)).suffix, compression

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dma_lab.data.corpora import Taken
+from dma_lab.settings import shown
 
 LEAST_EFFECTIVE = 20
 """Documents, below which a report gives no interval over them (``scaling.documents.LEAST_DOCUMENTS``)."""
@@ -21,18 +23,23 @@ def print_inventory(name: str, taken: Mapping[str, Taken], left: Counter[str], c
         table.add_column(column, justify="right")
     for kind, part in taken.items():
         table.add_row(
-            f"taken: {kind}", f"{part.files:,}" if part.files else "", f"{part.documents:,}", f"{part.bytes:,}"
+            _cell(f"taken: {kind}"), f"{part.files:,}" if part.files else "", f"{part.documents:,}", f"{part.bytes:,}"
         )
     if left or counts:
         table.add_section()
     for why, count in left.most_common():
-        table.add_row(f"left: {why}", f"{count:,}")
+        table.add_row(_cell(f"left: {why}"), f"{count:,}")
     for what, count in counts.items():
         table.add_row(what, "", f"{count:,}")
     console = Console(stderr=True)
     if not console.is_terminal:
         console.width = 120  # a log has no width
     console.print(table)
+
+
+def _cell(text: str) -> str:
+    """What files' names are part of, as it stands: no markup, nothing that a terminal obeys."""
+    return escape(shown(text, most=120))
 
 
 def validation_sentence(split: Mapping[str, Any], documents: int, effective: float) -> str:

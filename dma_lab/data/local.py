@@ -10,7 +10,7 @@ from typing import Any
 from dma_lab.data.corpora import Corpus, Taken
 from dma_lab.data.digests import DigestCache, file_state
 from dma_lab.data.finding import find_files, user_path
-from dma_lab.data.formats import format_of
+from dma_lab.data.formats import format_of, kind_of
 from dma_lab.data.readers import Document, read_documents
 from dma_lab.data.settings import DataSettings
 from dma_lab.data.splits import Split, choose_split, parts_of
@@ -41,7 +41,7 @@ class LocalCorpus(Corpus):
         self._read, self._begun = 0, 0
         self.left, self.set_apart = left, bool(validation)
         for file in train + validation:
-            self.taken.setdefault(file.format, Taken()).files += 1
+            self.taken.setdefault(kind_of(file.path), Taken()).files += 1
         self.identity = {
             "train": [[file.format, file.digest] for file in train],
             "validation": [[file.format, file.digest] for file in validation],
@@ -90,7 +90,7 @@ class LocalCorpus(Corpus):
         for file in files:
             self._begun += 1
             for document in self._documents([file]):
-                self.taken[file.format].add(document)
+                self.taken[kind_of(file.path)].add(document)
                 yield document
 
     def _documents(self, files: list[SourceFile]) -> Iterator[Document]:

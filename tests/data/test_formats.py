@@ -211,13 +211,20 @@ def test_a_pattern_takes_any_kind_and_the_rest_is_counted(tmp_path, settings_of,
     made = prepare_data(settings_of(tmp_path / "docs", pattern="**/*.rst", tokenizer=tokenizer), 1)
     texts = [file.read_text() for file in (tmp_path / "docs" / "deep").iterdir()]
     assert sum(map(len, decode_stream(made, "train") + decode_stream(made, "validation"))) == sum(map(len, texts))
-    assert made.meta["taken"] == {".txt": {"files": 60, "documents": 60, "bytes": sum(map(len, texts))}}
+    assert made.meta["taken"] == {".rst": {"files": 60, "documents": 60, "bytes": sum(map(len, texts))}}
     assert made.meta["left"] == {"not of data.pattern": 60, "hidden": 1}
     table = capsys.readouterr().err.splitlines()
-    assert [line.strip("│ ").split() for line in table if "taken: .txt" in line or "hidden" in line] == [
-        ["taken:", ".txt", "│", "60", "│", "60", "│", f"{sum(map(len, texts)):,}"],
+    assert [line.strip("│ ").split() for line in table if "taken: .rst" in line or "hidden" in line] == [
+        ["taken:", ".rst", "│", "60", "│", "60", "│", f"{sum(map(len, texts)):,}"],
         ["left:", "hidden", "│", "1"],
     ]
+    for name in ("README", "a.RST.gz", "b.x[red]\x1b[31m", "c.txt"):
+        text = name.encode() * 999
+        (tmp_path / "docs" / "deep" / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    every = prepare_data(settings_of(tmp_path / "docs", pattern="deep/*", tokenizer=tokenizer), 1)
+    taken = {kind: part["documents"] for kind, part in every.meta["taken"].items()}
+    assert taken == {".rst": 60, "without suffix": 1, ".rst.gz": 1, ".x[red]\x1b[31m": 1, ".txt": 1}
+    assert r"│ 'taken: .x[red]\x1b[31m'" in capsys.readouterr().err
     named = prepare_data(settings_of(tmp_path / "docs" / "deep" / "1.rst", pattern="*.rst", tokenizer=tokenizer), 1)
     assert named.meta["split"]["documents"] == 1
     for pattern, said in (("*.md", "matches no file below"), ("../*.py", "must stay below data.path")):
