@@ -15,6 +15,7 @@ from dma_lab.report.comparison import OverTrainings, compare, compare_parts
 from dma_lab.report.conditions import without
 from dma_lab.report.document import Figure, Section, Series, Table
 from dma_lab.report.pairs import Part, Scores, baselines_of, whole
+from dma_lab.report.rates import precedence
 from dma_lab.scaling.replicates import MeanDifference
 
 _SEED = frozenset({"seed"})
@@ -45,7 +46,7 @@ def hidden_by_the_mean(finished: Sequence[Run]) -> Section | None:
     cells = compare(scored).cells
     if not cells:
         return None
-    shown = _fullest(cells)
+    shown, setting = _fullest(cells)
     point = without(shown[0].run.conditions, _SEED)
     context = shown[0].run.summary.context
     by_kind = [Split(name, part) for name, part in zip(_KINDS, (whole, _repeats, _others), strict=True)]
@@ -67,7 +68,8 @@ def hidden_by_the_mean(finished: Sequence[Run]) -> Section | None:
         *(f"{backend} − {'MHA' if beside == BASELINE else beside} [95 %]" for backend, beside in pairs),
     )
     about = (
-        f"Rung {shown[0].run.rung}, {shown[0].run.summary.tokens:,} tokens, {_seeds(shown)}, contexts of {context:,}"
+        f"Rung {shown[0].run.rung}, {shown[0].run.summary.tokens:,} tokens{setting}, {_seeds(shown)}, contexts of "
+        f"{context:,}"
     )
     return Section(
         "What the mean hides",
@@ -87,12 +89,16 @@ def hidden_by_the_mean(finished: Sequence[Run]) -> Section | None:
     )
 
 
-def _fullest(cells: Sequence[OverTrainings]) -> list[OverTrainings]:
-    """Of all points (rung and budget) that which most backends share; of several that of most compute."""
+def _fullest(cells: Sequence[OverTrainings]) -> tuple[list[OverTrainings], str]:
+    """Of all points (rung and budget) that which most backends share; of several that of most compute, and of several
+    rates there the one that precedes (``precedence``). And which one, where there are several."""
     points: dict[Any, list[OverTrainings]] = {}
     for cell in cells:
         points.setdefault(without(cell.run.conditions, _SEED), []).append(cell)
-    return max(points.values(), key=lambda own: (len(own), max(cell.run.summary.flops for cell in own)))
+    fullness = {point: (len(own), max(cell.run.summary.flops for cell in own)) for point, own in points.items()}
+    as_full = [points[point] for point, own in fullness.items() if own == max(fullness.values())]
+    best = max(as_full, key=lambda own: max(precedence(cell.run) for cell in own))
+    return best, f", {best[0].run.setting}" if len(as_full) > 1 else ""
 
 
 def _at(cells: Sequence[OverTrainings], point: frozenset[tuple[str, Any]]) -> dict[tuple[str, str], MeanDifference]:

@@ -141,3 +141,17 @@ def test_runs_without_split_losses_are_compared_all_the_same(add_run, tmp_path):
     ((members,),) = [list(cohorts(read_runs(tmp_path / "runs")[0]).values())]
     assert hidden_by_the_mean(members) is None
     assert len(compare(members).cells) == 1
+
+
+def test_of_several_rates_the_recipes_is_shown_and_named(add_run, tmp_path):
+    sums = {}
+    for rate, gap in ((0.002, 0.3), (0.01, 0.1), (0.03, 0.2)):
+        for name, own in (("mha", 0.0), ("dma", gap)):
+            options = {"settings": {"optimizer": {"learning_rate": rate}}, "recipe_learning_rate": 0.01}
+            sums[name, rate] = split(add_run(name, **options), 0, 0.0, own)
+    ((members,),) = [list(cohorts(read_runs(tmp_path / "runs")[0]).values())]
+    table = next(block for block in hidden_by_the_mean(members).blocks if isinstance(block, Table))
+    assert table.caption.startswith("Rung nano, 1,000,000 tokens, learning_rate=0.01, 1 seed, ")
+    (repeating,) = (row for row in table.rows if row[0] == "that repeat a bigram")
+    (ours, tokens), (theirs, _) = sums["dma", 0.01], sums["mha", 0.01]
+    assert repeating[-1] == f"{(ours[..., 1].sum() - theirs[..., 1].sum()) / tokens[..., 1].sum():+.4f}"
