@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dma_lab.data.store import TokenData
-from dma_lab.messages import UserError
+from dma_lab.messages import UserError, warn_once
 
 IGNORED_TARGET = -100
 """Marks a target that is padding (the default ``ignore_index`` of PyTorch's cross entropy)."""
@@ -26,14 +26,18 @@ def sequences_in(data: TokenData, context: int) -> int:
 
 
 def refuse_repeat(data: TokenData, tokens_needed: int, allow_repeat: bool) -> None:
-    """Raise UserError if ``tokens_needed`` (targets trained on) exceed the training stream, unless that is allowed."""
+    """Raise UserError if ``tokens_needed`` (targets trained on) exceed the training stream; where that is allowed, say
+    how often it is read: what is trained on again is worth less than new text."""
     held = len(data.train_tokens) - 1
-    if tokens_needed > held and not allow_repeat:
+    if tokens_needed <= held:
+        return
+    epochs = f"{tokens_needed / held:.2f} epochs"
+    if not allow_repeat:
         raise UserError(
             f"The budget of {tokens_needed:,} tokens is more than the corpus' {held:,} training tokens and would "
-            f"repeat them for {tokens_needed / held:.2f} epochs: set data.allow_repeat=true, or take a larger corpus "
-            "or a smaller budget."
+            f"repeat them for {epochs}: set data.allow_repeat=true, or take a larger corpus or a smaller budget."
         )
+    warn_once(f"{tokens_needed:,} tokens are {epochs} of the corpus' {held:,} training tokens, each in another order.")
 
 
 def sequences_from(

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from dma_lab.data.batches import refuse_repeat, scored_targets, sequences_from, sequences_in, validation_batches
-from dma_lab.messages import UserError
+from dma_lab.messages import UserError, print_once
 
 CONTEXT = 16
 
@@ -110,10 +110,15 @@ def test_what_is_scored_ends_where_a_document_does_and_holds_its_texts_bytes(dat
             assert scored == max_tokens
 
 
-def test_a_budget_beyond_the_corpus_names_the_epochs(data):
+def test_a_budget_beyond_the_corpus_names_the_epochs(data, capsys):
+    print_once.cache_clear()
     held = len(data.train_tokens) - 1
     refuse_repeat(data, held, False)
+    refuse_repeat(data, held, True)
+    assert not capsys.readouterr().err
     refuse_repeat(data, 10 * held, True)
+    said = f"{10 * held:,} tokens are 10.00 epochs of the corpus' {held:,} training tokens, each in another order."
+    assert said in capsys.readouterr().err
     with pytest.raises(UserError, match=r"2\.50 epochs: set data\.allow_repeat=true"):
         refuse_repeat(data, held * 5 // 2, False)
 
