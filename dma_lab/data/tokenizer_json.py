@@ -32,6 +32,10 @@ def leave_out_changes(described: dict[str, Any]) -> list[str]:
         if kept or metaspace:
             decode.insert(0, {"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "})
         described["decoder"] = {"type": "Sequence", "decoders": decode}
+    for token in described["added_tokens"]:
+        if not token["special"] and (token["lstrip"] or token["rstrip"]):  # special ones are no text anyway
+            left_out.append(f"spaces beside {token['content']}")
+            token["lstrip"] = token["rstrip"] = False
     return left_out + leave_out_additions(described)
 
 

@@ -116,12 +116,23 @@ def test_a_tokenizer_that_draws_lots_draws_none(tmp_path, pair):
     assert {tuple(ours.encode(text).ids) for _ in range(5)} == {tuple(load_tokenizer(str(pair)).encode(text).ids)}
 
 
-def test_text_that_a_tokenizer_takes_for_something_else_is_named(tmp_path, pair, settings_of, write, documents):
+def test_spaces_beside_an_added_token_are_text(tmp_path, pair, settings_of, write, documents, decode_stream, capsys):
     added = load_tokenizer(str(pair))
-    added.add_tokens([AddedToken("zebra", lstrip=True)])
+    added.add_tokens([AddedToken("zebra", lstrip=True, rstrip=True)])
     added.save(str(tmp_path / "tokenizer.json"))
-    path = write(tmp_path / "a.jsonl", [*documents, "a   zebra crosses"])
-    with pytest.raises(UserError, match=r"does not keep text as it is: of 'a   zebra crosses' its tokens make 'azebra"):
+    texts = [*documents, "a   zebra crosses"]
+    data = prepare_data(settings_of(write(tmp_path / "a.jsonl", texts), tokenizer=str(tmp_path)), 1)
+    assert sorted(decode_stream(data, "train") + decode_stream(data, "validation")) == sorted(texts)
+    assert "(spaces beside zebra); this is left out" in capsys.readouterr().err
+
+
+def test_text_that_a_tokenizer_takes_for_something_else_is_named(tmp_path, pair, settings_of, write, documents):
+    removes = load_tokenizer(str(pair))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    removes.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split("§", "removed"), byte_level])
+    removes.save(str(tmp_path / "tokenizer.json"))
+    path = write(tmp_path / "a.jsonl", [*documents, "a § zebra crosses"])
+    with pytest.raises(UserError, match=r"does not keep text as it is: of 'a § zebra crosses' its tokens make 'a  z"):
         prepare_data(settings_of(path, tokenizer=str(tmp_path)), 1)
 
 
