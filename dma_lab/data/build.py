@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from dma_lab.data.corpora import Corpus
+from dma_lab.data.corpora import VALIDATES, Corpus
 from dma_lab.data.digests import DigestCache, mapped_digest, text_digest
 from dma_lab.data.finding import user_path
 from dma_lab.data.hub import HubCorpus
@@ -153,6 +153,11 @@ def _training_texts(corpus: Corpus, name: str) -> Iterator[str]:
                 progress.update(max(done / TRAINING_BYTES, corpus.fraction_read()), f"{done / 1e6:.1f} MB of text")
                 if done >= TRAINING_BYTES:
                     return
+    if not done and (same := corpus.counts[VALIDATES]):
+        raise UserError(
+            f"data={name} has nothing to train on: all its {same:,} training documents are among those that validate, "
+            "to the byte; set data.validation_path to other documents, or leave it out."
+        )
     if not done:
         raise UserError(f"data={name} has no text at all to train on: check data.path and data.text_field.")
 

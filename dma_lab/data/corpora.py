@@ -8,6 +8,8 @@ from typing import Any
 
 from dma_lab.data.readers import Document
 
+VALIDATES = "training documents that validate left out"
+
 
 @dataclass
 class Taken:
@@ -87,7 +89,7 @@ class Corpus(ABC):
                 self.counts["training documents also validate, as the data set has it"] += 1
                 yield document, False
             else:
-                self.counts["training documents that validate left out"] += 1
+                self.counts[VALIDATES] += 1
 
     def not_reached(self) -> Counter[str]:
         """Files that the last pass was ended before, by why."""

@@ -188,3 +188,9 @@ def test_no_network_for_a_hub_name_is_said_at_once(settings_of, write, tmp_path,
     assert "data.tokenizer=owner/name is neither a file or folder here nor" in of_tokenizer
     assert "the network" in of_corpus
     assert "the network" in of_tokenizer
+
+
+def test_a_corpus_that_validates_as_a_whole_is_not_called_empty(settings_of, write, tmp_path):
+    path = write(tmp_path / "a.jsonl", ["one", "two", "one"])
+    with pytest.raises(UserError, match="nothing to train on: all its 3 training documents are among those that valid"):
+        prepare_data(settings_of(path, validation_path=str(path)), 1)
