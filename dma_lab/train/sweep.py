@@ -68,6 +68,15 @@ class SweepCallback(Callback):
             raise SystemExit(1)
 
     @classmethod
+    def forget_refused(cls) -> None:
+        """Of a multirun whose points cannot be composed, and of which none began, nothing is left to be done: the same
+        command would be refused again."""
+        points = cls._begun.points if cls._begun is not None else None
+        if cls._begun is not None and points is not None and not points.read():
+            points.forget()
+            cls._begun.points = None
+
+    @classmethod
     def report_stopped(cls) -> None:
         """Report the multirun that was begun here and did not come to its end, if there is one.
 

@@ -99,6 +99,11 @@ class SweepPoints:
         """All points that have begun, in their order."""
         return _read_points(self.folder)
 
+    def forget(self) -> None:
+        """End the multirun as one that never was."""
+        self._lock.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def remove(self) -> None:
         """End the multirun. Its folder stays where it says something: what is left, or what others need not do.
 

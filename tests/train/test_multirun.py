@@ -165,6 +165,13 @@ def test_a_sweep_that_breaks_off_says_how_far_it_came(scripts, overrides, tmp_pa
     assert [point.overrides for point in record.begun] == record.all, "as Hydra itself makes points of the command line"
 
 
+def test_a_sweep_with_a_point_that_cannot_be_leaves_none_to_be_done(run_script, overrides, tmp_path):
+    refused = run_script("train.py", ["-m", *overrides, "attention=dma,mha", "attention.window=16"])
+    assert refused.returncode == 2
+    assert "attention.window is no setting here: of attention=" in refused.stderr
+    assert not list(tmp_path.glob(".sweep-*")), "status would tell of points that the same command goes on with"
+
+
 def test_a_sweep_is_refused_where_it_could_not_say_what_became_of_it(tmp_path, capsys):
     taken = tmp_path / "taken"
     taken.write_text("a file")
