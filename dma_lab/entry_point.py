@@ -69,10 +69,12 @@ def run_entry_point(
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except (HydraException, OmegaConfBaseException) as error:
+        SweepCallback.forget_refused()
         _refuse(_unnamed_choice() or _one_sentence(error, config_name))
     except Exception as error:
         if not _is_of_composing(error):
             raise
+        SweepCallback.forget_refused()
         _refuse(_unnamed_choice() or _one_sentence(error, config_name))
     finally:
         SweepCallback.report_stopped()
@@ -191,6 +193,9 @@ def _unnamed_choice() -> str | None:
 def _which_are(key: str, config_name: str) -> str:
     """Beside what may have been meant by ``key``, which the entry point's config does not have."""
     own, of_groups = _settings_of(config_name)
+    if key in of_groups:
+        group, _, name = key.rpartition(".")
+        return f": of {group}=… these have it: {', '.join(_choices_with(group, name))}"
     known = own | of_groups
     elsewhere = [name for name in known if name.rpartition(".")[2] == key and name != key]
     if elsewhere:  # the trainer's context, say, which is what runs, before the rung's
@@ -218,6 +223,17 @@ def _settings_of(config_name: str) -> tuple[set[str], set[str]]:
                     within = [part for part in path.relative_to(folder).parent.parts if part != "base"]
                     of_groups |= {".".join((*within, name)) for name in _names_in(path)}
     return own | _names_in(CONFIG_DIR / f"{config_name}.yaml"), of_groups
+
+
+def _choices_with(group: str, name: str) -> list[str]:
+    """Choices of a group that have a setting, their own or that of another choice that they build on."""
+
+    def has(path: Path) -> bool:
+        above = re.findall(r"^defaults: \[([\w/]+)(?:@_here_)?\]", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        return name in _names_in(path) or any(has(path.parent / f"{other}.yaml") for other in above)
+
+    paths = [path for folder in config_dirs(sys.argv[1:]) for path in (folder / group).glob("*.yaml")]
+    return sorted(path.stem for path in paths if has(path))
 
 
 def _names_in(path: Path) -> set[str]:

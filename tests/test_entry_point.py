@@ -77,6 +77,11 @@ def refusal(monkeypatch, capsys):
         (["optimizer.lr=1"], "optimizer.lr is no setting here"),
         (["trainer.contxt=128"], "trainer.contxt is no setting here (did you mean trainer.context?)"),
         (["context=256"], "context is no setting here (did you mean trainer.context?)"),
+        (
+            ["attention=mha", "attention.score=exp"],
+            "of attention=… these have it: dma, dma_frozen, dma_random, mqar_dma",
+        ),
+        (["data=mqar", "data.path=text"], "data.path is no setting here: of data=… these have it: fineweb_edu, local"),
         (["weight_decay=0"], "weight_decay is no setting here (did you mean optimizer.weight_decay?)"),
         (["trainer=[1]"], "trainer=[1] is not known; choose one of: default"),
         (["trainer={a:1}"], "trainer={a:1} is not known"),
