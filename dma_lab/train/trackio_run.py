@@ -6,6 +6,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import trackio
+from trackio.sqlite_storage import SQLiteStorage
 
 from dma_lab.files import write_whole
 from dma_lab.messages import UserError
@@ -43,6 +44,9 @@ def trackio_log(settings: TrainSettings, run: RunDirectory, logged: int) -> Iter
         # ``step`` is a name of trackio's own.
         tracked.log({name: value for name, value in numbers(line).items() if name != "step"}, step=step)
 
+    # What was logged may not have been sent: it goes out twice a second, which a killed process did not live to see.
+    if before and tracked._is_local:
+        logged = SQLiteStorage.get_max_step_for_run(tracked.project, run.path.name) or 0
     log = RunLog(write, logged if before else 0)
     try:
         yield log

@@ -10,6 +10,7 @@ from dma_lab.train import run_log
 from dma_lab.train.branches import fit_branches
 from dma_lab.train.callbacks import RunRecorder
 from dma_lab.train.fit_run import fit_run
+from dma_lab.train.runs import RunDirectory
 from dma_lab.train.settings import LoggerSettings
 from dma_lab.train.trackers import require_logger
 
@@ -81,6 +82,20 @@ def test_branches_and_a_continued_run_log_every_step_once(read, overrides, monke
     assert summaries[1].steps_shared > 3, "its first lines are the shorter one's"
     for summary in summaries:
         assert_all_lines_once(Path(summary.run), logged)
+
+
+@pytest.mark.parametrize("tracker", ["trackio"], indirect=True)
+def test_lines_that_a_killed_process_logged_and_did_not_send_are_logged_again(read, overrides, tmp_path, tracker):
+    name, logged = tracker
+    from dma_lab.train.trackio_run import trackio_log
+
+    settings, run = read([*overrides, f"logger={name}"]), RunDirectory(tmp_path / "killed-0")
+    run.path.mkdir()
+    for lines, on_disk in (([1, 2], 0), ([2, 3, 4, 5], 4)):  # killed when it had written, and not sent, 3 and 4
+        with trackio_log(settings, run, on_disk) as log:
+            for step in lines:
+                log.add({"step": step, "loss": 1.0 / step}, step)
+    assert sorted(logged(run.path)["loss"]) == [(step, 1.0 / step) for step in (1, 2, 3, 4, 5)]
 
 
 @pytest.mark.parametrize("train", [fit_run, lambda settings: fit_branches(settings)], ids=["run", "branches"])
