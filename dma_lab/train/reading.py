@@ -12,7 +12,7 @@ import dma_lab.settings
 from dma_lab.attention import AttentionConfig
 from dma_lab.data.mqar import RecallSettings
 from dma_lab.messages import UserError, warn_once
-from dma_lab.settings import shown
+from dma_lab.settings import CONFIG_DIR, shown
 from dma_lab.train.recipe import recipe_learning_rate, recipe_tokens_per_step
 from dma_lab.train.settings import PlanSettings, ScheduleSettings, TrainSettings
 from dma_lab.train.tuned import names_tuned, read_tuned, tuned_for
@@ -93,6 +93,8 @@ def _say_overruled(settings: TrainSettings, overrides: Sequence[str]) -> None:
         "tokens_per_parameter": (budget, getattr(settings, budget)),
         "schedule.warmup_fraction": ("schedule.warmup_steps", schedule.warmup_steps),
     }
+    if settings.attention.written().get("qk_norm") is False:
+        overruling["init.qk_gain"] = "attention.qk_norm", "false"
     if trainer.context != settings.model.context:
         overruling["model.context"] = "trainer.context", trainer.context
     if not isinstance(data, RecallSettings):
@@ -103,10 +105,11 @@ def _say_overruled(settings: TrainSettings, overrides: Sequence[str]) -> None:
         other, ruling = overruling.get(name, (name, None))
         if ruling is not None and value != "null":
             warn_once(f"{name}={value} changes nothing, for {other}={shown(ruling)} overrules it.")
-    own = settings.model.name
-    if "model.name" not in given and given.get("model", own) != own:
+    own, rung = settings.model.name, given.get("model", "")
+    # A rung of a folder of the user's own may be called otherwise than its file.
+    if "model.name" not in given and own != rung and (CONFIG_DIR / "model" / f"{rung}.yaml").is_file():
         warn_once(
-            f"model={given['model']} is overruled by experiment={given.get('experiment', '…')}, which says itself what "
+            f"model={rung} is overruled by experiment={given.get('experiment', '…')}, which says itself what "
             f"the model is: {own}; set parts of that instead, as model.d_model={settings.model.d_model}."
         )
 

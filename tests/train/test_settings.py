@@ -109,6 +109,7 @@ OVERRULED = {
     "tokens_per_parameter=80": "tokens=100000",
     "++tokens_per_parameter=8": "flops=1e11",
     "schedule.warmup_fraction=0.5": "schedule.warmup_steps=10",
+    "init.qk_gain=2": "attention.qk_norm=false",
     "model.context=64": "trainer.context=128",
     "data.vocab_size=99": "data.tokenizer=mine.json",
     "data.validation_fraction=0.5": "data.validation_path=held_out",
@@ -131,8 +132,10 @@ def test_a_rung_that_the_experiment_overrules_is_said_to_be(capsys):
         (["experiment=chinchilla", "model=nano"], ""),
         (["model=nano", "model.name=mine"], ""),
         (["experiment=mqar_small"], ""),
+        (["model=of_my_own_folder"], ""),
     ):
-        read_settings(configuration(overrides), overrides)
+        composed = [given for given in overrides if given != "model=of_my_own_folder"]
+        read_settings(configuration(composed), overrides)
         found = capsys.readouterr().err
         assert said in found
         assert ("overruled" in found) == bool(said)
