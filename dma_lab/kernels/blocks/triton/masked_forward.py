@@ -53,16 +53,42 @@ def _forward_kernel(q, k, v, out, lse_ptr, bits_ptr, start_ptr, sizes, C: tl.con
     acc_ad = tl.zeros((ROWS, D_PAD), tl.float32)
     sum_a = tl.zeros((ROWS,), tl.float32)
     max_a = tl.full((ROWS,), float("-inf"), tl.float32)
+    first, inner, last = keys_of_queries(start, t0, sizes, C)
+    for edge in tl.static_range(2):
+        acc_ad, sum_a, max_a = _attend(
+            acc_ad, sum_a, max_a, q_ad, k_head, k.n, v_head, v.n, start, bits_a, start_a, t_a,
+            inner if edge else first, last if edge else inner, sizes, C, edge == 1,
+        )  # fmt: skip
+    result_ad = (acc_ad / sum_a[:, None]).to(out.ptr.dtype.element_ty)
+    tl.store(query_ptrs(out, b, head_a, t_a, D_PAD), result_ad, mask=within(inside_a, C.D, D_PAD))
+    tl.store(lse_ptr + (b * sizes.H + head_a) * sizes.N + t_a, max_a + tl.log2(sum_a), mask=inside_a)
+
+
+@triton.jit
+def keys_of_queries(start, t0, sizes, C: tl.constexpr):
+    """The first key of a program's queries, where whole tiles end that all of them see, and where all keys end."""
+    last = tl.minimum(t0 + C.QUERIES, sizes.N)
+    first = tl.load(start + t0)
+    alone = tl.load(start + last - 1) == first
+    return first, first + tl.where(alone, (t0 + 1 - first) // C.KEYS * C.KEYS, 0), last
+
+
+@triton.jit
+def _attend(
+    acc_ad, sum_a, max_a, q_ad, k_head, k_n, v_head, v_n, start, bits_a, start_a, t_a, begin, end, sizes,
+    C: tl.constexpr, EDGE: tl.constexpr,
+):  # fmt: skip
     scale_log2 = sizes.scale * LOG2_E
-    for first in range(tl.load(start + t0), tl.minimum(t0 + C.QUERIES, sizes.N), C.KEYS):
+    for first in range(begin, end, C.KEYS):
         j_s = first + tl.arange(0, C.KEYS)
-        row_s = tl.minimum(j_s, sizes.N - 1)
+        row_s = tl.minimum(j_s, sizes.N - 1) if EDGE else j_s
         bit_s = bits_of_keys(start, j_s, row_s, C)
-        k_sd = load_rows(k_head, row_s, k.n, None, C.D, D_PAD, False, C.WIDE)
-        v_sd = load_rows(v_head, row_s, v.n, None, C.D, D_PAD, False, C.WIDE)
+        k_sd = load_rows(k_head, row_s, k_n, None, C.D, C.D_PAD, False, C.WIDE)
+        v_sd = load_rows(v_head, row_s, v_n, None, C.D, C.D_PAD, False, C.WIDE)
         products_as = tl.dot(q_ad, tl.trans(k_sd), input_precision=C.PRECISION)
-        live = ((bits_a[:, None] & bit_s[None, :]) != 0) & (j_s[None, :] <= t_a[:, None])
-        live = live & (j_s[None, :] >= start_a[:, None])
+        live = (bits_a[:, None] & bit_s[None, :]) != 0
+        if EDGE:
+            live = live & (j_s[None, :] <= t_a[:, None]) & (j_s[None, :] >= start_a[:, None])
         products_as = tl.where(live, products_as, float("-inf"))
         new_max_a = tl.maximum(max_a, tl.max(products_as, 1) * scale_log2)
         known_a = tl.where(new_max_a == float("-inf"), 0.0, new_max_a)
@@ -71,9 +97,7 @@ def _forward_kernel(q, k, v, out, lse_ptr, bits_ptr, start_ptr, sizes, C: tl.con
         sum_a = sum_a * shrink_a + tl.sum(weights_as, 1)
         acc_ad = tl.dot(weights_as.to(v_sd.dtype), v_sd, acc_ad * shrink_a[:, None], input_precision=C.PRECISION)
         max_a = new_max_a
-    result_ad = (acc_ad / sum_a[:, None]).to(out.ptr.dtype.element_ty)
-    tl.store(query_ptrs(out, b, head_a, t_a, D_PAD), result_ad, mask=within(inside_a, C.D, D_PAD))
-    tl.store(lse_ptr + (b * sizes.H + head_a) * sizes.N + t_a, max_a + tl.log2(sum_a), mask=inside_a)
+    return acc_ad, sum_a, max_a
 
 
 @triton.jit
