@@ -129,7 +129,8 @@ class MixtureOfBlockAttention(AttentionBackend, name="moba"):
         begin = begin + torch.arange(0, self.block, size, device=q.device)
         read = (chosen_bhns >= 0)[..., None] & (begin <= torch.arange(N, device=q.device)[:, None, None])
         pieces = torch.where(read, begin, -1).flatten(3).to(torch.int32)
-        return selected_attention(q, k, v, pieces, end_bn.to(torch.int32), block=size)
+        bounds = start_bn.to(torch.int32), end_bn.to(torch.int32)
+        return selected_attention(q, k, v, pieces, *bounds, block=size)
 
     def _attend_in_chunks(
         self, q: Tensor, k: Tensor, v: Tensor, chosen_bhns: Tensor, start_bn: Tensor, end_bn: Tensor, own_bn: Tensor

@@ -107,7 +107,7 @@ class NativeSparseAttention(AttentionBackend, name="nsa"):
         )
         sizes = {"block": self.block, "stride": self.stride, "selected_block": self.selected_block}
         chosen = choose_blocks(q.detach(), k_bkzd.detach(), lse, start_bn, before_bn, self.selected_blocks, **sizes)
-        return compressed, selected_attention(q, k, v, chosen, end_bn, block=self.selected_block)
+        return compressed, selected_attention(q, k, v, chosen, start_bn, end_bn, block=self.selected_block)
 
     def _attend_in_chunks(
         self,

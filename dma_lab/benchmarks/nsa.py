@@ -67,7 +67,7 @@ class NsaCase:
         return choose_blocks(q, k, lse, self.bounds[0], self.bounds[2], self.layer.selected_blocks, **sizes)
 
     def selected(self, q: Tensor, k: Tensor, v: Tensor, chosen: Tensor) -> Tensor:
-        return selected_attention(q, k, v, chosen, self.bounds[1], block=self.layer.selected_block)
+        return selected_attention(q, k, v, chosen, *self.bounds[:2], block=self.layer.selected_block)
 
     def all_branches(
         self, q: Tensor, k_sliding: Tensor, v_sliding: Tensor, k_compressed: Tensor, v_compressed: Tensor,

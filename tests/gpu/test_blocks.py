@@ -75,15 +75,23 @@ def exact_attention(q, k, v, read, start_bn, block, d_out):
         (1, 2, 1, 9000, 64, 3, 64, None),
     ],
 )
-def test_selected_attention_and_gradients_equal_float64(dtype, B, H, K, N, D, slots, block, tokens_a_document):
+@pytest.mark.parametrize("masked", [False, True], ids=["gathered", "by masks"])
+def test_selected_attention_and_gradients_equal_float64(
+    dtype, B, H, K, N, D, slots, block, tokens_a_document, masked, monkeypatch
+):
+    if masked and N > 32 * block:
+        pytest.skip("more blocks than a mask's numbers tell apart")
+    monkeypatch.setattr("dma_lab.kernels.blocks.attention.by_masks", lambda *sizes: masked)
     torch.manual_seed(N)
     start_bn, end_bn = document_bounds(ids_of(B, N, tokens_a_document), B, N, torch.device("cuda"))
     chosen, read = random_choice(B, K, N, slots, block, start_bn)
     *leaves, d_out = (torch.randn(B, N, heads, D, device="cuda").to(dtype).transpose(1, 2) for heads in (H, K, K, H))
 
+    bounds = start_bn.to(torch.int32), end_bn.to(torch.int32)
+
     def attend():
         inputs = [leaf.detach().requires_grad_() for leaf in leaves]
-        out = selected_attention(*inputs, chosen, end_bn.to(torch.int32), block=block)
+        out = selected_attention(*inputs, chosen, *bounds, block=block)
         return out, *torch.autograd.grad(out, inputs, d_out)
 
     found = attend()

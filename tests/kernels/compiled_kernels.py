@@ -13,6 +13,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from dma_lab.kernels.blocks.choice import choose_blocks_triton
+from dma_lab.kernels.blocks.masked_operator import masked_attention_triton, masked_attention_triton_backward
 from dma_lab.kernels.blocks.operator import selected_attention_triton, selected_attention_triton_backward
 from dma_lab.kernels.decode.triton import admit_key_triton, interval_attention_decode_triton
 from dma_lab.kernels.interval.hopper.dkv import hopper_dkv
@@ -100,6 +101,9 @@ def compile_blocks(q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, positions: Te
     out, lse, *lists = _of_operator(selected_attention_triton, q, k, v, chosen, end_bn + N, 64, 0.1)
     operator = selected_attention_triton_backward
     _of_operator(operator, d_out, q, k, v, chosen, end_bn + N, out, lse, *lists, 64, 0.1)
+    out, lse, bits_bkn = _of_operator(masked_attention_triton, q, k, v, chosen, start_bn, end_bn + N, 64, 0.1)
+    operator = masked_attention_triton_backward
+    _of_operator(operator, d_out, q, k, v, start_bn, end_bn + N, out, lse, bits_bkn, 64, 0.1)
 
 
 if __name__ == "__main__":

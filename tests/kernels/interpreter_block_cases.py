@@ -87,10 +87,13 @@ def test_lists_hold_every_choice_by_block_and_by_query(case):
         assert place_rl[row, : len(expected)].tolist() == [place for _, place in expected]
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["gathered", "by masks"])
 @pytest.mark.parametrize(("case", "dtype"), [(case, torch.float32) for case in CASES] + [(CASES[0], torch.float16)])
-def test_selected_attention_and_gradients_equal_a_literal_loop(case, dtype, small_pieces):
+def test_selected_attention_and_gradients_equal_a_literal_loop(case, dtype, masked, small_pieces, monkeypatch):
+    monkeypatch.setattr("dma_lab.kernels.blocks.attention.by_masks", lambda *sizes: masked)
     B, H, K, N, D, slots, block, lengths = case
     _, start_bn, end_bn = bounds_of(B, N, lengths)
+    bounds = start_bn.to(torch.int32), end_bn.to(torch.int32)
     chosen = random_choice(B, K, N, slots, block, start_bn)
     generator = torch.Generator().manual_seed(1)
     *leaves, d_out = (torch.randn(B, heads, N, D, generator=generator).to(dtype) for heads in (H, K, K, H))
@@ -100,7 +103,7 @@ def test_selected_attention_and_gradients_equal_a_literal_loop(case, dtype, smal
         if exact:
             out = literal_attention(q, k, v, chosen, block, 0.3)
         else:
-            out = selected_attention(q, k, v, chosen, end_bn.to(torch.int32), block=block, scale=0.3)
+            out = selected_attention(q, k, v, chosen, *bounds, block=block, scale=0.3)
         results.append((out, *torch.autograd.grad(out, inputs, d_out.to(out))))
     if N == 1:  # softmax over one key has no gradient
         results = [(out, d_v) for out, _, _, d_v in results]

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from dma_lab.kernels.blocks.tiling import PIECE
+from dma_lab.kernels.interval.arguments import needs_wide_offsets
 from dma_lab.kernels.interval.tiling import Tile, heads_together, padded
 from dma_lab.kernels.sizes import cdiv
 
@@ -73,3 +74,47 @@ def launches(q: Tensor, k: Tensor, chosen: Tensor, scale: float) -> list[tuple[i
     at_once = max(1, _PARTS_BYTES // (N * chosen.shape[-1] * (H // K) * D * q.element_size()))
     rows = range(0, B * K, at_once)
     return [(min(at_once, B * K - first), Sizes(K, H // K, N, first, scale)) for first in rows]
+
+
+class MaskedSizes(NamedTuple):
+    """Of the problem where attention goes by masks, known at launch."""
+
+    H: int
+    group_size: int
+    """Query heads of a key/value head."""
+    N: int
+    scale: float
+
+
+class MaskedConfig(NamedTuple):
+    """What a kernel that goes by masks is compiled for."""
+
+    D: int
+    D_PAD: int
+    BLOCK: int
+    """Keys of a block."""
+    KEYS: int
+    """Of a tile."""
+    GROUP: int
+    """Query heads that share a tile."""
+    QUERIES: int
+    WIDE: bool
+    PRECISION: str
+
+
+def masked_sizes(q: Tensor, k: Tensor, scale: float) -> MaskedSizes:
+    return MaskedSizes(q.shape[1], q.shape[1] // k.shape[1], q.shape[2], scale)
+
+
+def masked_config(q: Tensor, k: Tensor, v: Tensor, block: int, tile: Tile) -> MaskedConfig:
+    D, group = q.shape[-1], heads_together(q.shape[1] // k.shape[1])
+    return MaskedConfig(
+        D=D,
+        D_PAD=padded(D),
+        BLOCK=block,
+        KEYS=tile.keys,
+        GROUP=group,
+        QUERIES=tile.rows // group,
+        WIDE=needs_wide_offsets(k, v),
+        PRECISION="ieee" if q.element_size() == 4 else "tf32",
+    )

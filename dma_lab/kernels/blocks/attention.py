@@ -6,15 +6,25 @@ from torch import Tensor
 from dma_lab.kernels.choice import note_kernel
 
 _LARGEST_HEAD_DIM = 256  # of the Triton kernels
+_MASKED_BLOCKS = 32  # of a document, that the mask's numbers can tell apart
 
 
 def selected_attention(
-    q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, end_bn: Tensor, *, block: int, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    chosen: Tensor,
+    start_bn: Tensor,
+    end_bn: Tensor,
+    *,
+    block: int,
+    scale: float | None = None,
 ) -> Tensor:
     """Softmax attention of query ``t`` over the keys of its chosen blocks that are not after it, in Triton.
 
     Differentiable in q, k and v, deterministic, in memory linear in N. Query head ``h`` reads key/value head
-    ``h // (H / K)``, whose choice is that of all its query heads.
+    ``h // (H / K)``, whose choice is that of all its query heads. Where a query may choose half of a sequence's blocks,
+    all pairs are computed under a mask, and else those of each block with the queries that chose it.
 
     Args:
         q: (B, H, N, D), bfloat16, float16 or float32.
@@ -22,17 +32,30 @@ def selected_attention(
         chosen: int32 (B, K, N, S): the first keys of the blocks that each query reads, all different, in any order, its
             own block among them; -1 where it reads fewer. Blocks are ``block`` long and restart at every document;
             a query's are of its own document and not after it.
-        end_bn: int32 (B, N), the end (exclusive) of each position's document.
-        scale: multiplies q . k; D ** -0.5 unless given.
+        start_bn, end_bn: int32 (B, N), the first position of each position's document and its end (exclusive).
+        scale: multiplies q . k, positive; D ** -0.5 unless given.
 
     Returns:
         (B, H, N, D).
     """
+    from dma_lab.kernels.blocks.masked_operator import masked_attention_triton
     from dma_lab.kernels.blocks.operator import selected_attention_triton
 
-    note_kernel("block-sparse attention (Triton)")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return selected_attention_triton(q, k, v, chosen.contiguous(), end_bn.contiguous(), block, scale)[0]
+    chosen, start_bn, end_bn = chosen.contiguous(), start_bn.contiguous(), end_bn.contiguous()
+    if by_masks(q.shape[2], chosen.shape[3], block):
+        note_kernel("block-sparse attention by masks (Triton)")
+        return masked_attention_triton(q, k, v, chosen, start_bn, end_bn, block, scale)[0]
+    note_kernel("block-sparse attention (Triton)")
+    return selected_attention_triton(q, k, v, chosen, end_bn, block, scale)[0]
+
+
+def by_masks(seq_len: int, slots: int, block: int) -> bool:
+    """Whether all pairs are computed under a mask: as long as a query may choose half of the blocks that there are.
+
+    By shapes alone, so that a sequence is always computed alike.
+    """
+    return seq_len <= block * min(2 * slots, _MASKED_BLOCKS)
 
 
 def choose_blocks(

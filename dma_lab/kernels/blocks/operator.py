@@ -19,7 +19,7 @@ def selected_attention_triton(
     q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, end_bn: Tensor, block: int, scale: float
 ) -> _Outputs:
     """Arguments as in ``selected_attention``; ``chosen`` and ``end_bn`` contiguous."""
-    q, k, v = _rows_contiguous(q), _rows_contiguous(k), _rows_contiguous(v)
+    q, k, v = rows_contiguous(q), rows_contiguous(k), rows_contiguous(v)
     with torch.cuda.device_of(q):
         lists = build_query_lists(chosen, block)
         out, lse = selected_forward(q, k, v, chosen, lists, block, scale)
@@ -49,7 +49,7 @@ def selected_attention_triton_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk and dv."""
-    d_out, q, k, v = _rows_contiguous(d_out), _rows_contiguous(q), _rows_contiguous(k), _rows_contiguous(v)
+    d_out, q, k, v = rows_contiguous(d_out), rows_contiguous(q), rows_contiguous(k), rows_contiguous(v)
     with torch.cuda.device_of(q):
         lists = QueryLists(place_rl, length_r)
         return selected_backward(d_out, q, k, v, chosen, end_bn, out, lse, lists, block, scale)
@@ -89,5 +89,5 @@ def _backward(ctx: Any, d_out: Tensor, *_d_others: Tensor) -> tuple[Tensor | Non
 selected_attention_triton.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-def _rows_contiguous(tensor: Tensor) -> Tensor:
+def rows_contiguous(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

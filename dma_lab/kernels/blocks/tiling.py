@@ -28,3 +28,23 @@ def importance_tile(head_dim: int, dtype: torch.dtype) -> Tile:
     if dtype == torch.float32:
         return Tile(32, 32, 4, 1)
     return Tile(128, 64, 4, 2) if head_dim <= 128 else Tile(64, 32, 8, 1)
+
+
+def masked_forward_tile(head_dim: int, dtype: torch.dtype) -> Tile:
+    if dtype == torch.float32:
+        return Tile(32, 32, 4, 1)
+    if head_dim > 128:
+        return Tile(64, 64, 8, 1)
+    return Tile(128, 64, 4, 3) if head_dim <= 64 else Tile(64, 64, 4, 3)
+
+
+def masked_dq_tile(head_dim: int, dtype: torch.dtype) -> Tile:
+    if dtype == torch.float32:
+        return Tile(32, 32, 4, 1)
+    return Tile(64, 64, 4, 2) if head_dim <= 128 else Tile(64, 32, 8, 1)
+
+
+def masked_dkv_tile(head_dim: int, dtype: torch.dtype) -> Tile:
+    if dtype == torch.float32:
+        return Tile(32, 32, 4, 1)
+    return Tile(32, 64, 4, 3) if head_dim <= 128 else Tile(32, 64, 8, 1)
