@@ -18,13 +18,15 @@ from tests.kernels.interpreter import quick_interpreter as quick_interpreter  # 
 pytestmark = pytest.mark.usefixtures("unwritten_memory_is_nan", "quick_interpreter")
 
 # (B, H, K, N, D, slots, block, documents' lengths): heads alone and in groups of 2, 3 and 6; widths and blocks that are
-# no powers of two; blocks as many as slots and far more; documents of one token, and dozens of them in a block's room.
+# no powers of two; blocks as many as slots and far more, and 32; documents of one token, and dozens of them in a
+# block's room.
 CASES = [
     (1, 4, 2, 60, 16, 4, 8, None),
     (2, 3, 1, 45, 12, 3, 5, [1, 20, 4, 10, 10]),
     (1, 2, 2, 24, 24, 16, 4, None),
     (1, 6, 1, 60, 16, 5, 16, [1] * 12 + [48]),
     (1, 1, 1, 1, 16, 3, 16, None),
+    (1, 2, 1, 80, 16, 20, 2, [3, 64, 13]),
 ]
 over_cases = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -232,8 +234,9 @@ def test_it_compiles_into_one_graph_and_operators_keep_what_that_relies_on(monke
     _, start_bn, end_bn = bounds_of(1, 24, None)
     chosen = random_choice(1, 1, 24, 3, 8, start_bn)
     q, k, v = (torch.randn(1, heads, 24, 16, requires_grad=True) for heads in (2, 1, 1))
-    operator = torch.ops.dma_lab.selected_attention.default
-    torch.library.opcheck(operator, (q, k, v, chosen, end_bn.to(torch.int32), 8, 0.25))
+    start_bn, end_bn = start_bn.to(torch.int32), end_bn.to(torch.int32)
+    torch.library.opcheck(torch.ops.dma_lab.selected_attention.default, (q, k, v, chosen, end_bn, 8, 0.25))
+    torch.library.opcheck(torch.ops.dma_lab.masked_attention.default, (q, k, v, chosen, start_bn, end_bn, 8, 0.25))
 
 
 def test_moba_by_kernels_is_moba_by_masks(monkeypatch, small_pieces):

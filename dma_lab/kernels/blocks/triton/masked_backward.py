@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dma_lab.kernels.blocks.arguments import masked_config, masked_sizes
 from dma_lab.kernels.blocks.tiling import masked_dkv_tile, masked_dq_tile
-from dma_lab.kernels.blocks.triton.masked_forward import bits_of_keys, bits_of_rows, keys_of_queries
+from dma_lab.kernels.blocks.triton.masked_forward import bits_of_keys, bits_of_rows, is_read, keys_of_queries
 from dma_lab.kernels.interval.arguments import heads_of, new_heads
 from dma_lab.kernels.interval.compaction import LOG2_E
 from dma_lab.kernels.interval.triton.tiles import (
@@ -67,21 +67,18 @@ def _dq_kernel(q, k, v, out, d_out, dq, lse_ptr, delta_ptr, bits_ptr, start_ptr,
     bits_a = bits_of_rows(bits_ptr, b, kv_head, t_a, inside_a, sizes)
     start_a = tl.load(start + t_a, mask=inside_a, other=0)
     dq_ad = tl.zeros((ROWS, D_PAD), tl.float32)
+    rows, keys = (q_ad, do_ad, lse_a, delta_a, bits_a, start_a, t_a), (k_head, k.n, v_head, v.n, start)
     first, inner, last = keys_of_queries(start, t0, sizes, C)
-    for edge in tl.static_range(2):
-        dq_ad = _add_dq(
-            dq_ad, q_ad, do_ad, lse_a, delta_a, k_head, k.n, v_head, v.n, start, bits_a, start_a, t_a,
-            inner if edge else first, last if edge else inner, sizes, C, edge == 1,
-        )  # fmt: skip
+    dq_ad = _add_dq(dq_ad, rows, keys, first, inner, sizes, C, False)
+    dq_ad = _add_dq(dq_ad, rows, keys, inner, last, sizes, C, True)
     result_ad = (dq_ad * sizes.scale).to(dq.ptr.dtype.element_ty)
     tl.store(query_ptrs(dq, b, head_a, t_a, D_PAD), result_ad, mask=within(inside_a, C.D, D_PAD))
 
 
 @triton.jit
-def _add_dq(
-    dq_ad, q_ad, do_ad, lse_a, delta_a, k_head, k_n, v_head, v_n, start, bits_a, start_a, t_a, begin, end, sizes,
-    C: tl.constexpr, EDGE: tl.constexpr,
-):  # fmt: skip
+def _add_dq(dq_ad, rows, keys, begin, end, sizes, C: tl.constexpr, EDGE: tl.constexpr):
+    q_ad, do_ad, lse_a, delta_a, bits_a, start_a, t_a = rows
+    k_head, k_n, v_head, v_n, start = keys
     scale_log2 = sizes.scale * LOG2_E
     for first in range(begin, end, C.KEYS):
         j_s = first + tl.arange(0, C.KEYS)
@@ -90,9 +87,7 @@ def _add_dq(
         k_sd = load_rows(k_head, row_s, k_n, None, C.D, C.D_PAD, False, C.WIDE)
         v_sd = load_rows(v_head, row_s, v_n, None, C.D, C.D_PAD, False, C.WIDE)
         logits_as = tl.dot(q_ad, tl.trans(k_sd), input_precision=C.PRECISION) * scale_log2
-        live = (bits_a[:, None] & bit_s[None, :]) != 0
-        if EDGE:
-            live = live & (j_s[None, :] <= t_a[:, None]) & (j_s[None, :] >= start_a[:, None])
+        live = is_read(bits_a, bit_s, start_a, t_a, j_s, EDGE)
         p_as = tl.exp2(tl.where(live, logits_as - lse_a[:, None], float("-inf")))
         dp_as = tl.dot(do_ad, tl.trans(v_sd), input_precision=C.PRECISION)
         ds_as = p_as * (dp_as - delta_a[:, None])

@@ -53,12 +53,10 @@ def _forward_kernel(q, k, v, out, lse_ptr, bits_ptr, start_ptr, sizes, C: tl.con
     acc_ad = tl.zeros((ROWS, D_PAD), tl.float32)
     sum_a = tl.zeros((ROWS,), tl.float32)
     max_a = tl.full((ROWS,), float("-inf"), tl.float32)
+    rows, keys = (q_ad, bits_a, start_a, t_a), (k_head, k.n, v_head, v.n, start)
     first, inner, last = keys_of_queries(start, t0, sizes, C)
-    for edge in tl.static_range(2):
-        acc_ad, sum_a, max_a = _attend(
-            acc_ad, sum_a, max_a, q_ad, k_head, k.n, v_head, v.n, start, bits_a, start_a, t_a,
-            inner if edge else first, last if edge else inner, sizes, C, edge == 1,
-        )  # fmt: skip
+    acc_ad, sum_a, max_a = _attend(acc_ad, sum_a, max_a, rows, keys, first, inner, sizes, C, False)
+    acc_ad, sum_a, max_a = _attend(acc_ad, sum_a, max_a, rows, keys, inner, last, sizes, C, True)
     result_ad = (acc_ad / sum_a[:, None]).to(out.ptr.dtype.element_ty)
     tl.store(query_ptrs(out, b, head_a, t_a, D_PAD), result_ad, mask=within(inside_a, C.D, D_PAD))
     tl.store(lse_ptr + (b * sizes.H + head_a) * sizes.N + t_a, max_a + tl.log2(sum_a), mask=inside_a)
@@ -74,10 +72,10 @@ def keys_of_queries(start, t0, sizes, C: tl.constexpr):
 
 
 @triton.jit
-def _attend(
-    acc_ad, sum_a, max_a, q_ad, k_head, k_n, v_head, v_n, start, bits_a, start_a, t_a, begin, end, sizes,
-    C: tl.constexpr, EDGE: tl.constexpr,
-):  # fmt: skip
+def _attend(acc_ad, sum_a, max_a, rows, keys, begin, end, sizes, C: tl.constexpr, EDGE: tl.constexpr):
+    """Weighted sum of V, sum of weights and the running maximum (Milakov & Gimelshein 2018), with these keys too."""
+    q_ad, bits_a, start_a, t_a = rows
+    k_head, k_n, v_head, v_n, start = keys
     scale_log2 = sizes.scale * LOG2_E
     for first in range(begin, end, C.KEYS):
         j_s = first + tl.arange(0, C.KEYS)
@@ -86,9 +84,7 @@ def _attend(
         k_sd = load_rows(k_head, row_s, k_n, None, C.D, C.D_PAD, False, C.WIDE)
         v_sd = load_rows(v_head, row_s, v_n, None, C.D, C.D_PAD, False, C.WIDE)
         products_as = tl.dot(q_ad, tl.trans(k_sd), input_precision=C.PRECISION)
-        live = (bits_a[:, None] & bit_s[None, :]) != 0
-        if EDGE:
-            live = live & (j_s[None, :] <= t_a[:, None]) & (j_s[None, :] >= start_a[:, None])
+        live = is_read(bits_a, bit_s, start_a, t_a, j_s, EDGE)
         products_as = tl.where(live, products_as, float("-inf"))
         new_max_a = tl.maximum(max_a, tl.max(products_as, 1) * scale_log2)
         known_a = tl.where(new_max_a == float("-inf"), 0.0, new_max_a)
@@ -98,6 +94,15 @@ def _attend(
         acc_ad = tl.dot(weights_as.to(v_sd.dtype), v_sd, acc_ad * shrink_a[:, None], input_precision=C.PRECISION)
         max_a = new_max_a
     return acc_ad, sum_a, max_a
+
+
+@triton.jit
+def is_read(bits_a, bit_s, start_a, t_a, j_s, EDGE: tl.constexpr):
+    """(rows, keys): whether a row's query chose the key's block and, at the EDGE, whether it may see the key."""
+    read = (bits_a[:, None] & bit_s[None, :]) != 0
+    if EDGE:
+        read = read & (j_s[None, :] <= t_a[:, None]) & (j_s[None, :] >= start_a[:, None])
+    return read
 
 
 @triton.jit
