@@ -18,6 +18,7 @@ from dma_lab.report.cache import needles_against_cache
 from dma_lab.report.collect import Run
 from dma_lab.report.conditions import SHAPED, without
 from dma_lab.report.context_figures import at_one_point, point_text
+from dma_lab.report.context_table import loss_by_length
 from dma_lab.report.document import Block, Figure, Heatmap, Notice, Section, Series, Table
 from dma_lab.seals import unsealed
 
@@ -51,12 +52,16 @@ def evaluations(finished: Sequence[Run]) -> Section | None:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 blocks.append(Notice(f"evaluation/{suite}.json of {run.name} cannot be read: {reason}."))
     needles, contexts, tasks = ([cell for suite in suites[form] for cell in cells[suite]] for form in _NEEDED)
-    for number, (settings, group) in enumerate(_groups(needles, ("length", "depth")), 1):
+    for number, (settings, everyone) in enumerate(_groups(needles, ("length", "depth")), 1):
+        group = _at_one_point(everyone)
         blocks += _needles(number, settings, group)
         if scatter := needles_against_cache(number, group, _spelled(settings)):
             blocks.append(scatter)
-    for number, (settings, group) in enumerate(_groups(contexts, ("context",)), 1):
-        blocks.append(_contexts(number, settings, group))
+    for number, (settings, everyone) in enumerate(_groups(contexts, ("context",)), 1):
+        blocks.append(_contexts(number, settings, _at_one_point(everyone)))
+        scored = [(cell.run, cell.settings["context"], cell.scores["perplexity"]) for cell in everyone]
+        if table := loss_by_length(scored, _spelled(settings)):
+            blocks.append(table)
     if tasks:
         blocks.append(_benchmarks(tasks))
     return Section("Beyond the loss", blocks) if blocks else None
@@ -100,16 +105,18 @@ def _last_weights(run: Run) -> str | None:
 
 
 def _groups(cells: Iterable[_Cell], axes: Sequence[str]) -> list[tuple[dict[str, Any], list[_Cell]]]:
-    """Cells whose settings differ in ``axes`` alone, of one run per backend; with what they have in common."""
+    """Cells whose settings differ in ``axes`` alone, with what they have in common."""
     groups: dict[str, tuple[dict[str, Any], list[_Cell]]] = {}
     for cell in cells:
         common = {name: value for name, value in cell.settings.items() if name not in axes}
         groups.setdefault(json.dumps(common, sort_keys=True), (common, []))[1].append(cell)
-    shown = []
-    for common, group in groups.values():
-        runs = {run.path for run in at_one_point([cell.run for cell in group])}
-        shown.append((common, [cell for cell in group if cell.run.path in runs]))
-    return shown
+    return list(groups.values())
+
+
+def _at_one_point(cells: Sequence[_Cell]) -> list[_Cell]:
+    """Those of one run per backend."""
+    runs = {run.path for run in at_one_point([cell.run for cell in cells])}
+    return [cell for cell in cells if cell.run.path in runs]
 
 
 def _needles(number: int, settings: dict[str, Any], cells: Sequence[_Cell]) -> list[Heatmap]:

@@ -16,6 +16,7 @@ from dma_lab.report.conditions import without
 from dma_lab.report.document import Figure, Section, Series, Table
 from dma_lab.report.pairs import Part, Scores, baselines_of, whole
 from dma_lab.report.rates import precedence
+from dma_lab.report.split_sizes import by_size, told
 from dma_lab.scaling.replicates import MeanDifference
 
 _SEED = frozenset({"seed"})
@@ -51,14 +52,22 @@ def hidden_by_the_mean(finished: Sequence[Run]) -> Section | None:
     context = shown[0].run.summary.context
     by_kind = [Split(name, part) for name, part in zip(_KINDS, (whole, _repeats, _others), strict=True)]
     bands, of_repeats = (_bands(shown[0].run, repeating) for repeating in (False, True))
-    told = [*by_kind, *_rarities(), *_lengths(context), *bands]
-    splits = [*told, *of_repeats]
+    tabled = [*by_kind, *_rarities(), *_lengths(context), *bands]
+    near_and_far = _near_and_far(context)
+    splits = [*tabled, *of_repeats, *near_and_far]
     compared = compare_parts(scored, [split.part for split in splits])
+    of_sizes = by_size(
+        [
+            (split.name, own)
+            for split, own in zip(splits, compared, strict=True)
+            if split in by_kind or split in near_and_far
+        ]
+    )
     found = {split.name: _at(own.cells, point) for split, own in zip(splits, compared, strict=True)}
     pairs = [(cell.run.backend, cell.beside) for cell in shown]
     baseline = baselines_of(shown[0].run, scored)[0]
     assert isinstance(baseline, Run)  # or it would have no cell
-    rows = [_row(split, found[split.name], pairs, baseline) for split in told]
+    rows = [_row(split, found[split.name], pairs, baseline) for split in tabled]
     columns = (
         "targets",
         "tokens",
@@ -83,6 +92,7 @@ def hidden_by_the_mean(finished: Sequence[Run]) -> Section | None:
                 title="Difference to MHA by kind of target",
                 unit="trainings (seeds), crossed with documents; counts and MHA's loss are of one training",
             ),
+            *([of_sizes] if of_sizes else []),
             _figure("gap", "Loss − MHA's by the tokens that a target is predicted from", about, bands, found),
             _figure("gap-repeats", "The same, of targets that repeat a bigram", about, of_repeats, found),
         ],
@@ -162,6 +172,15 @@ def _bands(run: Run, repeating: bool) -> list[Split]:
     return found
 
 
+def _near_and_far(context: int) -> list[Split]:
+    """Targets predicted from few tokens and from many: under a quarter of the context, and half of it or more."""
+    near, far = (max(1, context // part).bit_length() - 1 for part in (4, 2))
+    return [
+        Split(f"from fewer than {2**near:,} tokens", partial(_bands_summed, slice(0, near))),
+        Split(f"from {2**far:,} tokens or more", partial(_bands_summed, slice(far, None))),
+    ]
+
+
 def _lengths(context: int) -> list[Split]:
     edges = [0, context // 4, context // 2, context]
     named = [
@@ -180,16 +199,9 @@ def _row(
     if not tokens.sum():
         return None
     share = tokens.sum() / whole(baseline.scores)[1].sum()
-    told = (_text(found[pair]) if pair in found else "-" for pair in pairs)
+    differences = (told(found[pair]) if pair in found else "-" for pair in pairs)
     documents = f"{(tokens > 0).sum():,}"
-    return split.name, f"{tokens.sum():,}", f"{share:.1%}", documents, f"{nats.sum() / tokens.sum():.4f}", *told
-
-
-def _text(difference: MeanDifference) -> str:
-    if difference.interval is None:
-        return f"{difference.difference:+.4f}"
-    low, high = difference.interval
-    return f"{difference.difference:+.4f} [{low:+.4f}, {high:+.4f}]{'' if difference.over_documents else '*'}"
+    return split.name, f"{tokens.sum():,}", f"{share:.1%}", documents, f"{nats.sum() / tokens.sum():.4f}", *differences
 
 
 def _figure(
@@ -205,7 +217,7 @@ def _figure(
         own = [(split, found[split.name][backend, beside]) for split in bands if (backend, beside) in found[split.name]]
         x = [split.tokens_seen or 0.0 for split, _ in own]
         y = [difference.difference for _, difference in own]
-        hover = [f"{backend}, {split.name}: {_text(difference)}" for split, difference in own]
+        hover = [f"{backend}, {split.name}: {told(difference)}" for split, difference in own]
         intervals = [difference.interval for _, difference in own]
         if all(interval is not None for interval in intervals):
             low, high = zip(*(interval for interval in intervals if interval is not None), strict=True)

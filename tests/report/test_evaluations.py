@@ -110,6 +110,20 @@ def test_perplexity_is_drawn_by_context_in_order(add_run, section):
     assert points == {"mha": ([32, 64, 128], [12.0, 10.0, 9.0]), "dma": ([64], [9.5])}
 
 
+def test_losses_by_context_of_other_points_are_in_a_table(add_run, section):
+    record(add_run("mha"), "context", context(128, 9.0), context(32, 12.0))
+    record(add_run("mha", model="1m", seed=1), "context", context(64, 7.0), context(128, 8.0))
+    record(add_run("dma"), "context", context(64, 9.5))
+    figure, table = section().blocks
+    assert {series.group: series.x for series in figure.series} == {"mha": [32, 128], "dma": [64]}
+    assert table.columns == ("attention", "rung", "tokens", "seed", "trained on", "32", "64", "128")
+    assert sorted(table.rows) == [
+        ("dma", "nano", "1,000,000", "0", "64", "", "2.2513", ""),
+        ("mha", "1m", "1,000,000", "1", "64", "", "1.9459", "2.0794"),
+        ("mha", "nano", "1,000,000", "0", "64", "2.4849", "", "2.1972"),
+    ]
+
+
 def test_contexts_scored_in_another_way_share_no_figure(add_run, section):
     record(add_run("mha"), "context", context(64, 10.0))
     record(add_run("dma"), "context", context(64, 8.0, stride=1))
