@@ -60,7 +60,7 @@ class TrainedRun:
             rope_base: base of the rotary frequencies; as trained unless given.
 
         Raises:
-            UserError: the weights are not those of config.yaml's model.
+            UserError: the weights are not those of config.yaml's model, or it has no rotary frequencies.
         """
         shape = self.shape
         with torch.device("meta"):
@@ -69,6 +69,11 @@ class TrainedRun:
         # Options left open took their values from training's context.
         options = trained.attention.written()
         if rope_base is not None:
+            if "rope_base" not in options:
+                raise UserError(
+                    f"suite.rope_base={rope_base:g}: attention={options['name']} has no rotary frequencies; leave it "
+                    "out."
+                )
             options["rope_base"] = rope_base
         shape = replace(shape, max_seq_len=max_seq_len or shape.max_seq_len)
         model = Transformer(shape, AttentionConfig.read(options))
