@@ -10,7 +10,13 @@ from torch import Tensor
 
 from dma_lab.kernels.blocks.arguments import masked_config, masked_sizes
 from dma_lab.kernels.blocks.tiling import masked_dkv_tile, masked_dq_tile
-from dma_lab.kernels.blocks.triton.masked_forward import bits_of_keys, bits_of_rows, is_read, keys_of_queries
+from dma_lab.kernels.blocks.triton.masked_forward import (
+    bits_of_keys,
+    bits_of_rows,
+    is_read,
+    keys_of_queries,
+    load_keys_of_tile,
+)
 from dma_lab.kernels.interval.arguments import heads_of, new_heads
 from dma_lab.kernels.interval.compaction import LOG2_E
 from dma_lab.kernels.interval.triton.tiles import (
@@ -78,14 +84,9 @@ def _dq_kernel(q, k, v, out, d_out, dq, lse_ptr, delta_ptr, bits_ptr, start_ptr,
 @triton.jit
 def _add_dq(dq_ad, rows, keys, begin, end, sizes, C: tl.constexpr, EDGE: tl.constexpr):
     q_ad, do_ad, lse_a, delta_a, bits_a, start_a, t_a = rows
-    k_head, k_n, v_head, v_n, start = keys
     scale_log2 = sizes.scale * LOG2_E
     for first in range(begin, end, C.KEYS):
-        j_s = first + tl.arange(0, C.KEYS)
-        row_s = tl.minimum(j_s, sizes.N - 1) if EDGE else j_s
-        bit_s = bits_of_keys(start, j_s, row_s, C)
-        k_sd = load_rows(k_head, row_s, k_n, None, C.D, C.D_PAD, False, C.WIDE)
-        v_sd = load_rows(v_head, row_s, v_n, None, C.D, C.D_PAD, False, C.WIDE)
+        k_sd, v_sd, j_s, bit_s = load_keys_of_tile(keys, first, sizes, C, EDGE)
         logits_as = tl.dot(q_ad, tl.trans(k_sd), input_precision=C.PRECISION) * scale_log2
         live = is_read(bits_a, bit_s, start_a, t_a, j_s, EDGE)
         p_as = tl.exp2(tl.where(live, logits_as - lse_a[:, None], float("-inf")))

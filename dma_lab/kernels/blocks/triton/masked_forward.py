@@ -75,14 +75,9 @@ def keys_of_queries(start, t0, sizes, C: tl.constexpr):
 def _attend(acc_ad, sum_a, max_a, rows, keys, begin, end, sizes, C: tl.constexpr, EDGE: tl.constexpr):
     """Weighted sum of V, sum of weights and the running maximum (Milakov & Gimelshein 2018), with these keys too."""
     q_ad, bits_a, start_a, t_a = rows
-    k_head, k_n, v_head, v_n, start = keys
     scale_log2 = sizes.scale * LOG2_E
     for first in range(begin, end, C.KEYS):
-        j_s = first + tl.arange(0, C.KEYS)
-        row_s = tl.minimum(j_s, sizes.N - 1) if EDGE else j_s
-        bit_s = bits_of_keys(start, j_s, row_s, C)
-        k_sd = load_rows(k_head, row_s, k_n, None, C.D, C.D_PAD, False, C.WIDE)
-        v_sd = load_rows(v_head, row_s, v_n, None, C.D, C.D_PAD, False, C.WIDE)
+        k_sd, v_sd, j_s, bit_s = load_keys_of_tile(keys, first, sizes, C, EDGE)
         products_as = tl.dot(q_ad, tl.trans(k_sd), input_precision=C.PRECISION)
         live = is_read(bits_a, bit_s, start_a, t_a, j_s, EDGE)
         products_as = tl.where(live, products_as, float("-inf"))
@@ -94,6 +89,17 @@ def _attend(acc_ad, sum_a, max_a, rows, keys, begin, end, sizes, C: tl.constexpr
         acc_ad = tl.dot(weights_as.to(v_sd.dtype), v_sd, acc_ad * shrink_a[:, None], input_precision=C.PRECISION)
         max_a = new_max_a
     return acc_ad, sum_a, max_a
+
+
+@triton.jit
+def load_keys_of_tile(keys, first, sizes, C: tl.constexpr, EDGE: tl.constexpr):
+    """K and V (keys, D) from the key ``first`` on, where each key is, and the bit of its block."""
+    k_head, k_n, v_head, v_n, start = keys
+    j_s = first + tl.arange(0, C.KEYS)
+    row_s = tl.minimum(j_s, sizes.N - 1) if EDGE else j_s
+    k_sd = load_rows(k_head, row_s, k_n, None, C.D, C.D_PAD, False, C.WIDE)
+    v_sd = load_rows(v_head, row_s, v_n, None, C.D, C.D_PAD, False, C.WIDE)
+    return k_sd, v_sd, j_s, bits_of_keys(start, j_s, row_s, C)
 
 
 @triton.jit
