@@ -27,8 +27,8 @@ def by_size(kinds: Sequence[tuple[str, Comparison]]) -> Table | None:
         )
     return Table(
         "Loss minus MHA's in nats per token at the largest budget of every rung, with 95 % over trainings and "
-        "documents (*: over trainings, on these few documents). "
-        "Where a rung has one seed the spread over trainings is that of others.",
+        "documents (*: over trainings, on these few documents). Where a rung has one seed the spread over trainings "
+        "is that of others. Last columns: targets predicted from so few tokens of their document, or so many.",
         (
             *("attention", "beside", "rung", *(["setting"] if settings else [])),
             *("tokens", "seeds", *(name for name, _ in kinds)),
