@@ -16,6 +16,7 @@ from dma_lab.settings import CONFIG_DIR, shown
 from dma_lab.train.recipe import recipe_learning_rate, recipe_tokens_per_step
 from dma_lab.train.settings import PlanSettings, ScheduleSettings, TrainSettings
 from dma_lab.train.tuned import names_tuned, read_tuned, tuned_for
+from dma_lab.train.vocabulary import planned_vocabulary
 
 
 def read_settings(config: DictConfig, overrides: Sequence[str] = ()) -> TrainSettings:
@@ -139,13 +140,16 @@ def _with_tuned(settings: _Settings, file: str, overrides: Sequence[str], *, giv
 def rung_budget(settings: TrainSettings) -> tuple[int, float]:
     """N and D of the recipe: non-embedding parameters of the rung with MHA, and the tokens of the longest budget.
 
-    A budget of FLOP counts 6 (N + V · M) per token, as if attention's scores cost nothing.
+    A budget of FLOP counts 6 (N + V · M) per token, as if attention's scores cost nothing; V is the text's vocabulary.
+
+    Raises:
+        UserError: V is that of a tokenizer that cannot be had.
     """
     rung, parameters = settings.model, settings.model.parameters
     if settings.tokens is not None:
         tokens: float = settings.tokens
     elif settings.flops is not None:
-        tokens = settings.flops / (6 * (parameters + rung.vocab_size * rung.d_model))
+        tokens = settings.flops / (6 * (parameters + planned_vocabulary(settings) * rung.d_model))
     else:
         tokens = settings.tokens_per_parameter * parameters
     return parameters, tokens * max(settings.schedule.branches or [1.0])

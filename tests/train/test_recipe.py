@@ -2,6 +2,7 @@
 
 import pytest
 
+from dma_lab.data.tokenizer import train_tokenizer
 from dma_lab.train import recipe
 from dma_lab.train.recipe import Law, recipe_learning_rate, recipe_tokens_per_step
 
@@ -67,3 +68,19 @@ def test_the_budget_is_the_longest_however_it_is_named(read, with_exponents, bud
     plain, longer = (read(["model=1m", batch, *more]).optimizer.learning_rate for more in ([], budget))
     # The law has D once by itself and once through the batch that it would have had.
     assert longer / plain == pytest.approx(times**-0.25 * times**-0.25, rel=0.02)
+
+
+def test_a_budget_of_flop_is_counted_with_the_vocabulary_that_the_text_has(read, with_exponents, tmp_path):
+    """That of a tokenizer of one's own, where the rung's says 2,048."""
+    tokenizer = train_tokenizer(iter(["a few words of text " * 40]), 260)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+
+    def recipe_of(*more):
+        settings = read(["model=1m", "flops=2.3596e15", *more])
+        return settings.trainer.tokens_per_step, settings.optimizer.learning_rate
+
+    theirs = recipe_of(f"data.tokenizer={tmp_path}")
+    assert theirs == recipe_of("model.vocab_size=260") == recipe_of("data.vocab_size=260")
+    assert theirs != recipe_of()
+    # Beyond a budget of FLOP it is of no matter, and the tokenizer need not be there.
+    assert read(["model=1m", "data.tokenizer=nowhere/at-all"]) is not None
