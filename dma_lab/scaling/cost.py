@@ -6,6 +6,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Vector = NDArray[np.float64]
+_PER_PARAMETER = 6.0
+"""FLOP of training per token: a multiply-add forward, two backward."""
+_BEYOND = 2.0 ** np.arange(1, 11)
+"""Beyond the sizes run, at these multiples of the last: finely enough that no size is the best for being one of them."""
 
 
 @dataclass(frozen=True)
@@ -13,8 +17,8 @@ class Cost:
     """FLOP per token of models of N parameters: straight lines between ``log_params``, in logarithms.
 
     6 N leaves out attention's scores and the output head, which on a small rung cost more than all parameters. Runs
-    count them, so between the sizes run their own counts are interpolated; beyond the smallest and the largest of them
-    FLOP per parameter and token stay as they are there.
+    count them, so between the sizes run their own counts are interpolated. Beyond the first and the last of
+    ``log_params`` FLOP per parameter and token stay as they are there.
     """
 
     log_params: Vector
@@ -25,6 +29,9 @@ class Cost:
     @classmethod
     def of_runs(cls, params: ArrayLike, tokens: ArrayLike, flops: ArrayLike) -> "Cost":
         """From each run's parameters, training tokens and training FLOP, (runs,) each; runs of one size are averaged.
+
+        Beyond the smallest and the largest of them FLOP per token go on as 6 N and what the runs have on top of it,
+        which grows as the square root of N: head and scores as the width, parameters as its square.
 
         Raises:
             ValueError: when the three differ in length or are not positive and finite.
@@ -38,7 +45,12 @@ class Cost:
             raise ValueError("params, tokens and flops must be positive and finite.")
         sizes = np.unique(params)
         logs = np.log(flops / tokens)
-        return cls(np.log(sizes), np.array([logs[params == size].mean() for size in sizes]))
+        own = np.array([logs[params == size].mean() for size in sizes])
+        below, above = (sizes[end] * _BEYOND**sign for end, sign in ((0, -1.0), (-1, 1.0)))
+        return cls(
+            np.log(np.concatenate((below[::-1], sizes, above))),
+            np.concatenate((_beyond(below, sizes[0], own[0])[::-1], own, _beyond(above, sizes[-1], own[-1]))),
+        )
 
     def flops_per_token(self, params: ArrayLike) -> Vector:
         """FLOP per token of models of ``params`` parameters."""
@@ -58,5 +70,13 @@ class Cost:
         return [(float(x[i]), float(x[i + 1]), float(offsets[i]), float(slopes[i])) for i in range(len(slopes))]
 
 
-SIX_PER_PARAMETER = Cost(np.zeros(1), np.log([6.0]))
+def _beyond(params: Vector, end: float, log_flops_per_token: float) -> Vector:
+    """Logarithms of FLOP per token of sizes beyond the one at an ``end``."""
+    there = float(np.exp(log_flops_per_token))
+    of_parameters = min(_PER_PARAMETER, there / end)
+    values: Vector = np.log(of_parameters * params + (there - of_parameters * end) * np.sqrt(params / end))
+    return values
+
+
+SIX_PER_PARAMETER = Cost(np.zeros(1), np.log([_PER_PARAMETER]))
 """C = 6 N D, what the literature counts (arXiv 2001.08361, section 2.1)."""

@@ -4,7 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
+from dma_lab.model import ModelShape, Transformer
+from dma_lab.model.accounting import count_parameters, training_flops_per_sequence
 from dma_lab.scaling.cost import Cost
 from dma_lab.scaling.fit import ParametricFit, natural, with_intervals
 from dma_lab.scaling.interval import percentile_interval
@@ -29,13 +32,46 @@ def test_an_interval_stays_open_for_what_resamples_leave_unknown():
     assert percentile_interval([*numbers[:98], *[np.nan] * 2]) == (1, 98)
 
 
-def test_a_cost_meets_its_runs_and_goes_on_at_their_flops_a_parameter():
+def test_a_cost_meets_its_runs_and_goes_on_as_six_per_parameter_and_a_rest_that_grows_as_the_width():
     runs = np.array([1e6, 1e7, 1e7, 1e8]), np.array([1e9, 2e9, 4e9, 8e9])
     flops = runs[1] * LADDER.flops_per_token(runs[0])
     cost = Cost.of_runs(*runs, flops)
     assert cost.flops_per_token([1e6, 1e7, 1e8]) == pytest.approx([1.8e7, 9e7, 7.2e8])
     assert cost.flops_per_token(np.sqrt([1e6 * 1e7, 1e7 * 1e8])) == pytest.approx(np.sqrt([1.8e7 * 9e7, 9e7 * 7.2e8]))
-    assert cost.flops_per_token([1e4, 1e11]) / [1e4, 1e11] == pytest.approx([18, 7.2])
+    # 12 and 1.2 FLOP per parameter at the ends are no parameters'.
+    assert cost.flops_per_token([1e4, 1e10]) == pytest.approx([6e4 + 1.2e7 / 10, 6e10 + 1.2e8 * 10], rel=0.01)
+
+
+@pytest.mark.parametrize(("name", "within"), [("mha", 0.06), ("mla", 0.06), ("swa", 0.06), ("dma", 0.06), ("nsa", 0.1)])
+def test_beyond_the_sizes_run_a_cost_is_near_what_such_models_execute(name, within):
+    """Sizes of ``sweep=study``, and models of less than half the smallest and of 20 times the largest."""
+    options = {"window": 64} if name in ("swa", "dma", "nsa") else {}
+    run, beyond = (
+        np.array([size_and_cost(name, options, *shape) for shape in shapes]).T
+        for shapes in (((2, 24, 2), (3, 32, 2), (3, 48, 2), (3, 64, 2)), ((2, 16, 2), (4, 96, 4), (4, 256, 4)))
+    )
+    found = Cost.of_runs(run[0], np.ones(4), run[1]).flops_per_token(beyond[0])
+    assert found == pytest.approx(beyond[1], rel=within)
+
+
+def size_and_cost(name, options, layers, width, heads) -> tuple[int, float]:
+    """Non-embedding parameters, and executed training FLOP per token at a context of 256, by its layers' formulas."""
+    shape = ModelShape(
+        n_layers=layers, d_model=width, n_heads=heads, n_kv_heads=heads // 2, head_dim=width // heads, d_ff=3 * width,
+        vocab_size=512, max_seq_len=256,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = Transformer(shape, name, options)
+    return count_parameters(model).non_embedding, training_flops_per_sequence(model, 256).executed / 256
+
+
+def test_no_size_is_the_best_for_being_the_largest_run():
+    """Where what a parameter costs no longer fell from there on, it was the best of a hundredfold of budgets."""
+    sizes = np.array([14e3, 37e3, 83e3, 148e3])
+    cost = Cost.of_runs(sizes, np.ones(4), 6 * sizes + 25 * np.sqrt(148e3 * sizes))
+    best = np.array([compute_optimal(LAW, flops, cost).params for flops in np.geomspace(1e11, 1e17, 121)])
+    largest = np.unique(best.round(), return_counts=True)[1].max()
+    assert largest <= 2
 
 
 @pytest.mark.parametrize("flops", [1e13, 1e15, 3e16, 1e17, 1e18, 1e21])
