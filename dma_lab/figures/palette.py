@@ -1,12 +1,17 @@
 """One colour per backend in every figure: the palette of Okabe and Ito (2008), safe for colour-blind readers."""
 
-from collections.abc import Iterable
+import colorsys
+from collections.abc import Iterable, Iterator
+from itertools import count
 
 _COLOURS = {
     "mha": "#3d3d3d", "swa": "#0072b2", "mla": "#009e73", "nsa": "#cc79a7", "dma": "#d55e00", "moba": "#6b4226",
     "dsa": "#004d4d", "gated_deltanet": "#9e2a9e",
 }  # fmt: skip
-_FURTHER = ("#56b4e9", "#8a6d00", "#7a3fb5", "#e69f00", "#a3264d", "#4b6b8a", "#86c232", "#00b8a9")
+_FURTHER = (
+    *("#56b4e9", "#8a6d00", "#7a3fb5", "#e69f00", "#a3264d", "#4b6b8a", "#86c232", "#00b8a9"),
+    *("#0000ff", "#ff0000", "#e1a596", "#005a0f", "#ff00a5", "#9696ff"),
+)
 
 SERIES = ("#d55e00", "#0072b2", "#3d3d3d", "#009e73", *_FURTHER)
 """Of curves that stand for no backend, in their order."""
@@ -20,12 +25,21 @@ MISSING = "#d4d4d0"
 
 def colours_of(backends: Iterable[str]) -> dict[str, str]:
     """The backends have colours of their own; others (controls, a backend's variants) take one in the order they
-    come. Of variants of a backend that is not there by its plain name the first is it: named by what others set."""
+    come, and no two the same, however many. Of variants of a backend that is not there by its plain name the first is
+    it: named by what others set."""
     groups = sorted(set(backends))
     first = {name.split(" ")[0]: name for name in reversed(groups)}
     found = _COLOURS | {first[name]: colour for name, colour in _COLOURS.items() if name in first}
     others = [name for name in groups if name not in found]
-    return found | {name: _FURTHER[index % len(_FURTHER)] for index, name in enumerate(others)}
+    return found | dict(zip(others, _further(), strict=False))
+
+
+def _further() -> Iterator[str]:
+    """One colour after another: those chosen to be far apart, then hues a golden angle apart, each a little darker."""
+    yield from _FURTHER
+    for number in count():
+        red, green, blue = colorsys.hls_to_rgb(number * 0.381966 % 1, 0.3 + 0.3 * 0.97**number, 0.55)
+        yield f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
 
 
 def is_backends_own(colour: str) -> bool:

@@ -92,7 +92,7 @@ def _verdict(name: str, found: Statistics) -> Section:
     if said := verdicts(found):
         blocks += [Verdicts(said), *content_sentences(found.finished)]
         if len(said) > 1:
-            blocks.append(f"Of {len(said)} intervals of 95 % one in twenty misses by chance. Runs of {name}.")
+            blocks.append(f"Of intervals of 95 % one in twenty misses by chance. Runs of {name}.")
     elif BASELINE in found.backends:
         blocks.append(Notice("Only MHA is finished here, so there is no backend to hold against it."))
     else:

@@ -9,7 +9,7 @@ Vector = NDArray[np.float64]
 _PER_PARAMETER = 6.0
 """FLOP of training per token: a multiply-add forward, two backward."""
 _BEYOND = 2.0 ** np.arange(1, 11)
-"""Beyond the sizes run, at these multiples of the last: finely enough that no size is the best for being one of them."""
+"""Multiples of the last size run: finely enough that no size is the best for being one of them."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
 """Figures as files: what is written at their axes, read from the SVG."""
 
 import re
+from itertools import combinations
+from math import dist
 
 import pytest
 
+from dma_lab.figures.palette import colours_of, is_backends_own
 from dma_lab.report.document import Figure, Panel, Series
 from dma_lab.report.draw import draw
 
@@ -34,3 +37,14 @@ def test_a_legend_of_many_rows_takes_no_room_from_the_axes(tmp_path):
         ends = [float(y) for _, y in re.findall(r"([\d.]+) ([\d.]+)", frame)]
         heights.append(max(ends) - min(ends))
     assert heights[1] == pytest.approx(heights[0], rel=0.1)
+
+
+def test_no_two_groups_of_a_figure_have_one_colour():
+    """A study of five backends may have eleven controls and variants; they are told apart by colour alone."""
+    further = [f"variant {number}" for number in range(40)]
+    colours = colours_of(["mha", "swa", "mla", "nsa", "dma", *further])
+    assert len(set(colours.values())) == len(colours)
+    assert not any(is_backends_own(colours[name]) for name in further)
+    few = [[int(colours[name][at : at + 2], 16) for at in (1, 3, 5)] for name in sorted(further)[:14]]
+    apart = min(dist(one, other) for one, other in combinations(few, 2))
+    assert apart > 70, "of 442 between black and white"
