@@ -119,8 +119,7 @@ def swept_runs(runs: list[Run]) -> list[Run] | str:
     sweeps = [own for own in alike.values() if count_rates(own) >= LEAST_RATES]
     place = f"{runs[0].attention} at {runs[0].rung}"
     if not sweeps:
-        most = max(map(count_rates, alike.values()))
-        return f"{place} has finished runs at {most} learning rates, and a curve takes {LEAST_RATES} or more"
+        return too_few_rates(place, max(alike.values(), key=count_rates), runs)
     longest = max(sweeps, key=lambda own: own[0].summary.tokens)
     for own in sweeps:
         apart = set(differing(own[0].conditions, longest[0].conditions)) - SEARCHED - OF_THE_MACHINE
@@ -130,6 +129,16 @@ def swept_runs(runs: list[Run]) -> list[Run] | str:
                 "); give runs= the folders of one sweep."
             )
     return with_those_before(longest, runs)
+
+
+def too_few_rates(place: str, own: Sequence[Run], runs: Sequence[Run]) -> str:
+    """Why ``own`` make no curve: of an attention's ``runs`` at a rung those of most rates. That others diverged is no
+    reason to run more of them."""
+    rates = diverged_rates(runs)
+    lost = f" at which none diverged (one did at {_listed(rates)})" if rates else ""
+    return (
+        f"{place} has finished runs at {count_rates(own)} learning rates{lost}, and a curve takes {LEAST_RATES} or more"
+    )
 
 
 def with_those_before(own: list[Run], runs: Sequence[Run]) -> list[Run]:
@@ -179,7 +188,7 @@ def tune(runs: list[Run], noise: SeedNoise | None) -> Tuning:
     if (machines := len({tuple(run.conditions[name] for name in MACHINE) for run in finished})) > 1:
         notes.append(f"trained on {machines} kinds of machine, whose rounding is taken for noise")
     if diverged:
-        notes.append(f"diverged at {', '.join(f'{rate:g}' for rate in diverged)}")
+        notes.append(f"diverged at {_listed(diverged)}")
     return Tuning(runs, best, notes, noise)
 
 
@@ -197,6 +206,10 @@ def sound_runs(runs: Sequence[Run]) -> list[Run]:
     """Of one attention's at one rung those that finished at rates at which none diverged: of these the best is one."""
     diverged = diverged_rates(runs)
     return [run for run in runs if run.finished and rate_of(run) not in diverged]
+
+
+def _listed(rates: Sequence[float]) -> str:
+    return ", ".join(f"{rate:g}" for rate in rates)
 
 
 def _pooled(trainings: Sequence[Sequence[dict[int, float]]]) -> SeedNoise | None:

@@ -1,6 +1,6 @@
 """Loss over learning rate, backend by backend, with the best rates: of a sweep, and in the report of its runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,14 +8,16 @@ import numpy as np
 from dma_lab.report.attention_options import settings_of
 from dma_lab.report.collect import Run
 from dma_lab.report.conditions import without
-from dma_lab.report.document import Block, Figure, Section, Series, Table
+from dma_lab.report.document import Block, Figure, Notice, Section, Series, Table
 from dma_lab.report.tuning import (
     CELL_COLUMNS,
     SEARCHED,
     Tuning,
     count_rates,
+    rate_of,
     seed_noise,
     sound_runs,
+    too_few_rates,
     tune,
     with_those_before,
 )
@@ -105,8 +107,10 @@ def learning_rates(members: Sequence[Run]) -> Section | None:
                 (own.runs[0].backend, own.runs[0].rung, f"{own.runs[0].summary.tokens:,}", *own.cells)
                 for own in tunings
             ]
-    if not blocks:
-        return None
+    if lost := _without_a_curve(swept.values()):
+        blocks.append(Notice("Of these no best rate is known, for runs of theirs diverged:", lost))
+    if not rows:
+        return Section("Learning rates", blocks) if blocks else None
     table = Table(
         "The rate of least loss by a cubic in log rate (of fewer than five rates a parabola). Where it lies at an edge "
         "of those tried, or none is lowest, the best of those tried stands, without an interval. The noise over seeds "
@@ -118,3 +122,13 @@ def learning_rates(members: Sequence[Run]) -> Section | None:
         unit="trainings (seeds), their noise pooled over rates",
     )
     return Section("Learning rates", [*blocks, table])
+
+
+def _without_a_curve(swept: Iterable[dict[str, list[Run]]]) -> list[str]:
+    """Of attentions that were swept, those that too many rates diverged for, at each point."""
+    return [
+        too_few_rates(f"{backend} at {own[0].rung}, {own[0].summary.tokens:,} tokens,", own, own)
+        for by_backend in swept
+        for backend, own in by_backend.items()
+        if count_rates(own) < LEAST_RATES <= len(set(map(rate_of, own)))
+    ]

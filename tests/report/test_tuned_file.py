@@ -9,6 +9,7 @@ import yaml
 from dma_lab.messages import UserError
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
+from dma_lab.report.document import Notice
 from dma_lab.report.tuned_file import write_tuned
 from dma_lab.report.tuning_figure import learning_rates
 from tests.report.swept import BEST, PARAMETERS, RATES, RECIPE, add_swept, write_sweep
@@ -103,6 +104,24 @@ def test_too_few_rates_make_no_curve(sweep, written):
     sweep("mha", rungs=["nano"], rates=RATES[:2])
     with pytest.raises(UserError, match="mha at nano has finished runs at 2 learning rates"):
         written()
+
+
+def test_a_backend_that_diverged_at_most_rates_is_said_to_have(sweep, add_run, written, tmp_path, capsys):
+    """It has no entry in the file and no curve on the page: that is not for want of runs."""
+    sweep("mha", rungs=["nano"])
+    sweep("dma", rungs=["nano"], rates=RATES[:2])
+    for rate in RATES[2:]:
+        add_swept(add_run, "dma", "nano", rate, status="diverged")
+    (backend,) = written()
+    assert backend["overrides"] == "attention=mha"
+    lost = ", ".join(f"{rate:g}" for rate in RATES[2:])
+    said = (
+        f"has finished runs at 2 learning rates at which none diverged (one did at {lost}), and a curve takes 3 or more"
+    )
+    assert f"warning: dma at nano {said}" in capsys.readouterr().err
+    (members,) = cohorts(read_runs(tmp_path / "runs")[0]).values()
+    (notice,) = [block for block in learning_rates(members).blocks if isinstance(block, Notice)]
+    assert notice.items == [f"dma at nano, 1,000,000 tokens, {said}"]
 
 
 def test_the_recipes_rate_comes_from_a_study_and_its_neighbours_from_another_folder(write, tmp_path, capsys):
