@@ -5,10 +5,41 @@ from dma_lab.report.document import Block, Notice, Table
 from dma_lab.report.growth import growth, optima
 from dma_lab.report.statistics import Statistics
 
+_NEAR = 1.1
+"""Beyond what was run is what exceeds it by more than this factor: less, no law tells."""
+
 
 def predictions(found: Statistics) -> list[Block]:
     """Tables of what the runs of a cohort allow to be said, and plain refusals of what they do not."""
-    return [*growth(found.exponents, found.no_exponents), *optima(found.optima), *_to_match(found), *_held_out(found)]
+    best = [*optima(found.optima), *_beyond_the_runs(found)]
+    return [*growth(found.exponents, found.no_exponents), *best, *_to_match(found), *_held_out(found)]
+
+
+def _beyond_the_runs(found: Statistics) -> list[Block]:
+    """Of which backends the best size or tokens at the largest budget are such as none of their runs has."""
+    said = []
+    for backend, (best, *_) in found.optima.items():
+        own = [run.summary for run, _ in found.comparison.pairs if run.backend == backend]
+        trained = {
+            "parameters": (best.params, [summary.params_non_embedding for summary in own]),
+            "tokens": (best.tokens, [summary.tokens for summary in own]),
+        }
+        beyond = [
+            f"{value:.2e} {what}, where {min(values):.2e} to {max(values):.2e} were run"
+            for what, (value, values) in trained.items()
+            if value > _NEAR * max(values) or value < min(values) / _NEAR
+        ]
+        if beyond:
+            said.append(f"{backend}: {'; '.join(beyond)}")
+    if not said:
+        return []
+    return [
+        Notice(
+            "Even at the largest budget run the best size or number of tokens is one that was not trained: losses "
+            "there, and compute to match MHA, rest on the form of the law.",
+            said,
+        )
+    ]
 
 
 def _to_match(found: Statistics) -> list[Block]:

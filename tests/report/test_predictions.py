@@ -184,6 +184,23 @@ def test_the_best_size_and_tokens_of_a_budget_are_those_of_the_law_that_made_the
             assert low <= value <= high
 
 
+def test_a_best_size_that_was_not_trained_is_said(found):
+    begins = "Even at the largest budget run"
+    best = found.optima["mha"][0]
+    assert not any(isinstance(block, Notice) and block.text.startswith(begins) for block in predictions(found))
+    beyond = {
+        "mha": [replace(best, params=540_000 * 1.05), best],
+        "dma": [replace(best, params=2e6, tokens=2e4)],
+    }
+    (notice,) = (
+        block
+        for block in predictions(replace(found, optima=beyond))
+        if isinstance(block, Notice) and block.text.startswith(begins)
+    )
+    run = "dma: 2.00e+06 parameters, where 2.00e+04 to 5.40e+05 were run; 2.00e+04 tokens, where 3.09e+04 to 1.33e+07"
+    assert list(notice.items) == [f"{run} were run"]
+
+
 def test_the_envelope_drawn_is_the_lowest_curve_and_hands_over_from_small_to_large(write, tmp_path):
     for attention in SCALE:
         for params in SIZES:
