@@ -15,6 +15,7 @@ from dma_lab.report.cohorts import telling_apart
 from dma_lab.report.collect import Run
 from dma_lab.report.document import Block, Notice, Section, Table
 from dma_lab.report.laws import best_runs, fit_laws, training_of
+from dma_lab.report.rates import at_recipes, rates_scored
 from dma_lab.report.settings import Larger
 from dma_lab.report.tables import short_commit
 from dma_lab.scaling.trainings import TrainingsFit
@@ -170,7 +171,11 @@ def read_forecast(path: Path) -> Forecast:
 
 
 def forecast_section(forecast: Forecast, groups: Mapping[str, Sequence[Run]]) -> Section:
-    """What was forecast, and what the runs of ``groups``, cohorts, that were trained since came to."""
+    """What was forecast, and what the runs of ``groups``, cohorts, that were trained since came to.
+
+    Of several learning rates the recipe's is scored (``at_recipes``), the others are named: how losses differ between
+    rates is no noise of trainings, and that is what the interval is of.
+    """
     such = [run for members in groups.values() for run in members if run.finished and forecast.is_of(run)]
     named = sorted(
         {
@@ -181,9 +186,12 @@ def forecast_section(forecast: Forecast, groups: Mapping[str, Sequence[Run]]) ->
         }
     )
     rows = []
+    notes: list[str] = []
     held, scored = 0, 0
     for entry in forecast.backends:
-        own = [run for run in such if entry.is_of(run)]
+        of_all_rates = [run for run in such if entry.is_of(run)]
+        own = at_recipes(of_all_rates)
+        notes += rates_scored(entry.backend, own, of_all_rates)
         # Of one training each: the interval is of one.
         losses = [run.loss for run in {training_of(run): run for run in own}.values()]
         inside = [entry.low <= loss <= entry.high for loss in losses]
@@ -213,6 +221,8 @@ def forecast_section(forecast: Forecast, groups: Mapping[str, Sequence[Run]]) ->
             unit="intervals are of a single training to come",
         )
     ]
+    if notes:
+        blocks.append(Notice("Learning rates:", notes))
     if forecast.without:
         blocks.append(Notice("Without a law, and so without a forecast:", forecast.without))
     return Section(f"Forecast: {forecast.name}", blocks)

@@ -22,12 +22,35 @@ def at_one_rate(runs: Sequence[Run]) -> list[Run]:
     points: dict[Any, dict[float, list[Run]]] = {}
     for run in runs:
         point = run.backend, without(run.conditions, SEED_AND_RATE)
-        points.setdefault(point, {}).setdefault(float(run.config.optimizer.learning_rate), []).append(run)
+        points.setdefault(point, {}).setdefault(_rate(run), []).append(run)
 
     def preference(own: list[Run]) -> tuple[bool, float]:
         return is_recipes(own[0]), -sum(run.loss for run in own) / len(own)
 
     return [run for by_rate in points.values() for run in max(by_rate.values(), key=preference)]
+
+
+def at_recipes(runs: Sequence[Run]) -> list[Run]:
+    """Of one backend's runs those at the recipe's rate; where there is none, those ``at_one_rate``."""
+    return [run for run in runs if is_recipes(run)] or at_one_rate(runs)
+
+
+def rates_scored(backend: str, scored: Sequence[Run], of_all_rates: Sequence[Run]) -> list[str]:
+    """In words: which rates ``at_recipes`` left out, and which it took that are not the recipe's."""
+    left = sorted({_rate(run) for run in of_all_rates if run not in scored})
+    recipes = {_rate(run): run.summary.recipe_learning_rate for run in scored if not (is_recipes(run) or is_tuned(run))}
+    return [
+        *([f"{backend}: runs at {', '.join(f'{rate:g}' for rate in left)} are not scored"] if left else []),
+        *(
+            f"{backend}: scored at {rate:g}, for there is no run at the recipe's {recipe:g}"
+            for rate, recipe in sorted(recipes.items())
+            if recipe is not None
+        ),
+    ]
+
+
+def _rate(run: Run) -> float:
+    return float(run.config.optimizer.learning_rate)
 
 
 def named_in_both(shared: str, tuned: str) -> str:
@@ -53,7 +76,7 @@ def rates_of(finished: Sequence[Run]) -> dict[str, str]:
     tried: dict[str, dict[Any, set[float]]] = {}
     of_mha: dict[Any, set[float]] = {}
     for run in finished:
-        rate = float(run.config.optimizer.learning_rate)
+        rate = _rate(run)
         tried.setdefault(run.backend, {}).setdefault(run.tuned_point, set()).add(rate)
         if run.attention == BASELINE:
             of_mha.setdefault(run.tuned_point, set()).add(rate)

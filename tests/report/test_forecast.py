@@ -8,7 +8,7 @@ import pytest
 from dma_lab.messages import UserError
 from dma_lab.report.cohorts import cohorts
 from dma_lab.report.collect import read_runs
-from dma_lab.report.forecast import forecast_section, read_forecast, register
+from dma_lab.report.forecast import Entry, Forecast, forecast_section, read_forecast, register
 from dma_lab.report.settings import Larger
 
 LARGER = Larger("8m", 8e6, 1.6e8)
@@ -134,6 +134,38 @@ def test_a_forecast_of_runs_at_the_shared_rate_is_not_scored_by_tuned_ones(small
         (table,) = forecast_section(found, groups(small)).blocks
         assert [row[3] for row in table.rows] == ["not trained yet"] * 2
         assert "tuned" not in table.columns
+
+
+def test_of_several_rates_the_recipes_is_scored_and_the_others_are_named(write, tmp_path):
+    root = tmp_path / "runs"
+
+    def trained(attention, rate, loss, recipe):
+        settings = {"optimizer": {"learning_rate": rate}}
+        shape = {"params_non_embedding": 8_000_000, "val_loss": loss, "recipe_learning_rate": recipe}
+        write(root, attention, "8m", 160_000_000, settings=settings, **shape)
+
+    for rate, measured in ((0.02, 2.7), (0.01, 2.0), (0.005, 1.4)):
+        trained("mha", rate, measured, recipe=0.01)
+    trained("dma", 0.02, 2.5, recipe=0.01)  # two rates, and neither is the recipe's: the better
+    trained("dma", 0.04, 2.9, recipe=0.01)
+    trained("swa", 0.03, 2.1, recipe=None)  # of before runs kept it
+    of = read_runs(root)[0][0].summary
+    group = of.study, of.data_fingerprint, of.match, of.precision
+    entries = [Entry(name, *group, 2.0, 1.9, 2.2, 4, {}) for name in ("mha", "dma", "swa")]
+    forecast = Forecast("8m", 8e6, 1.6e8, "unknown", "2026-01-01", entries, [])
+    table, notice = forecast_section(forecast, groups(root)).blocks
+    scored = {row[0]: (row[3], row[5]) for row in table.rows}
+    assert scored == {
+        "mha": ("2.0000", "1 of 1"),
+        "dma": ("2.5000", "0 of 1"),
+        "swa": ("2.1000", "1 of 1"),
+    }
+    assert "2 of 3 trainings came out within" in table.caption
+    assert notice.items == [
+        "mha: runs at 0.005, 0.02 are not scored",
+        "dma: runs at 0.04 are not scored",
+        "dma: scored at 0.02, for there is no run at the recipe's 0.01",
+    ]
 
 
 def without_conditions(path):
