@@ -4,7 +4,9 @@ import re
 from itertools import combinations
 from math import dist
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dma_lab.figures.palette import colours_of, is_backends_own
 from dma_lab.report.document import Figure, Panel, Series
@@ -48,3 +50,19 @@ def test_no_two_groups_of_a_figure_have_one_colour():
     few = [[int(colours[name][at : at + 2], 16) for at in (1, 3, 5)] for name in sorted(further)[:14]]
     apart = min(dist(one, other) for one, other in combinations(few, 2))
     assert apart > 70, "of 442 between black and white"
+
+
+def test_every_group_has_its_colour_in_the_png_too(tmp_path):
+    """A file of few colours: of pixels that most have the least are a thin line's."""
+    names = ["mha", "swa", "mla", "nsa", "dma", *(f"variant {number}" for number in range(14))]
+    colours, x = colours_of(names), (1.0, 2.0)
+    every = []
+    for level, name in enumerate(names):
+        bounds = (level - 0.9, level - 0.9), (level + 0.9, level + 0.9)
+        every += [Series(name, "band", x, *bounds), Series(name, "points", x, (level, level))]
+    draw(Figure("a", "", "", "", "", every, unit="one"), tmp_path, colours)
+    with Image.open(tmp_path / "a.png") as image:
+        there = np.asarray(image.convert("RGB"), int).reshape(-1, 3)
+    for name in names:
+        own = [int(colours[name][at : at + 2], 16) for at in (1, 3, 5)]
+        assert np.abs(there - own).max(axis=1).min() <= 16, name
