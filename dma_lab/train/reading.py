@@ -107,12 +107,27 @@ def _say_overruled(settings: TrainSettings, overrides: Sequence[str]) -> None:
         if ruling is not None and value != "null":
             warn_once(f"{name}={value} changes nothing, for {other}={shown(ruling)} overrules it.")
     own, rung = settings.model.name, given.get("model", "")
+    experiment, tokens = given.get("experiment", ""), None if "tokens" in given else settings.tokens
+    if experiment and tokens is not None and own == rung != _rung_of(experiment):
+        warn_once(
+            f"tokens={tokens} are experiment={experiment}'s, whatever the model: "
+            f"{tokens / settings.model.parameters:.3g} per parameter of model={rung}; give tokens=… or, for "
+            f"{settings.tokens_per_parameter:g} per parameter, tokens=null."
+        )
     # A rung of a folder of the user's own may be called otherwise than its file.
     if "model.name" not in given and own != rung and (CONFIG_DIR / "model" / f"{rung}.yaml").is_file():
         warn_once(
             f"model={rung} is overruled by experiment={given.get('experiment', '…')}, which says itself what "
             f"the model is: {own}; set parts of that instead, as model.d_model={settings.model.d_model}."
         )
+
+
+def _rung_of(experiment: str) -> str | None:
+    """The rung that an experiment names itself, if it does."""
+    file = CONFIG_DIR / "experiment" / f"{experiment}.yaml"
+    chosen: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+    found = [choice.get("override /model") for choice in chosen.get("defaults", []) if isinstance(choice, dict)]
+    return next((rung for rung in found if rung), None)
 
 
 def _with_tuned(settings: _Settings, file: str, overrides: Sequence[str], *, given: bool) -> _Settings:

@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 
 from dma_lab.attention import registered_backends
+from dma_lab.messages import print_once
 from dma_lab.train.hardware import resolve_hardware
 from dma_lab.train.plan import matched_model, plan_run
+from dma_lab.train.reading import read_settings
 from dma_lab.train.rung import rung_name
+from tests.made_up import configuration
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -44,6 +47,22 @@ def test_the_papers_own_setting_is_its_table(read):
     )
     assert (built["nsa"].block, built["nsa"].selected_block, built["nsa"].selected_blocks) == (32, 64, 16)
     assert built["mla"].kv_rank == 192
+
+
+@pytest.mark.parametrize(("rung", "rate", "batch"), [("200m", 2e-3, 196_608), ("680m", 1e-3, 393_216)])
+def test_the_papers_setting_of_another_rung_is_the_tables_but_for_tokens_which_is_said(rung, rate, batch, capsys):
+    """Table 4, the rows below: what it says of tokens is 20,800 and 35,000 steps."""
+    print_once.cache_clear()
+    chosen = ["experiment=paper", f"model={rung}"]
+    for tokens, said in (([], True), (["tokens=4089446400"], False), (["tokens=null"], False)):
+        overrides = [*chosen, *tokens]
+        settings = read_settings(configuration(overrides), overrides)
+        assert (settings.optimizer.learning_rate, settings.trainer.tokens_per_step) == (rate, batch)
+        found = capsys.readouterr().err
+        assert ("tokens=1769472000 are experiment=paper's, whatever the model: " in found) == said
+    for other in (["experiment=paper"], ["experiment=paper", "model=80m"], ["experiment=chinchilla", "model=1m"]):
+        read_settings(configuration(other), other)
+    assert not capsys.readouterr().err
 
 
 def test_a_command_line_override_wins_over_the_experiment(read):
