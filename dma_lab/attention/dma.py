@@ -34,6 +34,7 @@ from dma_lab.attention.base import (
 from dma_lab.attention.chance import ChanceScores
 from dma_lab.attention.heads import HeadProjections
 from dma_lab.attention.places import places
+from dma_lab.attention.reach import whole_context
 from dma_lab.attention.recency import Recency, RecencySlope
 from dma_lab.attention.rope import RopeBase
 from dma_lab.kernels import Documents, admit_key, interval_attention, interval_attention_decode, prefix_topk_expiry
@@ -88,6 +89,27 @@ class DynamicMaskOptions(AttentionOptions):
     """The first ``sinks`` keys of a document are kept for all its queries, beside the window."""
 
 
+_UNHEEDED = {"learned": (), "random": ("score", "score_rate", "score_scale"), "frozen": ("score_rate", "score_scale")}
+"""By ``scores``: options that are of learned ones."""
+
+
+def _say_without_effect(options: DynamicMaskOptions, max_seq_len: int) -> None:
+    """Tell the user of options that change nothing, and of those with which no key is dropped."""
+    for option in _UNHEEDED[options.scores]:
+        if (value := getattr(options, option)) != getattr(DynamicMaskOptions, option):
+            warn_once(
+                f"attention.{option}={value} changes nothing: it is of learned scores, not {options.scores} ones."
+            )
+    assert options.window is not None
+    # Keys of the window are chosen beside the sinks, but may be the recent ones.
+    window, recent, sinks = ({name: getattr(options, name)} for name in ("window", "recent", "sinks"))
+    if reached := whole_context(max_seq_len, window, recent, sinks, window | sinks, recent | sinks):
+        biased = options.scores == "learned" or options.recency
+        warn_once(
+            f"{reached}: DMA drops no key and {'differs from MHA by its bias alone' if biased else 'is then MHA'}."
+        )
+
+
 class DynamicMaskAttention(AttentionBackend, name="dma"):
     """DMA over key lifetimes."""
 
@@ -98,11 +120,7 @@ class DynamicMaskAttention(AttentionBackend, name="dma"):
         super().__init__(shape, replace(options, window=window))
         self.window, self.recent, self.score = window, options.recent, options.score
         self.score_rate, self.score_scale, self.sinks = options.score_rate, options.score_scale, options.sinks
-        if window >= shape.max_seq_len:
-            warn_once(
-                f"attention.window={window} reaches the whole context of {shape.max_seq_len} tokens: "
-                "DMA drops no key and differs from MHA by its bias alone."
-            )
+        _say_without_effect(replace(options, window=window), shape.max_seq_len)
         self.heads = HeadProjections(shape, qk_norm=options.qk_norm, rope_base=options.rope_base)
         self.learned = options.scores == "learned"
         self.chance = ChanceScores(shape.n_kv_heads) if options.scores == "random" else None

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dma_lab.attention.base import LATER, AttentionOptions
+from dma_lab.attention.reach import whole_context
 from dma_lab.attention.recency import Recency
 from dma_lab.attention.rope import RopeBase
 from dma_lab.messages import UserError, warn_once
@@ -58,7 +59,7 @@ def choose_sizes(options: NativeSparseOptions, max_seq_len: int) -> Sizes:
 
 
 def _check(sizes: Sizes, max_seq_len: int) -> None:
-    _, block, stride, selected_block, selected_blocks = sizes
+    window, block, stride, selected_block, selected_blocks = sizes
     if selected_block < block:
         raise UserError(
             f"attention.selected_block={selected_block} is shorter than attention.block={block}: choose one at "
@@ -79,6 +80,8 @@ def _check(sizes: Sizes, max_seq_len: int) -> None:
             f"attention.selected_blocks={selected_blocks}: choose at least 3, as the first block, the query's "
             "own and the one before are always selected."
         )
+    if reached := whole_context(max_seq_len, {"window": window}):
+        warn_once(f"{reached}: NSA's sliding branch then sees every key.")
     reach = selected_blocks * selected_block
     if reach >= max_seq_len:
         warn_once(

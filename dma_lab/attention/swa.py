@@ -22,6 +22,7 @@ from dma_lab.attention.base import (
 )
 from dma_lab.attention.heads import HeadProjections, KeyValueCache, attend_to_cache
 from dma_lab.attention.places import places
+from dma_lab.attention.reach import whole_context
 from dma_lab.attention.recency import Recency, RecencySlope
 from dma_lab.attention.rope import RopeBase
 from dma_lab.kernels import Documents, causal_attention
@@ -53,10 +54,9 @@ class SlidingWindowAttention(AttentionBackend, name="swa"):
         window = max(1, shape.max_seq_len // 2) if options.window is None else options.window
         super().__init__(shape, replace(options, window=window))
         self.window, self.sinks = window, options.sinks
-        if window >= shape.max_seq_len:
-            warn_once(
-                f"attention.window={window} reaches the whole context of {shape.max_seq_len} tokens: SWA is then MHA."
-            )
+        kept = {"window": window}, {"sinks": self.sinks}, {"window": window, "sinks": self.sinks}
+        if reached := whole_context(shape.max_seq_len, *kept):
+            warn_once(f"{reached}: SWA is then MHA.")
         self.heads = HeadProjections(shape, qk_norm=options.qk_norm, rope_base=options.rope_base)
         self.o_proj = nn.Linear(shape.n_heads * shape.head_dim, shape.d_model, bias=False)
         self.recency = RecencySlope(shape.n_kv_heads) if options.recency else None
