@@ -129,6 +129,8 @@ def open_local(settings: DataSettings, digests: DigestCache) -> LocalCorpus:
     paths, validation = _saved_splits(settings)
     train_paths, left = find_files(paths, "data.path", settings.pattern)
     validation_paths, left_of_validation = find_files(validation, "data.validation_path", settings.pattern)
+    any_folder = any(user_path(given, "data.path").is_dir() for given in paths + validation)
+    _say_without_effect(settings, train_paths + validation_paths, any_folder=any_folder)
     total = max(1, sum(path.stat().st_size for path in train_paths + validation_paths))
     done = 0
 
@@ -150,6 +152,18 @@ def open_local(settings: DataSettings, digests: DigestCache) -> LocalCorpus:
         train = [digested(path) for path in train_paths]
         held_out = [digested(path) for path in validation_paths]
     return LocalCorpus(train, held_out, left + left_of_validation, settings)
+
+
+def _say_without_effect(settings: DataSettings, files: list[Path], *, any_folder: bool) -> None:
+    """Tell the user of settings that change nothing of what these files are read as."""
+    if settings.pattern is not None and not any_folder and all(map(format_of, files)):
+        warn_once(
+            f"data.pattern={settings.pattern} changes nothing: it is of folders and of files in no known format, and "
+            "neither is given."
+        )
+    plain = all((format_of(file, else_text=True) or "").startswith(".txt") for file in files)
+    if plain and settings.text_fields != (DataSettings.text_field,):
+        warn_once(f"data.text_field={settings.text_field} changes nothing: plain text has no fields, and all is that.")
 
 
 def _saved_splits(settings: DataSettings) -> tuple[list[str], list[str]]:
