@@ -51,7 +51,7 @@ def test_a_run_goes_on_with_any_strategy_on_any_number_of_devices(warm_peers, re
         stops.append(summary_of(run)["step"])
     finished = fit_run(read([*here, "trainer.strategy=fsdp"]))
     assert 5 <= stops[0] < stops[1] < finished.step == 100
-    losses, wanted = ([line["loss"] for line in lines_of(Path(run["run"]))] for run in (finished, expected))
+    losses, wanted = ([line["loss"] for line in lines_of(Path(run.run))] for run in (finished, expected))
     assert losses == pytest.approx(wanted, abs=1e-5)
     assert finished.val_loss == pytest.approx(expected.val_loss, abs=1e-5)
 
