@@ -60,7 +60,7 @@ class TrainedRun:
             rope_base: base of the rotary frequencies; as trained unless given.
 
         Raises:
-            UserError: the weights are not those of config.yaml's model, or it has no rotary frequencies.
+            UserError: the weights are not those of config.yaml's model, or its attention has no option ``rope_base``.
         """
         shape = self.shape
         with torch.device("meta"):
@@ -71,8 +71,7 @@ class TrainedRun:
         if rope_base is not None:
             if "rope_base" not in options:
                 raise UserError(
-                    f"suite.rope_base={rope_base:g}: attention={options['name']} has no rotary frequencies; leave it "
-                    "out."
+                    f"suite.rope_base={rope_base:g}: attention={options['name']} has no option rope_base; leave it out."
                 )
             options["rope_base"] = rope_base
         shape = replace(shape, max_seq_len=max_seq_len or shape.max_seq_len)

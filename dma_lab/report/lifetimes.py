@@ -38,7 +38,7 @@ def lifetimes_section(finished: Sequence[Run], progress: Callable[[str], None]) 
         blocks.append(_kinds(measured))
     measured.sort(key=lambda pair: -pair[0].summary.flops)
     for number, (run, lifetimes) in enumerate(measured[:_SHOWN_LIFETIMES], 1):
-        blocks.append(_histograms(f"lifetimes-{number}", run, lifetimes))
+        blocks.append(lifetime_histograms(f"lifetimes-{number}", run.label, lifetimes, _by_chance(run, lifetimes)))
     if len(measured) > _SHOWN_LIFETIMES:
         blocks.append(f"Histograms are shown of the {_SHOWN_LIFETIMES} runs of most compute.")
     return Section("Key lifetimes", blocks)
@@ -76,18 +76,21 @@ def _by_chance(run: Run, lifetimes: Lifetimes) -> float:
     return lifetimes.surviving_by_chance(sinks=options.sinks, recent=options.recent)
 
 
-def _histograms(slug: str, run: Run, lifetimes: Lifetimes) -> Heatmap:
-    """A row for each layer and key/value head: the share of its keys by lifetime."""
+def lifetime_histograms(slug: str, run: str, lifetimes: Lifetimes, by_chance: float) -> Heatmap:
+    """A row for each layer and key/value head: the share of its keys by lifetime.
+
+    ``by_chance`` is ``Lifetimes.surviving_by_chance`` with the run's own options.
+    """
     edges, shares = lifetimes.histogram()
     kinds = lifetimes.kinds()
     layers, heads = shares.shape[:2]
     return Heatmap(
         slug,
-        f"Lifetimes: {run.label}",
+        f"Lifetimes: {run}",
         f"Window W = {lifetimes.window} of a context of {lifetimes.expiry.shape[-1]}; "
         f"{int(lifetimes.observed.sum()):,} observed keys per head. Under a sliding window every row has one dark cell "
         f"at 1; the last column holds the keys that live {OBSERVED:g} W or longer: were scores in random order, "
-        f"{_by_chance(run, lifetimes):.0%} of them.",
+        f"{by_chance:.0%} of them.",
         "lifetime of a key, expiry − j, in windows",
         "layer.head",
         [*edges[:-1], 1.1 * OBSERVED],

@@ -42,11 +42,12 @@ def keys_left(attention):
     return bool((heard.tril() > 0).sum() == N * (N + 1) // 2)
 
 
-@pytest.mark.parametrize("options", CASES, ids=str)
-@pytest.mark.parametrize("name", ["swa", "dma"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, options) for name in CONTROLS for options in CASES if name == "dma" or "recent" not in options],
+    ids=str,
+)
 def test_that_nothing_is_dropped_is_said_where_it_is_so(name, options, capsys):
-    if name == "swa" and "recent" in options:
-        pytest.skip("SWA's recent keys are its window")
     # Of frozen scores the window is the recent keys; of random ones it may be any.
     layers = [built(name, options | more, capsys) for more in CONTROLS[name]]
     for _, said in layers:

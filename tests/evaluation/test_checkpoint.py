@@ -72,7 +72,9 @@ def test_a_longer_context_changes_nothing_within_the_shorter_one(attention):
         torch.testing.assert_close(longer(tokens), model(tokens), rtol=0, atol=0)
         assert longer(tokens.repeat(1, 4)).shape == (2, 256, 64)
         if "rope_base" not in options:
-            with pytest.raises(UserError, match=f"suite.rope_base=500000: attention={attention} has no rotary freq"):
+            with pytest.raises(
+                UserError, match=f"suite.rope_base=500000: attention={attention} has no option rope_base"
+            ):
                 run.model(rope_base=500_000.0)
             return
         other_base = run.model(rope_base=500_000.0)(tokens)

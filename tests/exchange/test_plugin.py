@@ -48,7 +48,7 @@ def test_a_run_of_it_is_planned_trained_evaluated_exported_and_read(anchored, tm
     record = evaluate(dma_lab.settings.read_settings(EvaluateSettings, configuration(chosen, "evaluate")))
     cells = [entry["cell"] for entry in unsealed(record.read_text())["cells"]]
     assert [(cell["context"], cell["rope_base"]) for cell in cells] == [(32, None), (128, None)]
-    with pytest.raises(UserError, match=r"attention.rope_base is no option of attention=anchored; it has: window, st"):
+    with pytest.raises(UserError, match=r"suite.rope_base=500000: attention=anchored has no option rope_base"):
         evaluate(
             dma_lab.settings.read_settings(
                 EvaluateSettings, configuration([*chosen, "suite.rope_base=5e5"], "evaluate")
