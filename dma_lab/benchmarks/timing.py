@@ -16,8 +16,8 @@ from dma_lab.messages import UserError
 Key = TypeVar("Key", bound=Hashable)
 _ROUNDS = 5
 _TURN = 50.0  # milliseconds of work that a turn times
-_LAUNCHES = 60
 _RUN_IN = 3  # times as much goes before it, so that the clock is that of this work under steady load
+_LAUNCHES = 60
 
 
 def require_gpu() -> None:

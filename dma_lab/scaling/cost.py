@@ -30,8 +30,8 @@ class Cost:
     def of_runs(cls, params: ArrayLike, tokens: ArrayLike, flops: ArrayLike) -> "Cost":
         """From each run's parameters, training tokens and training FLOP, (runs,) each; runs of one size are averaged.
 
-        Beyond the smallest and the largest of them FLOP per token go on as 6 N and what the runs have on top of it,
-        which grows as the square root of N: head and scores as the width, parameters as its square.
+        Beyond the smallest and the largest of them, a thousandfold, FLOP per token go on as 6 N and what the runs have
+        on top of it, which grows as the square root of N: head and scores as the width, parameters as its square.
 
         Raises:
             ValueError: when the three differ in length or are not positive and finite.
