@@ -101,11 +101,11 @@ def test_what_needs_a_gpu_says_so_without_one(bench, suite):
     assert "no CUDA device" in result.stderr
 
 
-@pytest.mark.parametrize("suite", ["gpu_tests", "faults"])
-def test_what_runs_tests_of_the_checkout_has_none_outside_it(monkeypatch, tmp_path, suite):
+@pytest.mark.parametrize(("suite", "room"), [("gpu_tests", "gpu"), ("faults", "faults")])
+def test_what_runs_tests_of_the_checkout_has_none_outside_it(monkeypatch, tmp_path, suite, room):
     monkeypatch.setattr(dma_lab.benchmarks.outcomes, "_ROOT", tmp_path)
     module = importlib.import_module(f"dma_lab.benchmarks.{suite}")
-    with pytest.raises(UserError, match=r"runs the tests in tests/(gpu|faults), which .* has not: clone"):
+    with pytest.raises(UserError, match=f"runs the tests in tests/{room}, which .* has not: clone"):
         getattr(module, f"bench_{suite}")(None)
 
 
